@@ -1,0 +1,89 @@
+"""The bridge from verl to `reward_fns`: one `compute_score` for every recipe.
+
+verl calls it for each rollout, selected by `reward.custom_reward_function.path=pkg://verl_stvg.reward` and
+`name=compute_score`. It lives apart from the rewards so that these stay free of verl, and imports neither verl nor
+torch, so that reward workers start fast. Options arrive through `reward.custom_reward_function.reward_kwargs`.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from reward_fns import RECIPES, Recipe
+
+# A row's `data_source` starts with the name of its recipe and a slash, or with one of these.
+DATA_SOURCES = {"verl_stvg/synthetic": "stvg_r1"}
+
+# What verl's reward loop passes to every custom function besides the four standard arguments.
+_VERL_KWARGS = frozenset({"reward_router_address", "reward_model_tokenizer"})
+
+
+def compute_score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Mapping[str, Any],
+    extra_info: Mapping[str, Any] | None = None,
+    *,
+    recipe: str | None = None,
+    weights: Mapping[str, float] | None = None,
+    parts: Sequence[str] | None = None,
+    **kwargs: Any,
+) -> dict[str, float]:
+    """Score one completion: `score`, the weighted sum, and every part of the recipe, all plain floats.
+
+    Args:
+        data_source: the row's data source; its longest known prefix (of whole segments) selects the recipe.
+        solution_str: the decoded completion; any text is scored, none raises.
+        ground_truth: the row's `reward_model.ground_truth`, with the keys that the recipe names.
+        extra_info: the row's extra information; `uid` or `index` names the row in errors.
+        recipe: name of the recipe, instead of the one that `data_source` selects.
+        weights: part name to weight, over the recipe's own; naming an optional part switches it on.
+        parts: every part name that each result has to carry, 0.0 where this recipe lacks it. Needed when one batch
+            mixes recipes, because verl wants the same keys in every sample.
+        **kwargs: only what verl itself passes.
+
+    Raises:
+        ValueError: unknown recipe, data source, part or option, or a malformed ground truth (names row and key).
+    """
+    if kwargs and not kwargs.keys() <= _VERL_KWARGS:
+        unknown = sorted(kwargs.keys() - _VERL_KWARGS)
+        raise ValueError(f"compute_score: unknown options {unknown} in reward_kwargs; known are recipe, weights, parts")
+    composition = find_recipe(data_source, recipe)
+    if weights:
+        composition = _weighted(composition.name, tuple(weights.items()))
+    composition.check(ground_truth, _row(extra_info))
+    result = composition.score(solution_str, ground_truth)
+    if parts is not None:
+        stray = result.keys() - set(parts) - {"score"}
+        if stray:
+            raise ValueError(f"compute_score: option parts lacks {sorted(stray)} of recipe {composition.name!r}")
+        result = {"score": result["score"], **{name: result.get(name, 0.0) for name in parts}}
+    return result
+
+
+@lru_cache(maxsize=256)
+def find_recipe(data_source: str | None = None, recipe: str | None = None) -> Recipe:
+    """Return the recipe of that name, else the one that `data_source` selects; ValueError names the known ones."""
+    name = recipe
+    prefix = data_source if recipe is None else None
+    while prefix and name is None:
+        name = DATA_SOURCES.get(prefix, prefix if prefix in RECIPES else None)
+        prefix = prefix.rpartition("/")[0]
+    if name not in RECIPES:
+        asked = f"recipe {recipe!r}" if recipe is not None else f"data_source {data_source!r}"
+        raise ValueError(
+            f"compute_score: no reward for {asked}; start data_source with one of {', '.join(RECIPES)} and a slash, "
+            f"use {', '.join(DATA_SOURCES)}, or set reward_kwargs.recipe"
+        )
+    return RECIPES[name]
+
+
+@lru_cache(maxsize=64)
+def _weighted(name: str, weights: tuple[tuple[str, float], ...]) -> Recipe:
+    return RECIPES[name].with_weights(dict(weights))
+
+
+def _row(extra_info: Mapping[str, Any] | None) -> object:
+    if not extra_info:
+        return None
+    return extra_info.get("uid", extra_info.get("index"))
