@@ -1,0 +1,1 @@
+"""Builders: what turns annotations, or nothing at all, into the rows and files that training reads."""
