@@ -1,5 +1,92 @@
-"""Command line."""
+"""The command line, ``verl-stvg``: one command per thing a user does, each a thin call into the module that does it."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.logging import RichHandler
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+build_app = typer.Typer(no_args_is_help=True, help="Build rows for training.")
+app.add_typer(build_app, name="build")
 
 
-def main():
-    raise SystemExit("not yet")
+def main() -> None:
+    """Entry point: user mistakes (ValueError) become one message and exit status 2."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False, show_level=False)]
+    )
+    logging.captureWarnings(True)
+    try:
+        app()
+    except ValueError as error:
+        sys.exit(f"verl-stvg: {error}")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def train(
+    context: typer.Context,
+    run_dir: Annotated[Path, typer.Option(help="Folder for the log and the metrics.")],
+    recipe: Annotated[str, typer.Option(help="Folder below recipes/.")] = "tiny",
+    config_name: Annotated[str | None, typer.Option(help="Yaml in the recipe's folder; default: its own name.")] = None,
+) -> None:
+    """Train with a recipe; further arguments are verl's (KEY=VALUE). Ends every process the run started, however it
+    ends.
+    """
+    from verl_stvg import launch
+
+    arguments = ["--config-path", f"pkg://recipes.{recipe}", "--config-name", config_name or recipe, *context.args]
+    raise typer.Exit(launch.train(arguments, run_dir))
+
+
+@app.command()
+def doctor(
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster to ask; default: RAY_ADDRESS, else this machine only.")
+    ] = None,
+) -> None:
+    """Check this machine, and every node of a Ray cluster, for what a run needs; exit status 1 if a row is red."""
+    from verl_stvg import doctor as checks
+
+    raise typer.Exit(0 if checks.report(ray_address or os.environ.get("RAY_ADDRESS")) else 1)
+
+
+@app.command()
+def tiny_model(
+    out: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    seed: int = 0,
+) -> None:
+    """Make the tiny Qwen2.5-VL: a real architecture of about 1 M parameters, warm-started on synthetic answers."""
+    from data_builders import tiny_model as maker
+
+    maker.make(out, seed=seed)
+
+
+@build_app.command()
+def synthetic(
+    out: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    train_clips: Annotated[int, typer.Option("--train")] = 512,
+    val_clips: Annotated[int, typer.Option("--val")] = 96,
+    seed: int = 0,
+) -> None:
+    """Synthetic clips of moving shapes: mp4 files, masks, annotations, and verl's rows."""
+    from data_builders import synthetic as builder
+
+    builder.build(out, train_clips, val_clips, seed)
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run made by `verl-stvg train`.")],
+    out: Annotated[Path | None, typer.Option(help="The page; default: report.html in the run's folder.")] = None,
+) -> None:
+    """One self-contained page: reward curves by part, and held-out clips with ground truth and prediction, before and
+    after.
+    """
+    from eval import report as page
+
+    path = page.write(run_dir, out or run_dir / "report.html")
+    logging.getLogger(__name__).info("report: %s", path)

@@ -1,13 +1,18 @@
 """A CPU as a verl platform: what lets the real FSDP + vLLM engine run on a laptop.
 
-Nothing here is imported on a machine with an accelerator. Each piece answers one obstacle between verl 0.9.1 and a CPU and is
-named after it; the platform class is verl's own extension point, the rest stands where verl or vLLM has none.
+Nothing here is imported on a machine with an accelerator. Each piece answers one obstacle between verl 0.9.1 and a
+CPU and is named after it; the platform class is verl's own extension point, the rest stands where verl or vLLM has
+none.
 """
 
 import contextlib
 import importlib.metadata
 import logging
+import multiprocessing
+import os
+import sys
 import types
+import warnings
 from unittest import mock
 
 import psutil
@@ -20,11 +25,10 @@ logger = logging.getLogger(__name__)
 def wanted() -> bool:
     """Whether this process should run verl on its CPU.
 
-    True when ``VERL_PLATFORM=cpu`` says so, or when nothing else is named, no accelerator is visible and the installed vLLM is the CPU
-    build. A head node without a GPU in a GPU cluster has the CUDA build and therefore stays as verl made it.
+    True when ``VERL_PLATFORM=cpu`` says so, or when nothing else is named, no accelerator is visible and the
+    installed vLLM is the CPU build. A head node without a GPU in a GPU cluster has the CUDA build and therefore stays
+    as verl made it.
     """
-    import os
-
     named = os.environ.get("VERL_PLATFORM", "").strip().lower()
     if named:
         return named == "cpu"
@@ -51,7 +55,9 @@ def _mem_get_info(device=None) -> tuple[int, int]:
 
 
 def _device_module() -> types.ModuleType:
-    """``torch.cpu`` with the rest of the names verl expects of a device namespace; memory figures are this process's RSS."""
+    """``torch.cpu`` with the rest of the names verl expects of a device namespace; memory figures are this process's
+    RSS.
+    """
     module = types.ModuleType("torch.cpu (as seen by verl)")
     module.__dict__.update({name: getattr(torch.cpu, name) for name in dir(torch.cpu) if not name.startswith("__")})
 
@@ -152,6 +158,11 @@ class PlatformCPU(PlatformBase):
     def cudart(self):
         return None
 
+    def rollout_env_vars(self) -> dict[str, str]:
+        """vLLM's own defaults reserve gigabytes for the KV cache and pin every core; both stay overridable."""
+        wanted = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        return {name: os.environ.get(name, value) for name, value in wanted.items()}
+
 
 def _name_vllm() -> None:
     """verl asks for the distribution ``vllm``; the CPU build is called ``vllm-cpu``."""
@@ -181,8 +192,10 @@ def _one_process_group_backend() -> None:
 
 def _register_engine() -> None:
     """verl's FSDP engines are registered for cuda and npu only."""
-    from verl.workers.engine import EngineRegistry
-    from verl.workers.engine.fsdp import transformer_impl
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # verl warns of each engine that is not installed
+        from verl.workers.engine import EngineRegistry
+        from verl.workers.engine.fsdp import transformer_impl
 
     class CPUFSDPEngineWithLMHead(transformer_impl.FSDPEngineWithLMHead):
         """FSDP without offloading to the CPU: there is nowhere to offload from, and no memory to pin."""
@@ -196,7 +209,7 @@ def _register_engine() -> None:
     )
 
 
-def copy_received_weights() -> None:
+def _copy_received_weights() -> None:
     """Weights arrive in vLLM as views of shared memory, and on a CPU moving them to the device copies nothing.
 
     The segment cannot be closed while views of it live, and the trainer waits for that close for ever.
@@ -217,14 +230,14 @@ def copy_received_weights() -> None:
 
 def keep_linear_weights() -> None:
     """vLLM's CPU linear layers repack the weight and drop the original, so that no later weight sync finds it."""
-    from vllm.model_executor.layers import linear
+    from vllm.model_executor.layers import utils
 
-    stock = linear.dispatch_cpu_unquantized_gemm
+    stock = utils.dispatch_cpu_unquantized_gemm
 
     def dispatch_cpu_unquantized_gemm(layer, remove_weight):
         return stock(layer, remove_weight=False)
 
-    linear.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm
+    utils.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm
 
 
 def register() -> None:
@@ -234,3 +247,7 @@ def register() -> None:
     set_platform(PlatformCPU())
     _one_process_group_backend()
     _register_engine()
+    if (
+        "vllm" in sys.modules and multiprocessing.parent_process() is not None
+    ):  # vLLM's own worker, which loads verl last
+        _copy_received_weights()

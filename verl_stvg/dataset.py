@@ -1,8 +1,8 @@
 """Rows to messages and frames: the dataset class verl loads (``data.custom_cls``).
 
-Differs from verl's own in four ways: video paths are relative to the parquet file, every row is checked when the dataset is built,
-prompt lengths are computed from the sampling plan instead of decoding every video, and one video is decoded once, not once per
-rollout.
+Differs from verl's own in four ways: video paths are relative to the parquet file, every row is checked when the
+dataset is built, prompt lengths are computed from the sampling plan instead of decoding every video, and one video is
+decoded once, not once per rollout.
 """
 
 import logging
@@ -18,7 +18,6 @@ import torch
 from omegaconf import DictConfig
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from verl_stvg.reward import check_ground_truth
 from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan, plan_video
 
@@ -97,7 +96,7 @@ class VideoGroundingDataset(RLHFDataset):
         filter_overlong_prompts: drop rows over ``max_prompt_length`` and say how many; otherwise they are an error.
 
     Raises:
-        RowError: missing or damaged videos, prompts over the budget, malformed ground truths.
+        RowError: missing or damaged videos, prompts over the budget.
     """
 
     def _read_files_and_tokenize(self):
@@ -150,7 +149,7 @@ class VideoGroundingDataset(RLHFDataset):
         return rows
 
     def _refuse(self, rows, problems: list[tuple[int, str]], verdict: str):
-        lines = [f"  row {i} (uid {_uid(rows[i])}): {problem}" for i, problem in problems[:_SHOWN]]
+        lines = [f"  row {i} (uid {row_uid(rows[i])}): {problem}" for i, problem in problems[:_SHOWN]]
         if len(problems) > _SHOWN:
             lines.append(f"  and {len(problems) - _SHOWN} more")
         files = ", ".join(map(str, self.original_data_files))
@@ -159,7 +158,6 @@ class VideoGroundingDataset(RLHFDataset):
     def _check_row(self, row: dict, check: str) -> tuple[str | None, int]:
         """What is wrong with a row (None if nothing), and the tokens of its prompt."""
         try:
-            check_ground_truth(row["data_source"], row["reward_model"]["ground_truth"])
             tokens = 0
             for video in _with_root(row.get(self.video_key) or [], row[ROOT_KEY]):
                 path = video["video"]
@@ -232,6 +230,6 @@ def _recorded_info(row: dict) -> VideoInfo | None:
     return None if any(f is None for f in fields) else VideoInfo(*fields)
 
 
-def _uid(row: dict):
+def row_uid(row: dict):
     extra = row.get("extra_info") or {}
     return extra.get("uid", extra.get("index", "unknown"))

@@ -1,8 +1,9 @@
 """verl 0.9.1 cannot train a batch of video sequences that all have one length; this mends it, on every device.
 
-`torch.nested.as_nested_tensor` packs (4, S) position ids along the sequence when the lengths differ, but along the first axis when they are
-all equal. verl's ``maybe_fix_3d_position_ids`` then relabels the packed axis without looking, and the first split fails with
-"split_with_sizes expects split_sizes to sum exactly". Tests: ``tests/test_packing.py`` says when upstream has mended it.
+`torch.nested.as_nested_tensor` packs (4, S) position ids along the sequence when the lengths differ, but along the
+first axis when they are all equal. verl's ``maybe_fix_3d_position_ids`` then relabels the packed axis without
+looking, and the first split fails with "split_with_sizes expects split_sizes to sum exactly". Tests:
+``tests/test_packing.py`` says when upstream has mended it.
 """
 
 import torch

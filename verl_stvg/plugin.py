@@ -1,7 +1,7 @@
 """What verl imports in every process (entry-point group ``verl.plugins``): registers all that verl_stvg adds to it.
 
-verl logs an exception raised here at DEBUG level and goes on without the plugin; a run would then train on a stock clock, or fail
-an hour later. So a failure leaves as `PluginError`, which verl's ``except Exception`` does not catch.
+verl logs an exception raised here at DEBUG level and goes on without the plugin; a run would then train on a stock
+clock, or fail an hour later. So a failure leaves as `PluginError`, which verl's ``except Exception`` does not catch.
 """
 
 import logging
@@ -14,7 +14,9 @@ class PluginError(BaseException):
 
 
 def register() -> None:
-    """Mend the positions, register the agent loop and the pre-flight check, and the CPU platform where nothing else is there."""
+    """Mend the positions, register the agent loop and the pre-flight check, and the CPU platform where nothing else is
+    there.
+    """
     from verl_stvg import cpu, preflight
     from verl_stvg.video import positions
 
@@ -32,6 +34,6 @@ try:
     register()
 except Exception as error:
     raise PluginError(
-        f"verl_stvg could not register itself with verl: {error!r}. Run `verl-stvg doctor`; to use verl without the plugin, set "
-        "VERL_USE_EXTERNAL_PLUGINS=none."
+        f"verl_stvg could not register itself with verl: {error!r}. Run `verl-stvg doctor`; to use verl without the "
+        "plugin, set VERL_USE_EXTERNAL_PLUGINS=none."
     ) from error

@@ -1,7 +1,8 @@
 """Checks of a run's configuration before anything is started, so that a mistake costs seconds and ends in one message.
 
-Runs inside verl's own ``validate_config``, on the driver, for every run whose dataset class is ours. What needs the rows is checked by the
-dataset itself, the first thing verl builds.
+Runs inside verl's own ``validate_config``, on the driver, for every run whose dataset class is ours: keys, paths,
+Ray's CPUs and memory first, then every row (its video, the length of its prompt, its ground truth). Rows that passed
+here are not decoded a second time when verl builds its dataset.
 """
 
 import difflib
@@ -10,7 +11,7 @@ import os
 from pathlib import Path
 
 import psutil
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ OPEN_KEYS = (
 )
 """Prefixes under which verl takes any key."""
 ADDED_KEYS = {
+    "model_engine",
     "data.check_videos",
     "data.video_root",
     "actor_rollout_ref.rollout.enable_sleep_mode",
@@ -69,6 +71,44 @@ def check(config: DictConfig) -> None:
     problems = [*unknown_keys(config), *missing_files(config), *too_few_cpus(config), *too_little_memory()]
     if problems:
         raise PreflightError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    check_rows(config)
+
+
+def check_rows(config: DictConfig) -> None:
+    """Build the datasets once, which checks every video and prompt, then check every ground truth against its reward.
+
+    Raises:
+        RowError: names the file, the first bad rows and the remedy.
+    """
+    from verl.utils import hf_processor, hf_tokenizer
+    from verl.utils.import_utils import load_extern_object
+
+    from verl_stvg.dataset import RowError, row_uid
+    from verl_stvg.reward import find_recipe
+
+    model = config.actor_rollout_ref.model.get("tokenizer_path") or config.actor_rollout_ref.model.path
+    tokenizer, processor = hf_tokenizer(model), hf_processor(model)
+    if processor is None:
+        raise PreflightError(f"{model} has no Qwen2.5-VL processor that loads; it cannot read video")
+    dataset_class = load_extern_object(config.data.custom_cls.path, config.data.custom_cls.name)
+    ours = "verl_stvg.reward" in str(OmegaConf.select(config, "reward.custom_reward_function.path") or "")
+    options = OmegaConf.select(config, "reward.custom_reward_function.reward_kwargs") or {}
+    for files, limit in (("train_files", "train_max_samples"), ("val_files", "val_max_samples")):
+        dataset = dataset_class(config.data[files], tokenizer, config.data, processor, config.data.get(limit, -1))
+        wrong = []
+        for index, row in enumerate(dataset.dataframe if ours else ()):
+            try:
+                recipe = find_recipe(row["data_source"], options.get("recipe"))
+                recipe.check(row["reward_model"]["ground_truth"], row_uid(row))
+            except ValueError as error:
+                wrong.append(f"  row {index}: {error}")
+        if wrong:
+            raise RowError(
+                f"{config.data[files]}: {len(wrong)} of {len(dataset.dataframe)} rows have no usable ground truth\n"
+                + "\n".join(wrong[:5])
+            )
+    with open_dict(config):
+        config.data.check_videos = "exist"
 
 
 def unknown_keys(config: DictConfig) -> list[str]:
@@ -138,9 +178,9 @@ def too_few_cpus(config: DictConfig) -> list[str]:
     if int(offered) >= needed:
         return []
     return [
-        f"Ray would offer {offered} CPUs and the run's actors ask for {needed} (verl would wait for ever); CPUs are a count, not "
-        f"cores: set ray_kwargs.ray_init.num_cpus={needed} or more, or lower transfer_queue.backend.SimpleStorage."
-        "num_data_storage_units, rollout.agent.num_workers or reward.num_workers"
+        f"Ray would offer {offered} CPUs and the run's actors ask for {needed} (verl would wait for ever); CPUs are a "
+        f"count, not cores: set ray_kwargs.ray_init.num_cpus={needed} or more, or lower transfer_queue.backend."
+        "SimpleStorage.num_data_storage_units, rollout.agent.num_workers or reward.num_workers"
     ]
 
 
@@ -154,6 +194,6 @@ def too_little_memory() -> list[str]:
     if available >= CPU_RUN_BYTES:
         return []
     return [
-        f"{available / GIB:.1f} GiB of memory are free and a CPU run takes about {CPU_RUN_BYTES / GIB:.0f} GiB; close other programs "
-        "(`verl-stvg doctor` lists leftover Ray and vLLM processes)"
+        f"{available / GIB:.1f} GiB of memory are free and a CPU run takes about {CPU_RUN_BYTES / GIB:.0f} GiB; close "
+        "other programs (`verl-stvg doctor` lists leftover Ray and vLLM processes)"
     ]

@@ -1,7 +1,7 @@
 """The agent loop of video grounding: verl's single turn, with failures that name the sample.
 
-An exception in verl's agent loop ends, far from its cause, as "no materializable trajectories"; the sample's uid, its video and what
-went wrong must be in the message itself.
+An exception in verl's agent loop ends, far from its cause, as "no materializable trajectories"; the sample's uid, its
+video and what went wrong must be in the message itself.
 """
 
 from verl.experimental.agent_loop.agent_loop import register
@@ -23,9 +23,8 @@ class VideoGroundingAgentLoop(SingleTurnAgentLoop):
             return await super().run(sampling_params, **kwargs)
         except Exception as error:
             extra = kwargs.get("extra_info") or {}
-            raise RolloutError(
-                f"sample {extra.get('uid', kwargs.get('index'))} with {', '.join(_videos(kwargs['raw_prompt'])) or 'no video'}: {error}"
-            ) from error
+            videos = ", ".join(_videos(kwargs["raw_prompt"])) or "no video"
+            raise RolloutError(f"sample {extra.get('uid', kwargs.get('index'))} with {videos}: {error}") from error
 
 
 def _videos(messages) -> list[str]:

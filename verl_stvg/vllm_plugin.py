@@ -1,7 +1,7 @@
 """What vLLM imports in every one of its processes (entry-point group ``vllm.general_plugins``).
 
-Mends the video clock, and lets vLLM's own processes end with the process that started them: after a failed run verl and Ray leave
-them behind, several gigabytes each.
+Mends the video clock, and lets vLLM's own processes end with the process that started them: after a failed run verl
+and Ray leave them behind, several gigabytes each.
 """
 
 import multiprocessing
@@ -30,7 +30,9 @@ def register() -> None:
 
 
 def _end_with_parent() -> None:
-    """Leave when the parent process is gone. A thread, because a parent-death signal would fire when only its thread ends."""
+    """Leave when the parent process is gone. A thread, because a parent-death signal would fire when only its thread
+    ends.
+    """
     global _watching
     if _watching:
         return

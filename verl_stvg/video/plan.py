@@ -61,8 +61,8 @@ class SamplingPlan:
     def metadata(self) -> dict:
         """Video metadata for a Hugging Face processor or vLLM: the decoded frames *are* the video, at ``fps``.
 
-        The three fields together give ``sampled_fps == fps`` exactly; indices into the source file would give a hair more
-        or less after rounding, and both engines truncate positions.
+        The three fields together give ``sampled_fps == fps`` exactly; indices into the source file would give a hair
+        more or less after rounding, and both engines truncate positions.
         """
         return {"fps": self.fps, "total_num_frames": self.num_frames, "frames_indices": list(range(self.num_frames))}
 
@@ -70,7 +70,8 @@ class SamplingPlan:
 def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Size nearest to (height, width) with sides that are multiples of 28 and an area within the budget.
 
-    The rule of Qwen2-VL's processor (and of qwen-vl-utils), so its results are fixed points: resizing again changes nothing.
+    The rule of Qwen2-VL's processor (and of qwen-vl-utils), so its results are fixed points: resizing again changes
+    nothing.
 
     Raises:
         ValueError: sides below one pixel, aspect ratio over 200, or a budget that holds no 28 x 28 frame.
@@ -123,8 +124,8 @@ def plan_video(
         total_pixels: over all frames, counted as qwen-vl-utils does (two frames share one temporal patch).
 
     Raises:
-        ValueError: an empty video, a non-positive rate, a video with fewer than two grid points, or one whose grid needs
-            more than ``max_frames`` frames.
+        ValueError: an empty video, a non-positive rate, a video with fewer than two grid points, or one whose grid
+            needs more than ``max_frames`` frames.
     """
     if num_frames < 1 or not source_fps > 0:
         raise ValueError(f"video has {num_frames} frames at {source_fps} fps; it is empty or its header is damaged")

@@ -7,9 +7,9 @@ Three faults stand in transformers 5.9.0 and vLLM 0.24.0, and each changes what 
 2. transformers casts the seconds per temporal unit to an integer, so 0.99 s becomes a clock that stands still;
 3. vLLM drops the video's metadata, the processor then assumes 24 fps, and the temporal axis collapses to 0 and 1.
 
-`mend_transformers` runs in every process that builds positions (trainer, evaluation, supervised warm start), `mend_vllm` in
-every vLLM process. Both are idempotent, and both leave an already mended version alone; ``tests/test_positions.py`` says when that
-day has come.
+`mend_transformers` runs in every process that builds positions (trainer, evaluation, supervised warm start),
+`mend_vllm` in every vLLM process. Both are idempotent, and both leave an already mended version alone;
+``tests/test_positions.py`` says when that day has come.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ def get_rope_index(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Temporal, height and width positions of a batch, as Qwen2.5-VL was trained and as vLLM computes them.
 
-    A temporal unit k of a video stands at ``floor(k * second_per_grid * tokens_per_second)`` after the text before it; images
-    have one unit; text continues at the largest position so far plus one.
+    A temporal unit k of a video stands at ``floor(k * second_per_grid * tokens_per_second)`` after the text before
+    it; images have one unit; text continues at the largest position so far plus one.
 
     Args:
         self: a ``Qwen2_5_VLModel``, or a processor that carries its ``config`` (verl binds the method to one).
@@ -73,8 +73,9 @@ def get_rope_index(
                 length = chunk.shape[1]
                 if not (types[done : done + length] == kind).all() or done + length > len(types):
                     raise ValueError(
-                        f"row {row}: the {'image' if kind == 1 else 'video'} grid {(t, h, w)} needs {length} placeholder "
-                        "tokens in a row, and the prompt has fewer; prompt and pixels come from different processor calls"
+                        f"row {row}: the {'image' if kind == 1 else 'video'} grid {(t, h, w)} needs {length} "
+                        "placeholder tokens in a row, and the prompt has fewer; prompt and pixels come from different "
+                        "processor calls"
                     )
             chunks.append(chunk + start)
             start = int(chunks[-1].max()) + 1
@@ -86,7 +87,9 @@ def get_rope_index(
 
 
 def get_rope_index_kwargs(self, multi_modal_inputs: Mapping) -> dict:
-    """What verl's agent loop should add to ``get_rope_index``: the seconds per temporal unit, which it drops otherwise."""
+    """What verl's agent loop should add to ``get_rope_index``: the seconds per temporal unit, which it drops
+    otherwise.
+    """
     seconds = multi_modal_inputs.get("second_per_grid_ts")
     return {} if seconds is None else {"second_per_grid_ts": seconds}
 
@@ -110,8 +113,8 @@ def vllm_forwards_metadata() -> bool:
 def mend_vllm() -> None:
     """Let vLLM hand a video's metadata to Qwen2.5-VL's processor, in this process.
 
-    Videos given as ``(frames, metadata)`` then get the clock of their own frame rate. Videos without metadata keep vLLM's stock
-    behaviour.
+    Videos given as ``(frames, metadata)`` then get the clock of their own frame rate. Videos without metadata keep
+    vLLM's stock behaviour.
     """
     if vllm_forwards_metadata():
         return
