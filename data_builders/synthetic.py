@@ -64,8 +64,8 @@ IDS = tuple(range(1, 10))
 SPLITS = {"train": 0, "val": 1, "warm": 2}  # part of every clip's seed, so the splits never share a clip
 
 INSTRUCTION = (
-    'Each object has a red number, its ID. Event: "{query}". When is it seen, and which ID is it? '
-    "Answer as <think> </think> <answer>Target ID: [id], Time range: [start] to [end]</answer>."
+    'Each object\'s red number is its ID. Find when this happens, and the ID: "{query}". '
+    "Format: <think> </think> <answer>Target ID: id, Time range: start to end</answer>"
 )
 DATA_SOURCE = "verl_stvg/synthetic"
 FRAME_PIXELS = (HEIGHT // MODEL_SCALE) * (WIDTH // MODEL_SCALE)
@@ -412,16 +412,17 @@ def _marker(object_id: int) -> np.ndarray:
 
 def _write_clip(folder: Path, split: str, index: int, clip: ClipSpec) -> None:
     stem = f"{split}_{index:05d}"
-    _write_video(folder / "videos" / f"{stem}.mp4", render_frames(clip, range(NUM_FRAMES)))
+    write_video(folder / "videos" / f"{stem}.mp4", render_frames(clip, range(NUM_FRAMES)))
     _write_json(folder / "tracks" / f"{stem}.json", _tracks_record(clip, f"{stem}.mp4"))
 
 
-def _write_video(path: Path, frames: np.ndarray) -> None:
+def write_video(path: Path, frames: np.ndarray) -> None:
+    """Encode RGB frames (T, HEIGHT, WIDTH, 3) as H.264 in mp4; one version of the encoder always gives the same."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=SOURCE_FPS)
         stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
         stream.time_base = Fraction(1, SOURCE_FPS)
-        stream.options = {"preset": "superfast", "crf": "18", "threads": "1"}  # one thread: the same bytes every time
+        stream.options = {"preset": "superfast", "crf": "18", "threads": "1"}  # one thread, else bytes may vary
         for array in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
         container.mux(stream.encode())
@@ -466,7 +467,10 @@ def _check_existing(out_dir: Path, manifest: dict) -> None:
     path = out_dir / "dataset.json"
     if not path.is_file():
         raise ValueError(f"{out_dir} exists but is no complete synthetic data set (no dataset.json). {remedy}")
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{out_dir} is damaged: dataset.json cannot be read ({error}). {remedy}") from error
     if found != manifest:
         raise ValueError(f"{out_dir} holds a data set made with other arguments ({found}, asked {manifest}). {remedy}")
     needed = [
