@@ -3,15 +3,18 @@
 A wrong annotation that scores 0 for every completion is silent: its group has no spread, so nothing is learned from
 it and nothing is reported. Builders call these checks at load time; the bridge calls them again when it scores, as a
 last resort. Numbers may be Python or numpy scalars (Arrow returns IDs as doubles); booleans, strings and None are not.
+Every check takes the ground truth and the name of its row, returns nothing and raises ValueError.
 """
 
 from collections.abc import Mapping
 from math import isfinite
 from numbers import Real
-from typing import Any
+from typing import Any, NoReturn
+
+_MISSING = object()
 
 
-def fail(row: object, key: str, problem: str) -> None:
+def fail(row: object, key: str, problem: str) -> NoReturn:
     """Raise the ValueError of a malformed ground truth."""
     where = "ground truth" if row is None else f"ground truth of row {row!r}"
     raise ValueError(f"{where}: key {key!r} {problem}; correct the annotation or drop the row when building the data")
@@ -21,23 +24,29 @@ def value(ground_truth: Any, key: str, row: object = None) -> Any:
     """Return `ground_truth[key]`; raise ValueError if it is not a mapping or lacks the key."""
     if not isinstance(ground_truth, Mapping):
         fail(row, key, f"cannot be read from a {type(ground_truth).__name__}, a mapping is needed")
-    if key not in ground_truth:
+    found = ground_truth.get(key, _MISSING)
+    if found is _MISSING:
         fail(row, key, f"is missing, present are {sorted(map(str, ground_truth))}")
-    return ground_truth[key]
+    return found
 
 
 def number(ground_truth: Any, key: str, row: object = None) -> float:
     """Return a finite number as float; raise ValueError if it is missing, of another type, NaN or infinite."""
-    found = value(ground_truth, key, row)
-    if type(found) is not float and (isinstance(found, bool) or not isinstance(found, Real)):
-        fail(row, key, f"is {found!r} of type {type(found).__name__}, a number is needed")
+    return _number(value(ground_truth, key, row), key, row)
+
+
+def _number(found: Any, key: str, row: object) -> float:
+    if type(found) is not float:
+        if isinstance(found, bool) or not isinstance(found, Real):
+            fail(row, key, f"is {found!r} of type {type(found).__name__}, a number is needed")
+        found = float(found) if abs(found) < 2**1000 else float("inf")
     if not isfinite(found):
         fail(row, key, f"is {found!r}, a finite number is needed")
-    return float(found)
+    return found
 
 
 def check_span(ground_truth: Any, row: object = None) -> None:
-    """Check `start` <= `end` and `duration` > 0, all in seconds; raise ValueError otherwise.
+    """Check `start` <= `end` and `duration` > 0, all in seconds.
 
     An end past the duration is allowed: 14 % of Charades-STA is annotated so, and clipping belongs to the builder.
     """
@@ -50,8 +59,61 @@ def check_span(ground_truth: Any, row: object = None) -> None:
 
 
 def check_object_span(ground_truth: Any, row: object = None) -> None:
-    """Check a span and an integral, non-negative `object_id` (2 and 2.0 both pass); raise ValueError otherwise."""
-    object_id = number(ground_truth, "object_id", row)
-    if object_id < 0 or object_id != int(object_id):
-        fail(row, "object_id", f"is {object_id}, a non-negative integer is needed")
+    """Check a span and an integral, non-negative `object_id` (2 and 2.0 both pass)."""
+    _check_id(number(ground_truth, "object_id", row), "object_id", row)
     check_span(ground_truth, row)
+
+
+def check_objects_span(ground_truth: Any, row: object = None) -> None:
+    """Check a span and a non-empty list `object_ids` of integral, non-negative IDs."""
+    ids = items(ground_truth, "object_ids", row)
+    if not ids:
+        fail(row, "object_ids", "is empty, at least one ID is needed")
+    for found in ids:
+        _check_id(_number(found, "object_ids", row), "object_ids", row)
+    check_span(ground_truth, row)
+
+
+def check_visible_object_span(ground_truth: Any, row: object = None) -> None:
+    """Check an object span and `visible`, the list of (start, end) in seconds at which the target is displayed."""
+    check_intervals(ground_truth, "visible", row)
+    check_object_span(ground_truth, row)
+
+
+def check_intervals(ground_truth: Any, key: str, row: object = None) -> None:
+    """Check that `key` holds a list of intervals, each two numbers with start <= end."""
+    for interval in items(ground_truth, key, row):
+        if isinstance(interval, str | Mapping) or not hasattr(interval, "__len__") or len(interval) != 2:
+            fail(row, key, f"holds {interval!r}, an interval of two numbers is needed")
+        start, end = (_number(bound, key, row) for bound in interval)
+        if end < start:
+            fail(row, key, f"holds an interval that ends at {end}, before its start {start}")
+
+
+def items(ground_truth: Any, key: str, row: object = None) -> Any:
+    """Return a list, tuple or array under `key`; raise ValueError for anything else."""
+    found = value(ground_truth, key, row)
+    if isinstance(found, str | bytes | Mapping) or not (hasattr(found, "__len__") and hasattr(found, "__iter__")):
+        fail(row, key, f"is {found!r} of type {type(found).__name__}, a list is needed")
+    return list(found)
+
+
+def check_text(ground_truth: Any, key: str, row: object = None) -> None:
+    """Check that `key` holds text that is not blank."""
+    found = value(ground_truth, key, row)
+    if not isinstance(found, str) or not found.strip():
+        fail(row, key, f"is {found!r} of type {type(found).__name__}, a text that is not blank is needed")
+
+
+def check_letter(ground_truth: Any, key: str, row: object = None, letters: str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ") -> None:
+    """Check that `key` holds one option letter, bare or in round brackets."""
+    check_text(ground_truth, key, row)
+    found = ground_truth[key].strip()
+    bare = found[1:-1] if found.startswith("(") and found.endswith(")") else found
+    if len(bare) != 1 or bare not in letters:
+        fail(row, key, f"is {found!r}, one of the letters {letters[0]} to {letters[-1]} is needed")
+
+
+def _check_id(found: float, key: str, row: object) -> None:
+    if found < 0.0 or not found.is_integer():
+        fail(row, key, f"is {found}, a non-negative integer is needed")

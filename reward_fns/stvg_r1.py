@@ -1,9 +1,9 @@
 """The STVG-R1 reward: temporal IoU, object-ID match and format, summed without weights (range 0 to 3).
 
-Faithful to the released code, surprises included: the last answer block counts even if it is empty or was drafted
-inside the reasoning; a time that cannot be read also costs a correct ID; an ID earns its reward however wrong the span
-is.
-Ground truth: `object_id`, `start`, `end`, `duration` (seconds; the duration is carried, not used).
+`stvg_r1` is faithful to the released code, surprises included: the last answer block counts even if it is empty or was
+drafted inside the reasoning; a time that cannot be read also costs a correct ID; an ID earns its reward however wrong
+the span is. `stvg_r1_visible` adds the condition that the paper states and the code lacks; `stvg_r1_multi` pays the F1
+of several IDs. Ground truth: `object_id`, `start`, `end`, `duration` (seconds; the duration is carried, not used).
 Source: STVG-R1, sections 1.8 and 2.
 """
 
@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from reward_fns import ground_truth as truths
 from reward_fns import measures, parsing
 from reward_fns.formats import think_answer
-from reward_fns.ground_truth import check_object_span
+from reward_fns.parsing import Interval
 from reward_fns.recipe import Recipe
+from reward_fns.thinking import optional_parts
 
 
 @lru_cache(maxsize=8)  # the parts of one completion are scored one after the other: read it once
@@ -25,6 +27,12 @@ def parse(completion: str) -> tuple[int, float, float] | None:
         return None
     object_id, span = parsing.target_id(answer), parsing.time_range(answer)
     return (object_id, *span) if object_id is not None and span is not None else None
+
+
+def parse_span(completion: str) -> Interval | None:
+    """Return (start, end) of the last answer block, or None if they or the ID cannot be read."""
+    answer = parse(completion)
+    return answer[1:] if answer is not None else None
 
 
 def temporal(completion: str, ground_truth: Mapping[str, Any]) -> float:
@@ -42,7 +50,7 @@ def spatial(completion: str, ground_truth: Mapping[str, Any]) -> float:
 
 
 def accuracy(completion: str, ground_truth: Mapping[str, Any]) -> float:
-    """Return temporal plus spatial reward, in [0, 2]: the single function the original registers."""
+    """Return temporal plus spatial reward, in [0, 2]: the single function that the original registers."""
     return temporal(completion, ground_truth) + spatial(completion, ground_truth)
 
 
@@ -51,8 +59,54 @@ def format(completion: str, ground_truth: Mapping[str, Any] | None = None) -> fl
     return think_answer(completion)
 
 
-RECIPE = Recipe(
-    name="stvg_r1",
-    parts={"temporal_iou": (temporal, 1.0), "id_match": (spatial, 1.0), "format": (format, 1.0)},
-    check=check_object_span,
+def spatial_visible(completion: str, ground_truth: Mapping[str, Any]) -> float:
+    """Return `spatial`, but 0 unless the target is displayed at some moment of the answered span.
+
+    `visible` lists the (start, end) in seconds at which the ID is drawn. Source: STVG-R1, 2.3, the paper's condition.
+    """
+    if spatial(completion, ground_truth) == 0.0:
+        return 0.0
+    _, start, end = parse(completion)
+    return 1.0 if measures.overlaps_any(start, end, ground_truth["visible"]) else 0.0
+
+
+def spatial_set(completion: str, ground_truth: Mapping[str, Any]) -> float:
+    """Return the F1 of the answered IDs with `object_ids`, in [0, 1]; 0 if IDs or time are unreadable. Ours."""
+    answer = parsing.last_block(completion, "answer")
+    ids = parsing.target_ids(answer) if answer is not None else None
+    if ids is None or parsing.time_range(answer) is None:
+        return 0.0
+    return measures.set_f1(ids, [int(object_id) for object_id in ground_truth["object_ids"]])
+
+
+def temporal_set(completion: str, ground_truth: Mapping[str, Any]) -> float:
+    """Return the temporal IoU of an answer of several IDs, in [0, 1]; 0 if IDs or time are unreadable. Ours."""
+    answer = parsing.last_block(completion, "answer")
+    span = parsing.time_range(answer) if answer is not None else None
+    if span is None or parsing.target_ids(answer) is None:
+        return 0.0
+    return measures.temporal_iou(*span, ground_truth["start"], ground_truth["end"])
+
+
+_THINKING = optional_parts(parse_span)
+
+RECIPES = (
+    Recipe(
+        name="stvg_r1",
+        parts={"temporal_iou": (temporal, 1.0), "id_match": (spatial, 1.0), "format": (format, 1.0)},
+        check=truths.check_object_span,
+        optional=_THINKING,
+    ),
+    Recipe(
+        name="stvg_r1_visible",
+        parts={"temporal_iou": (temporal, 1.0), "id_match": (spatial_visible, 1.0), "format": (format, 1.0)},
+        check=truths.check_visible_object_span,
+        optional=_THINKING,
+    ),
+    Recipe(
+        name="stvg_r1_multi",
+        parts={"temporal_iou": (temporal_set, 1.0), "id_match": (spatial_set, 1.0), "format": (format, 1.0)},
+        check=truths.check_objects_span,
+        optional=_THINKING,
+    ),
 )
