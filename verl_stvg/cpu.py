@@ -1,6 +1,6 @@
 """A CPU as a verl platform: what lets the real FSDP + vLLM engine run on a laptop.
 
-Nothing here is imported on a machine with an accelerator. Each piece answers one obstacle between verl 0.9.1 and a
+Nothing here takes effect on a machine with an accelerator. Each piece answers one obstacle between verl 0.9.1 and a
 CPU and is named after it; the platform class is verl's own extension point, the rest stands where verl or vLLM has
 none.
 """
@@ -226,18 +226,6 @@ def _copy_received_weights() -> None:
         return stock(self, on_copies)
 
     receiver.receive_weights = receive_weights
-
-
-def keep_linear_weights() -> None:
-    """vLLM's CPU linear layers repack the weight and drop the original, so that no later weight sync finds it."""
-    from vllm.model_executor.layers import utils
-
-    stock = utils.dispatch_cpu_unquantized_gemm
-
-    def dispatch_cpu_unquantized_gemm(layer, remove_weight):
-        return stock(layer, remove_weight=False)
-
-    utils.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm
 
 
 def register() -> None:

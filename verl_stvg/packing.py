@@ -8,6 +8,9 @@ looking, and the first split fails with "split_with_sizes expects split_sizes to
 
 import torch
 
+_MAX_AXES = 4
+"""Rows of one sequence's position ids: text, time, height, width (three without text)."""
+
 
 def fix_position_ids(data) -> None:
     """Bring a batch's nested (B, 4, S*) ``position_ids`` into the one layout verl reads: packed along the sequence.
@@ -21,7 +24,9 @@ def fix_position_ids(data) -> None:
     if nested.dim() != 3 or not nested.is_nested:
         return
     values, offsets = nested._values, nested._offsets
-    if int(offsets[-1]) == values.shape[-1]:
+    total = int(offsets[-1])
+    along_axes = total == values.shape[0] and (total > _MAX_AXES or total != values.shape[-1])
+    if not along_axes:
         nested._ragged_idx = 2
         return
     batch, length = len(offsets) - 1, values.shape[-1]

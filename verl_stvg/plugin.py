@@ -17,15 +17,13 @@ def register() -> None:
     """Mend the positions, register the agent loop and the pre-flight check, and the CPU platform where nothing else is
     there.
     """
-    from verl_stvg import cpu, preflight
+    from verl_stvg import cpu, packing, preflight
     from verl_stvg.video import positions
 
     positions.mend_transformers()
+    packing.mend_verl()  # before anything imports verl's workers
     if cpu.wanted():
         cpu.register()
-    from verl_stvg import packing
-
-    packing.mend_verl()
     preflight.install()
     from verl_stvg import rollout  # noqa: F401  (registers the agent loop)
 

@@ -1,7 +1,7 @@
 """What vLLM imports in every one of its processes (entry-point group ``vllm.general_plugins``).
 
-Mends the video clock, and lets vLLM's own processes end with the process that started them: after a failed run verl
-and Ray leave them behind, several gigabytes each.
+Imports no verl, which not every vLLM process has loaded. Mends the video clock, and lets vLLM's own processes end
+with the process that started them: after a failed run verl and Ray leave them behind, several gigabytes each.
 """
 
 import multiprocessing
@@ -22,11 +22,21 @@ def register() -> None:
     positions.mend_transformers()
     positions.mend_vllm()
     if current_platform.is_cpu():
-        from verl_stvg import cpu
-
-        cpu.keep_linear_weights()
+        _keep_linear_weights()
     if multiprocessing.parent_process() is not None:
         _end_with_parent()
+
+
+def _keep_linear_weights() -> None:
+    """vLLM's CPU linear layers repack the weight and drop the original, so that no later weight sync finds it."""
+    from vllm.model_executor.layers import utils
+
+    stock = utils.dispatch_cpu_unquantized_gemm
+
+    def dispatch_cpu_unquantized_gemm(layer, remove_weight):
+        return stock(layer, remove_weight=False)
+
+    utils.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm
 
 
 def _end_with_parent() -> None:

@@ -1,0 +1,48 @@
+"""What several tests need: synthetic rows, and the tiny model, made once and kept between runs in .cache."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = Path(os.environ.get("CACHE", ROOT / ".cache")).resolve()
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory) -> Path:
+    """Folder of a small synthetic data set: 32 training and 48 held-out clips."""
+    from data_builders import synthetic
+
+    return synthetic.build(tmp_path_factory.mktemp("data") / "synthetic", 32, 48, seed=7, progress=False)
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    """Folder of the tiny warm-started model; the one `make demo` uses."""
+    from data_builders import tiny_model
+
+    folder = CACHE / "model"
+    tiny_model.make(folder, seed=0)
+    return folder
+
+
+@pytest.fixture
+def run_python():
+    """Run code in a fresh interpreter; returns the completed process. A crash shows both streams."""
+
+    def run(code: str, *arguments: str, timeout: float = 600, check: bool = True, **environment: str):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+        )
+        assert not check or done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        return done
+
+    return run

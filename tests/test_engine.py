@@ -1,0 +1,146 @@
+"""The main job on the real engine: verl's trainer, FSDP2 actor and reference, vLLM rollout, on mp4 files, on a CPU."""
+
+import json
+
+import psutil
+import pytest
+
+from verl_stvg import launch
+
+pytestmark = pytest.mark.slow
+
+
+def run(folder, rows, model, *arguments):
+    """Two steps of the tiny recipe; returns the exit status, the metrics by step and the log."""
+    status = launch.train(
+        [
+            "--config-path",
+            "pkg://recipes.tiny",
+            "--config-name",
+            "tiny",
+            f"data.train_files={rows}/train.parquet",
+            f"data.val_files={rows}/val.parquet",
+            f"actor_rollout_ref.model.path={model}",
+            "data.train_batch_size=4",
+            "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+            "actor_rollout_ref.rollout.n=4",
+            "trainer.total_training_steps=2",
+            "trainer.test_freq=2",
+            "data.val_max_samples=8",
+            f"trainer.default_local_dir={folder}/checkpoints",
+            f"trainer.rollout_data_dir={folder}/rollouts",
+            f"trainer.validation_data_dir={folder}/validation",
+            *arguments,
+        ],
+        folder,
+    )
+    metrics = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    return status, {line["step"]: line["data"] for line in lines}, (folder / "train.log").read_text(errors="replace")
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def left_behind():
+    marks = ("raylet", "gcs_server", "ray::", "VLLM::", "EngineCore")
+    found = []
+    for process in psutil.process_iter(["cmdline", "name"]):
+        title = " ".join(process.info["cmdline"] or [process.info["name"] or ""])
+        if any(mark in title for mark in marks):
+            found.append(title[:80])
+    return found
+
+
+def test_two_steps(tmp_path, rows, model):
+    import torch
+    from safetensors.torch import load_file
+
+    from data_builders.tiny_model import answer
+
+    status, metrics, log = run(
+        tmp_path,
+        rows,
+        model,
+        "trainer.save_freq=2",
+        "actor_rollout_ref.actor.checkpoint.save_contents=[model,hf_model]",
+        "actor_rollout_ref.actor.optim.lr=1e-3",
+    )
+    assert status == 0, log[-6000:]
+    assert left_behind() == []
+
+    # every reward part is logged, in training and in validation
+    for step in (1, 2):
+        for part in ("score", "temporal_iou", "id_match", "format"):
+            assert 0 <= metrics[step][f"reward/{part}/mean"] <= 3
+        assert metrics[step]["actor/kl_loss"] >= 0
+    for step in (0, 2):
+        for part in ("temporal_iou", "id_match", "format"):
+            assert f"val-aux/verl_stvg/synthetic/{part}/mean@1" in metrics[step]
+
+    # no row dropped: 4 prompts x 4 rollouts in each step, 8 held-out clips
+    assert [len(lines(tmp_path / f"rollouts/{step}.jsonl")) for step in (1, 2)] == [16, 16]
+    assert [len(lines(tmp_path / f"validation/{step}.jsonl")) for step in (0, 2)] == [8, 8]
+
+    # the weights changed, and the rollout has the actor's new ones
+    saved = next((tmp_path / "checkpoints/global_step_2/actor").glob("**/model.safetensors"))
+    before, after = load_file(model / "model.safetensors"), load_file(saved)
+    assert before.keys() == after.keys()
+    assert sum(not torch.equal(before[name], after[name].to(before[name].dtype)) for name in before) > len(before) / 2
+    for step in (1, 2):
+        assert metrics[step]["training/rollout_probs_diff_mean"] < 1e-4
+    generated = {line["gts"]["uid"]: line["output"] for line in lines(tmp_path / "validation/2.jsonl")}
+    assert len(generated) == 8
+    assert answer(saved.parent, rows / "val.parquet", list(generated)) == generated
+
+
+def test_batches_of_one_length_train(tmp_path, rows, model):
+    """Every prompt has the same words and every answer the same number of tokens (verl's packing bug)."""
+    import pyarrow.parquet as pq
+
+    same = tmp_path / "same"
+    same.mkdir()
+    table = pq.read_table(rows / "train.parquet").to_pylist()
+    template = table[0]["prompt"]
+    for row in table:
+        row["prompt"] = template
+        row["videos"][0]["video"] = str(rows / row["videos"][0]["video"])
+    import pyarrow as pa
+
+    from data_builders.synthetic import ROW_SCHEMA
+
+    pq.write_table(pa.Table.from_pylist(table, schema=ROW_SCHEMA), same / "train.parquet")
+    status, metrics, log = run(
+        tmp_path,
+        rows,
+        model,
+        f"data.train_files={same}/train.parquet",
+        "actor_rollout_ref.rollout.ignore_eos=true",
+        "trainer.total_training_steps=1",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+    )
+    assert status == 0, log[-6000:]
+    assert metrics[1]["response_length/min"] == metrics[1]["response_length/max"] == 48
+    assert metrics[1]["prompt_length/min"] == metrics[1]["prompt_length/max"]
+
+
+def test_interrupted_run_leaves_nothing(tmp_path, rows, model):
+    """Ctrl-C in the middle of start-up, when Ray and vLLM are both there."""
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    command = [sys.executable, "-m", "verl_stvg.cli", "train", "--run-dir", str(tmp_path / "run")]
+    command += [f"data.train_files={rows}/train.parquet", f"data.val_files={rows}/val.parquet"]
+    command += [f"actor_rollout_ref.model.path={model}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 400
+    while time.monotonic() < deadline and not any("VLLM::" in title or "EngineCore" in title for title in left_behind()):
+        assert process.poll() is None, (tmp_path / "run/train.log").read_text()[-4000:]
+        time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(90) == 130
+    assert left_behind() == []

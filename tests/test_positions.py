@@ -1,0 +1,191 @@
+"""One clock: actor and rollout read the same positions, and each mend says when upstream no longer needs it."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2_5_VLConfig
+
+from verl_stvg.video import positions
+
+
+class Carrier:
+    """What verl binds the function to: anything with the model's configuration."""
+
+    config = Qwen2_5_VLConfig(vision_config={"tokens_per_second": 2})  # as Qwen2.5-VL ships
+
+
+def sequence(before: int, grid: tuple[int, int, int], after: int):
+    t, h, w = grid
+    tokens = t * h * w // 4
+    types = torch.tensor([[0] * before + [2] * tokens + [0] * after])
+    return torch.ones_like(types), types, torch.tensor([grid])
+
+
+def temporal(before, grid, after=3, seconds=None):
+    ids, types, thw = sequence(before, grid, after)
+    kwargs = {} if seconds is None else {"second_per_grid_ts": torch.tensor([seconds])}
+    result, deltas = positions.get_rope_index(Carrier, ids, types, video_grid_thw=thw, **kwargs)
+    per_unit = grid[1] * grid[2] // 4
+    units = result[0, 0, before : before + grid[0] * per_unit : per_unit] - before
+    return units.tolist(), result[:, 0, -after:].tolist(), deltas.item()
+
+
+def test_a_second_is_two_positions_and_text_follows_the_last():
+    units, text, delta = temporal(5, (8, 4, 6), after=3)
+    assert units == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert text == [[20, 21, 22]] * 3
+    assert delta == 23 - (5 + 48 + 3)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(1.0, [0, 2, 4, 6]), (0.5, [0, 1, 2, 3]), (2.0, [0, 4, 8, 12]), (0.99, [0, 1, 3, 5]), (1.0 / 12, [0, 0, 0, 0])],
+)
+def test_seconds_per_unit_are_not_truncated_before_they_are_multiplied(seconds, expected):
+    assert temporal(0, (4, 4, 4), seconds=seconds)[0] == expected
+
+
+def test_wide_frames_push_the_text_further_than_short_time():
+    assert temporal(2, (1, 4, 20), after=1)[1] == [[2 + 10]] * 3  # ten columns, one unit
+
+
+def test_padding_keeps_zero_and_image_has_one_unit():
+    types = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0, 0, 0]])
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1, 1]])
+    result, deltas = positions.get_rope_index(
+        Carrier, torch.ones_like(types), types, image_grid_thw=torch.tensor([[1, 4, 4]]), attention_mask=mask
+    )
+    assert result[0, 0].tolist() == [0, 0, 0, 1, 1, 1, 1, 3]
+    assert result[1, 0].tolist() == [0, 0, 0, 1, 1, 2, 2, 3]
+    assert result[:, 1].tolist() == [list(range(8))] * 3
+    assert deltas.tolist() == [[-2], [0]]
+
+
+def test_a_grid_that_does_not_fit_the_prompt_is_an_error():
+    ids, types, _ = sequence(2, (2, 4, 4), 1)
+    with pytest.raises(ValueError, match="needs 16 placeholder tokens"):
+        positions.get_rope_index(Carrier, ids, types, video_grid_thw=torch.tensor([[4, 4, 4]]))
+
+
+@pytest.mark.parametrize("grid", [(8, 4, 6), (1, 4, 20), (16, 8, 8), (384, 4, 4)])
+@pytest.mark.parametrize("seconds", [None, 0.5, 0.99, 1.0, 2.0])
+def test_same_as_vllm(grid, seconds):
+    """vLLM's own arithmetic, once it is given the seconds, is the reference for the rollout."""
+    from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration as Model
+
+    ids, types, thw = sequence(7, grid, 5)
+    data = {"video_grid_thw": SimpleNamespace(data=thw[0])}
+    if seconds is not None:
+        data["second_per_grid_ts"] = SimpleNamespace(data=torch.tensor(seconds))
+    feature = SimpleNamespace(mm_position=SimpleNamespace(offset=7), modality="video", data=data)
+    model = SimpleNamespace(config=Carrier.config)
+    model.iter_mm_grid_thw = lambda features: Model.iter_mm_grid_thw(model, features)
+    theirs, delta = Model.get_mrope_input_positions(model, ids[0].tolist(), [feature])
+    kwargs = {} if seconds is None else {"second_per_grid_ts": [seconds]}
+    ours, deltas = positions.get_rope_index(Carrier, ids, types, video_grid_thw=thw, **kwargs)
+    assert np.array_equal(ours[:, 0].numpy(), theirs.numpy())
+    assert deltas.item() == delta
+
+
+def test_upstream_transformers_still_needs_the_mend(run_python):
+    """When this fails, transformers has mended its positions: raise the pin and delete `mend_transformers`."""
+    code = """
+import torch
+from transformers import Qwen2_5_VLConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+class Carrier: config = Qwen2_5_VLConfig(vision_config={"tokens_per_second": 2})
+Carrier.get_vision_position_ids = Qwen2_5_VLModel.get_vision_position_ids
+types = torch.tensor([[0] * 5 + [2] * 48 + [0] * 3])
+def stock(**kw):
+    return Qwen2_5_VLModel.get_rope_index(Carrier(), torch.ones_like(types), types, video_grid_thw=torch.tensor([[8, 4, 6]]), **kw)[0]
+print(stock()[0, 0, -3:].tolist(), stock(second_per_grid_ts=torch.tensor([0.99]))[0, 0, 5:53:6].tolist())
+"""
+    text, clock = json.loads("[" + run_python(code).stdout.strip().splitlines()[-1].replace("] [", "],[") + "]")
+    assert text != [20, 21, 22], "transformers puts the text after a video right again"
+    assert clock == [5] * 8, "transformers no longer casts the seconds to an integer"
+
+
+def test_upstream_vllm_still_needs_the_mend(run_python):
+    """When this fails, vLLM forwards video metadata itself: raise the pin and delete `mend_vllm`."""
+    code = "from verl_stvg.video import positions; print(positions.vllm_forwards_metadata())"
+    assert run_python(code).stdout.strip().splitlines()[-1] == "False"
+
+
+PARITY = """
+import json, sys
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from vllm import LLM, SamplingParams
+from pathlib import Path
+from verl_stvg.dataset import read_video
+
+model_path, rows_path, count, new_tokens = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), 48
+
+def main():
+    rows = pq.read_table(rows_path / "val.parquet").to_pylist()[:count]
+    processor = AutoProcessor.from_pretrained(model_path)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model_path, dtype=torch.float32).eval()
+    engine = LLM(model_path, dtype="float32", enforce_eager=True, max_model_len=512, seed=0, enable_prefix_caching=False,
+                 limit_mm_per_prompt={"video": 1, "image": 0})
+    texts, videos, theirs, ours, errors = [], [], [], [], []
+    for row in rows:
+        part = dict(row["videos"][0]); part["video"] = str(rows_path / part["video"])
+        content = [{"type": "text", "text": row["prompt"][0]["content"].replace("<video>", "")}, {"type": "video"}]
+        texts.append(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False))
+        videos.append(read_video(part))
+    prompts = [{"prompt": t, "multi_modal_data": {"video": [v]}} for t, v in zip(texts, videos)]
+    outputs = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=new_tokens, logprobs=0), use_tqdm=False)
+    for output, text, (frames, metadata) in zip(outputs, texts, videos):
+        inputs = processor(text=[text], videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")
+        assert output.prompt_token_ids == inputs["input_ids"][0].tolist(), "prompt tokens differ"
+        with torch.no_grad():
+            ids = model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens)[0, inputs["input_ids"].shape[1]:]
+            sampled = list(output.outputs[0].token_ids)
+            full = torch.cat([inputs["input_ids"][0], torch.tensor(sampled)])[None]
+            types = torch.cat([inputs["mm_token_type_ids"], torch.zeros(1, len(sampled), dtype=inputs["mm_token_type_ids"].dtype)], 1)
+            more = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask", "mm_token_type_ids")}
+            logits = model(input_ids=full, attention_mask=torch.ones_like(full), mm_token_type_ids=types, **more).logits[0]
+            scores = torch.log_softmax(logits[-len(sampled) - 1 : -1], -1).gather(1, torch.tensor(sampled)[:, None])[:, 0]
+        given = torch.tensor([step[token].logprob for step, token in zip(output.outputs[0].logprobs, sampled)])
+        errors += (scores.exp() - given.exp()).abs().tolist()
+        theirs.append(output.outputs[0].text); ours.append(processor.tokenizer.decode(ids, skip_special_tokens=True))
+    print(json.dumps({"theirs": theirs, "ours": ours, "gts": [r["reward_model"]["ground_truth"] for r in rows],
+                      "mean": sum(errors) / len(errors), "max": max(errors)}))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.slow
+def test_live_engine_and_transformers_give_the_same_answers(tmp_path, model, rows):
+    """The gate: fp32, greedy, 48 mp4 clips through both, on a model that knows the time."""
+    script = tmp_path / "parity.py"
+    script.write_text(PARITY)
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    result = _run_script(script, model, rows, 48, environment)
+    same = sum(a == b for a, b in zip(result["theirs"], result["ours"], strict=True))
+    assert same == 48, f"{same} of 48 answers equal; probabilities differ by {result['mean']:.2g} on average"
+    assert result["mean"] < 1e-4
+    # a model that cannot tell the time would pass whatever the clock says
+    stock = _run_script(script, model, rows, 48, environment | {"VLLM_PLUGINS": ""})
+    assert sum(a == b for a, b in zip(stock["theirs"], stock["ours"], strict=True)) < 40
+
+
+def _run_script(script, model, rows, count, environment):
+    done = subprocess.run(
+        [sys.executable, str(script), str(model), str(rows), str(count)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
