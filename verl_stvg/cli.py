@@ -90,3 +90,7 @@ def report(
 
     path = page.write(run_dir, out or run_dir / "report.html")
     logging.getLogger(__name__).info("report: %s", path)
+
+
+if __name__ == "__main__":
+    main()

@@ -31,7 +31,7 @@ def log_reward_parts() -> None:
         keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
         if keys:
             data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-            infos = [fields["reward_extra_info"] for fields in data["extra_fields"].tolist()]
+            infos = [fields["reward_extra_info"] for fields in data.pop("extra_fields").tolist()]
             metrics.update(reward_metrics(keys, infos))
         return result
 
