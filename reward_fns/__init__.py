@@ -10,10 +10,10 @@ parts are functions of a completion and a ground truth and live in one module pe
     {'score': 1.5, 'temporal_iou': 0.5, 'format': 1.0}
 """
 
-from reward_fns import stvg_r1, temporal_r1, time_r1, videochat_r1, videotg_r1
+from reward_fns import stvg_boxes, stvg_r1, temporal_r1, time_r1, videochat_r1, videotg_r1
 from reward_fns.recipe import Recipe
 
-_PAPERS = (stvg_r1, temporal_r1, videotg_r1, time_r1, videochat_r1)
+_PAPERS = (stvg_r1, temporal_r1, videotg_r1, time_r1, videochat_r1, stvg_boxes)
 
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for paper in _PAPERS for recipe in paper.RECIPES}
 

@@ -23,7 +23,8 @@ _ASSIGNMENT = re.compile(r"[^=]{1,2}=([^=]*)")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _MIXED = re.compile(r"(?<=[0-9]) +(?=[0-9])")
 _SIMPLE_FRACTION = re.compile(r"-?[0-9]+/0*[1-9][0-9]*")
-_INTEGER = re.compile(r"-?[0-9]+(?:\.0*)?")
+_INTEGER = re.compile(r"-?[0-9]+")
+_NUMERAL = re.compile(r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d{1,2})?")
 _ARITHMETIC = re.compile(r"[0-9.+\-*/^() ]+")
 _TOKEN = re.compile(r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+|[-+*/^()]")
 _LARGE_POWER = re.compile(r"\^[0-9]{2}|\^\(|\^[0-9]\^")
@@ -54,12 +55,15 @@ def normalise(text: str) -> str:
     text = text.strip()
     text = _TEXT.sub(r"\1", text)
     text = _FRACTION.sub(r" \1/\2", text)
-    text = text.replace("\\", "").replace("$", "").replace("%", "")
+    text = text.replace("^\\circ", "").replace("\\", "").replace("$", "").replace("%", "")
     text = text.replace(" or ", " , ").replace(" and ", " , ")
     text = _UNITS.sub("", text).strip()
     text = _MIXED.sub("+", text).replace(" ", "").replace("{", "").replace("}", "").lower()
     text = _THOUSANDS.sub("", text)
-    return str(Fraction(text)) if len(text) <= MAX_EXPRESSION and _INTEGER.fullmatch(text) else text
+    if len(text) <= MAX_EXPRESSION and _NUMERAL.fullmatch(text):
+        number = Fraction(text)
+        return str(number) if number.denominator == 1 else text
+    return text
 
 
 def _without_assignment(text: str) -> str:

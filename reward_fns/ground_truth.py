@@ -60,7 +60,7 @@ def check_span(ground_truth: Any, row: object = None) -> None:
 
 def check_object_span(ground_truth: Any, row: object = None) -> None:
     """Check a span and an integral, non-negative `object_id` (2 and 2.0 both pass)."""
-    _check_id(number(ground_truth, "object_id", row), "object_id", row)
+    check_integer(ground_truth, "object_id", row)
     check_span(ground_truth, row)
 
 
@@ -70,7 +70,7 @@ def check_objects_span(ground_truth: Any, row: object = None) -> None:
     if not ids:
         fail(row, "object_ids", "is empty, at least one ID is needed")
     for found in ids:
-        _check_id(_number(found, "object_ids", row), "object_ids", row)
+        _check_integer(_number(found, "object_ids", row), "object_ids", row)
     check_span(ground_truth, row)
 
 
@@ -83,11 +83,21 @@ def check_visible_object_span(ground_truth: Any, row: object = None) -> None:
 def check_intervals(ground_truth: Any, key: str, row: object = None) -> None:
     """Check that `key` holds a list of intervals, each two numbers with start <= end."""
     for interval in items(ground_truth, key, row):
-        if isinstance(interval, str | Mapping) or not hasattr(interval, "__len__") or len(interval) != 2:
-            fail(row, key, f"holds {interval!r}, an interval of two numbers is needed")
-        start, end = (_number(bound, key, row) for bound in interval)
+        start, end = numbers(interval, 2, key, row)
         if end < start:
             fail(row, key, f"holds an interval that ends at {end}, before its start {start}")
+
+
+def numbers(found: Any, count: int, key: str, row: object = None) -> list[float]:
+    """Return an entry of the list under `key` as that many finite numbers; raise ValueError if it is none."""
+    if isinstance(found, str | bytes | Mapping) or not hasattr(found, "__len__") or len(found) != count:
+        fail(row, key, f"holds {found!r}, {count} numbers are needed")
+    return [_number(entry, key, row) for entry in found]
+
+
+def check_integer(ground_truth: Any, key: str, row: object = None) -> None:
+    """Check that `key` holds an integral, non-negative number (2 and 2.0 both pass)."""
+    _check_integer(number(ground_truth, key, row), key, row)
 
 
 def items(ground_truth: Any, key: str, row: object = None) -> Any:
@@ -114,6 +124,6 @@ def check_letter(ground_truth: Any, key: str, row: object = None, letters: str =
         fail(row, key, f"is {found!r}, one of the letters {letters[0]} to {letters[-1]} is needed")
 
 
-def _check_id(found: float, key: str, row: object) -> None:
+def _check_integer(found: float, key: str, row: object) -> None:
     if found < 0.0 or not found.is_integer():
         fail(row, key, f"is {found}, a non-negative integer is needed")

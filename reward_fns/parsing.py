@@ -232,6 +232,34 @@ def json_interval(text: str, start_key: str = "start_time", end_key: str = "end_
     return (start, end) if start is not None and end is not None else None
 
 
+def json_tube(text: str) -> tuple[Interval, dict[int, object]] | None:
+    """Return ((start, end), frame to box) of `{"time": [s, e], "boxes": {"frame": [x1, y1, x2, y2], ...}}`, or None.
+
+    Frames are decimal integers; the boxes are returned as they were written and may be anything. Ours, after the answer
+    form of OneThinker.
+    """
+    found = json_object(text)
+    if found is None:
+        return None
+    time, boxes = found.get("time"), found.get("boxes")
+    if not isinstance(time, list) or len(time) != 2 or not isinstance(boxes, dict):
+        return None
+    start, end = _as_float(time[0]), _as_float(time[1])
+    if start is None or end is None or not all(len(key) <= 9 and key.isdecimal() for key in boxes):
+        return None
+    return (start, end), {int(key): box for key, box in boxes.items()}
+
+
+def box(found: object) -> tuple[float, float, float, float] | None:
+    """Return a list of four numbers as a box xyxy, or None."""
+    if not isinstance(found, list) or len(found) != 4:
+        return None
+    left, top, right, bottom = map(_as_float, found)
+    if left is None or top is None or right is None or bottom is None:
+        return None
+    return left, top, right, bottom
+
+
 def _as_float(found: object) -> float | None:
     if not isinstance(found, str | int | float):
         return None

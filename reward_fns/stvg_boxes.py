@@ -1,0 +1,86 @@
+"""A reward for models that answer with boxes instead of an object ID: temporal IoU, tube IoU and format. Ours.
+
+The answer is `{"time": [s, e], "boxes": {"frame": [x1, y1, x2, y2], ...}}`, the form of OneThinker. Their reward
+averages box IoU over the frames that both sides name, so one easy frame earns the whole spatial half; this one
+divides by the frames that either side names. Ground truth: `start`, `end`, `duration` (seconds), `first_frame`
+(zero-based) and `boxes`, one box xyxy in pixels of the original video for each frame from there on. The weights are
+ours.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from reward_fns import ground_truth as truths
+from reward_fns import measures, parsing
+from reward_fns.formats import think_answer
+from reward_fns.parsing import Interval
+from reward_fns.recipe import Recipe
+from reward_fns.thinking import optional_parts
+
+
+@lru_cache(maxsize=8)  # the parts of one completion are scored one after the other: read it once
+def parse(completion: str) -> tuple[Interval, dict[int, object]] | None:
+    """Return ((start, end), frame to box) of the first answer block, or None."""
+    answer = parsing.first_block(completion, "answer")
+    return parsing.json_tube(answer) if answer is not None else None
+
+
+def parse_span(completion: str) -> Interval | None:
+    """Return (start, end) of the first answer block, or None."""
+    answer = parse(completion)
+    return answer[0] if answer is not None else None
+
+
+def temporal(completion: str, ground_truth: Mapping[str, Any]) -> float:
+    """Return the temporal IoU (intersection over hull) of the answer, in [0, 1]; 0 if unreadable."""
+    span = parse_span(completion)
+    return measures.temporal_iou(*span, ground_truth["start"], ground_truth["end"]) if span is not None else 0.0
+
+
+def spatial(completion: str, ground_truth: Mapping[str, Any]) -> float:
+    """Return the sum of box IoU over the frames of both tubes divided by the frames of either, in [0, 1].
+
+    A box that is no box counts as a frame without overlap; 0 if unreadable.
+    """
+    answer = parse(completion)
+    if answer is None:
+        return 0.0
+    tube, first, true_boxes = answer[1], int(ground_truth["first_frame"]), ground_truth["boxes"]
+    last = first + len(true_boxes)
+    total, common = 0.0, 0
+    for frame, found in tube.items():
+        if first <= frame < last:
+            common += 1
+            box = parsing.box(found)
+            if box is not None:
+                total += measures.box_iou(box, true_boxes[frame - first])
+    return total / (len(tube) + len(true_boxes) - common)
+
+
+def format(completion: str, ground_truth: Mapping[str, Any] | None = None) -> float:
+    """Return 1.0 for the think-then-answer layout, else 0.0."""
+    return think_answer(completion)
+
+
+def check_tube(ground_truth: Any, row: object = None) -> None:
+    """Check the span, a non-negative `first_frame` and at least one box of four numbers; ValueError otherwise."""
+    truths.check_span(ground_truth, row)
+    truths.check_integer(ground_truth, "first_frame", row)
+    boxes = truths.items(ground_truth, "boxes", row)
+    if not boxes:
+        truths.fail(row, "boxes", "is empty, one box for each frame of the tube is needed")
+    for box in boxes:
+        left, top, right, bottom = truths.numbers(box, 4, "boxes", row)
+        if right < left or bottom < top:
+            truths.fail(row, "boxes", f"holds {box!r}, whose right or bottom lies before its left or top")
+
+
+RECIPES = (
+    Recipe(
+        name="stvg_boxes",
+        parts={"temporal_iou": (temporal, 1.0), "tube_iou": (spatial, 1.0), "format": (format, 1.0)},
+        check=check_tube,
+        optional=optional_parts(parse_span),
+    ),
+)
