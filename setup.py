@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent
 
 CORE = [
     "av>=14",
+    "jinja2",
     "numpy",
     "opencv-python-headless>=4.10,<5",
     "pyarrow>=19",

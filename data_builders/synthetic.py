@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-FORMAT_VERSION = 1  # raise it whenever the same arguments would give other files
+FORMAT_VERSION = 2  # raise it whenever the same arguments would give other files
 
 MODEL_SCALE = 4  # native size over the size a tiny model sees
 HEIGHT, WIDTH = 56 * MODEL_SCALE, 84 * MODEL_SCALE
@@ -284,6 +284,7 @@ def row(clip: ClipSpec, seed: int, split: str, index: int) -> dict:
     """verl's row of a clip; the video path is relative to the parquet file."""
     track = clip.target_track
     stem = f"{split}_{index:05d}"
+    uid = f"synthetic-{seed}-{stem}"
     video = {"video": f"videos/{stem}.mp4", "fps": float(GRID_FPS)}
     return {
         "data_source": DATA_SOURCE,
@@ -297,10 +298,11 @@ def row(clip: ClipSpec, seed: int, split: str, index: int) -> dict:
                 "start": track.start,
                 "end": track.end,
                 "duration": DURATION,
+                "uid": uid,  # verl's dumps of answers carry the ground truth and nothing else of the row
             },
         },
         "extra_info": {
-            "uid": f"synthetic-{seed}-{stem}",
+            "uid": uid,
             "split": split,
             "index": index,
             "query": track.sentence,
@@ -325,7 +327,13 @@ ROW_SCHEMA = pa.schema(
             {
                 "style": pa.string(),
                 "ground_truth": pa.struct(
-                    {"object_id": pa.int64(), "start": pa.float64(), "end": pa.float64(), "duration": pa.float64()}
+                    {
+                        "object_id": pa.int64(),
+                        "start": pa.float64(),
+                        "end": pa.float64(),
+                        "duration": pa.float64(),
+                        "uid": pa.string(),
+                    }
                 ),
             }
         ),
