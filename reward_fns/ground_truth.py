@@ -32,6 +32,10 @@ def value(ground_truth: Any, key: str, row: object = None) -> Any:
 
 def number(ground_truth: Any, key: str, row: object = None) -> float:
     """Return a finite number as float; raise ValueError if it is missing, of another type, NaN or infinite."""
+    if type(ground_truth) is dict:  # the usual case, checked for every completion that is scored
+        found = ground_truth.get(key)
+        if type(found) is float and isfinite(found):
+            return found
     return _number(value(ground_truth, key, row), key, row)
 
 
