@@ -31,6 +31,7 @@ from transformers import (
     AddedToken,
     AutoModelForImageTextToText,
     AutoProcessor,
+    DynamicCache,
     GenerationConfig,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -101,11 +102,14 @@ class TinyConfig:
     vision_steps: int = 240
     vision_batch: int = 128  # temporal units, not clips
     vision_lr: float = 2e-3
-    answer_steps: int = 300
+    answer_steps: int = 400  # at most
     answer_batch: int = 32
-    answer_lr: float = 1.5e-3
+    answer_lr: float = 2e-3
     id_weight: float = 3.0
     guide_layer: int = 2
+    stop_iou: float = 0.55  # the supervised pass ends when greedy temporal IoU
+    stop_id: float = 0.55  # and ID accuracy have both reached these
+    check_every: int = 5  # steps
     eval_clips: int = 96
 
 
@@ -405,16 +409,21 @@ def train_answers(
     tokenizer: Qwen2Tokenizer,
     clips: list[synthetic.ClipSpec],
     visual: torch.Tensor,
+    unseen: tuple[list[synthetic.ClipSpec], torch.Tensor],
     config: TinyConfig,
     seed: int,
     progress: bool = True,
-) -> dict[str, float]:
-    """Teach the language model to answer, over a frozen vision tower; every shape of a clip serves as target once.
+) -> dict:
+    """Teach the language model to answer, over a frozen vision tower, until it grounds about half of `unseen`.
+
+    Every shape of a clip serves as target. `unseen` holds clips and their visual tokens; from step 50 on they are
+    answered greedily every `check_every` steps, and training ends once their mean temporal IoU has reached `stop_iou`
+    and their ID accuracy `stop_id`, or after `answer_steps`.
 
     The loss is that of the answer's tokens, the first ID counted `id_weight` times. A linear head on the visual tokens
     after `guide_layer`, dropped afterwards, is asked which second a token shows and whether it shows the target: both
     are needed for any answer and come late when only the answer teaches them.
-    Returns the mean cross-entropies over the last 20 steps.
+    Returns the number of steps, the last mean cross-entropy, and the last check's scores.
     """
     samples = [(k, track) for k, clip in enumerate(clips) for track in clip.tracks]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -446,8 +455,8 @@ def train_answers(
     model.model.visual.requires_grad_(False)
     parameters = [p for p in model.parameters() if p.requires_grad] + [*guide.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.answer_lr, weight_decay=0.01, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(config.answer_steps))
-    last = []
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 20))
+    checked = {}
     bar = tqdm(range(config.answer_steps), desc="warm start: answers", unit="step", disable=not progress)
     for step in bar:
         chosen = torch.randint(len(ids), (config.answer_batch,), generator=generator)
@@ -466,13 +475,56 @@ def train_answers(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        last.append((losses.detach().mean().item(), losses.detach()[:, digits[0]].mean().item()))
-        if step % 10 == 0:
-            bar.set_postfix(loss=f"{last[-1][0]:.3f}", id=f"{last[-1][1]:.2f}")
+        if step >= 50 and step % config.check_every == 0:
+            texts = answer_greedily(model, tokenizer, *unseen)
+            checked = reward_parts([clip.target_track for clip in unseen[0]], texts)
+            bar.set_postfix(tIoU=f"{checked['temporal_iou']:.2f}", id=f"{checked['id_match']:.2f}")
+            if checked["temporal_iou"] >= config.stop_iou and checked["id_match"] >= config.stop_id:
+                break
     hook.remove()
     model.model.visual.requires_grad_(True)
-    answer, first_id = np.mean(last[-20:], axis=0)
-    return {"answer": float(answer), "id": float(first_id)}
+    return {"steps": step + 1, "loss": losses.detach().mean().item(), "checked": checked}
+
+
+@torch.no_grad()
+def answer_greedily(
+    model: Qwen2_5_VLForConditionalGeneration,
+    tokenizer: Qwen2Tokenizer,
+    clips: list[synthetic.ClipSpec],
+    visual: torch.Tensor,
+    max_new_tokens: int = 40,
+) -> list[str]:
+    """Answers about clips from their visual tokens (N, VIDEO_TOKENS, width), without the vision tower."""
+    ids = torch.tensor([prompt_ids(tokenizer, clip.target_track.sentence) for clip in clips])
+    place = positions(model, ids)
+    cache = DynamicCache()
+    hidden = model.model.language_model(
+        inputs_embeds=embed(model, ids, visual), position_ids=place, past_key_values=cache, use_cache=True
+    ).last_hidden_state[:, -1:]
+    place = place[..., -1:]
+    tokens = []
+    for _ in range(max_new_tokens):
+        tokens.append(model.lm_head(hidden).argmax(-1))
+        place = place + 1
+        hidden = model.model.language_model(
+            inputs_embeds=model.get_input_embeddings()(tokens[-1]),
+            position_ids=place,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    rows = torch.cat(tokens, dim=1).tolist()
+    return [tokenizer.decode(row[: row.index(end)] if end in row else row, skip_special_tokens=True) for row in rows]
+
+
+def reward_parts(tracks: list[synthetic.Track], texts: list[str]) -> dict[str, float]:
+    """Mean parts of STVG-R1's reward: `temporal_iou`, `id_match` and `format`, each in [0, 1]."""
+    totals = dict.fromkeys(RECIPES["stvg_r1"].parts, 0.0)
+    for track, text in zip(tracks, texts, strict=True):
+        truth = {"object_id": track.object_id, "start": track.start, "end": track.end}
+        for name, (part, _) in RECIPES["stvg_r1"].parts.items():
+            totals[name] += part(text, truth) / len(tracks)
+    return totals
 
 
 @torch.no_grad()
@@ -492,8 +544,7 @@ def score(
     processor = AutoProcessor.from_pretrained(model_dir)
     model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype=torch.float32)
     torch.manual_seed(seed)
-    recipe = RECIPES["stvg_r1"]
-    totals = dict.fromkeys(recipe.parts, 0.0)
+    texts = []
     with tempfile.TemporaryDirectory() as folder:
         for first in range(0, len(clips), batch):
             chunk = clips[first : first + batch]
@@ -502,13 +553,8 @@ def score(
                 {"do_sample": True, "num_return_sequences": samples, "top_k": 0} if samples else {"do_sample": False}
             )
             output = model.generate(**inputs, max_new_tokens=64, **choice)
-            texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for k, text in enumerate(texts):
-                track = chunk[k // max(samples, 1)].target_track
-                truth = {"object_id": track.object_id, "start": track.start, "end": track.end}
-                for name, (part, _) in recipe.parts.items():
-                    totals[name] += part(text, truth)
-    return {name: total / (len(clips) * max(samples, 1)) for name, total in totals.items()}
+            texts += processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return reward_parts([clip.target_track for clip in clips for _ in range(max(samples, 1))], texts)
 
 
 def _processor_inputs(processor: Qwen2_5_VLProcessor, clips: list[synthetic.ClipSpec], folder: Path) -> dict:
@@ -560,27 +606,29 @@ def make(out_dir: str | os.PathLike, seed: int = 0, config: TinyConfig | None = 
     mend_transformers()
     processor = make_processor()
     model = make_untrained(config, processor.tokenizer, seed)
-    clips, frames = render_pool(seed, 0, config.clips, progress)
-    vision = train_vision(model, processor, clips, frames, config, seed, progress)
+    clips, frames = render_pool(seed, 0, config.clips + config.eval_clips, progress)
+    vision = train_vision(model, processor, clips[: config.clips], frames[: config.clips], config, seed, progress)
     visual = features(model, processor.video_processor, frames)
-    answers = train_answers(model, processor.tokenizer, clips, visual, config, seed, progress)
+    unseen = clips[config.clips :], visual[config.clips :]
+    answers = train_answers(model, processor.tokenizer, clips[: config.clips], visual, unseen, config, seed, progress)
 
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
     try:
         model.save_pretrained(work)
         processor.save_pretrained(work)
-        unseen = [synthetic.make_clip(seed, "warm", config.clips + k) for k in range(config.eval_clips)]
+        first = config.clips + config.eval_clips  # neither trained on nor used to decide when to stop
+        held_out = [synthetic.make_clip(seed, "warm", first + k) for k in range(config.eval_clips)]
         record = {
             "key": key,
             "seed": seed,
             "config": asdict(config),
             "parameters": sum(p.numel() for p in model.parameters()),
             "vision_accuracy": vision,
-            "answer_loss": answers,
-            "unseen_clips": config.eval_clips,
-            "greedy": score(work, unseen),
-            "sampled": score(work, unseen, samples=2, seed=seed),
+            "answers": answers,
+            "held_out_clips": config.eval_clips,
+            "greedy": score(work, held_out),
+            "sampled": score(work, held_out, samples=2, seed=seed),
             "seconds": round(time.monotonic() - began, 1),
         }
         (work / "warm_start.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
