@@ -20,33 +20,20 @@ MAX_ID_DIGITS = 4300
 MAX_INTERVALS = 1000
 MAX_IDS = 64
 # Ours: joined pairs (`1 to 2 to 3 to ...`) are untangled within this many characters.
-MAX_CHAIN = 16384
+MAX_CHAIN = 8192
 
 _NUMBER = r"\d+(?:\.\d*)?"
-_TARGET_ID = re.compile(r"Target ID:\s*(\d+)", re.IGNORECASE)
+_TARGET_ID = re.compile(r"Target ID:(?=(\s*))\1(\d+)", re.IGNORECASE)
 _TARGET_IDS = re.compile(
     rf"Target IDs?:\s*(\d+(?:\s*(?:,|/|&|and)\s*(?:and\s*)?\d+){{0,{MAX_IDS - 1}}})", re.IGNORECASE
 )
-_TIME_RANGE = re.compile(rf"Time range:\s*({_NUMBER})\s*(?:to|and)\s*({_NUMBER})", re.IGNORECASE)
+# A lookahead is never re-entered, so what it captured and the backreference takes is not given back bit by bit.
+_TIME_RANGE = re.compile(rf"Time range:(?=(\s*))\1(?=({_NUMBER}))\2(?=(\s*))\3(?:to|and)\s*({_NUMBER})", re.IGNORECASE)
 # A run of digits and dots before the separator, and the number after it; the guard lets a run be entered only once.
 _PAIR = re.compile(rf"(?<![\d.])([\d.]+) (?:to|and) (?=({_NUMBER}))", re.IGNORECASE)
-_LAST_PAIR = re.compile(rf"(?s:.*)(?<![\d.])([\d.]+) (?:to|and) ({_NUMBER})", re.IGNORECASE)
+_LAST_SEPARATOR = re.compile(rf"(?s:.*) (?<=[\d.] )(to|and) ({_NUMBER})", re.IGNORECASE)
+_RUN_BEFORE = re.compile(r"(?<![\d.])[\d.]+\Z")
 _ENDS_IN_SEPARATOR = re.compile(r"[\d.] (?:to|and) $", re.IGNORECASE)
-_DIGITS = 4300
-# Ours: bounds on lists, far above what fits into a completion of a few thousand tokens; a longer list is unreadable.
-MAX_INTERVALS = 1000
-MAX_IDS = 64
-# Ours: joined pairs (`1 to 2 to 3 to ...`) are untangled within this many characters.
-MAX_CHAIN = 16384
-
-_NUMBER = r"\d+(?:\.\d*)?"
-_TARGET_ID = re.compile(r"Target ID:\s*(\d+)", re.IGNORECASE)
-_TARGET_IDS = re.compile(
-    rf"Target IDs?:\s*(\d+(?:\s*(?:,|/|&|and)\s*(?:and\s*)?\d+){{0,{MAX_IDS - 1}}})", re.IGNORECASE
-)
-_TIME_RANGE = re.compile(rf"Time range:\s*({_NUMBER})\s*(?:to|and)\s*({_NUMBER})", re.IGNORECASE)
-# A run of digits and dots before the separator, and the number after it; the guard lets a run be entered only once.
-_PAIR = re.compile(rf"(?<![\d.])([\d.]+) (?:to|and) (?=({_NUMBER}))", re.IGNORECASE)
 _DIGITS = re.compile(r"\d+")
 _QUOTED_OPTION = re.compile(r'"\(([^()\n]*)\)"|"([A-Z])"')
 _OPTION = re.compile(r"[A-G]")
@@ -116,9 +103,9 @@ def target_id(text: str) -> int | None:
     original raises. Source: STVG-R1, 2.1.
     """
     match = _TARGET_ID.search(text)
-    if match is None or match.end(1) - match.start(1) > MAX_ID_DIGITS:
+    if match is None or match.end(2) - match.start(2) > MAX_ID_DIGITS:
         return None
-    return int(match.group(1))
+    return int(match.group(2))
 
 
 def target_ids(text: str) -> frozenset[int] | None:
@@ -139,7 +126,7 @@ def time_range(text: str) -> Interval | None:
     NUM is digits, an optional dot, optional digits. Neither sorted nor clamped. Source: STVG-R1, 2.1.
     """
     match = _TIME_RANGE.search(text)
-    return (float(match.group(1)), float(match.group(2))) if match is not None else None
+    return (float(match.group(2)), float(match.group(4))) if match is not None else None
 
 
 def last_pair(text: str) -> Interval | None:
@@ -148,11 +135,13 @@ def last_pair(text: str) -> Interval | None:
     Pairs are found from left to right without overlap, so `1 to 2 to 3` holds only (1, 2). A sign and the dot of `.5`
     are passed over; neither sorted nor clamped. Source: Time-R1 (STVG-R1 notes, 6.1); VideoChat-R1 grounding.
     """
-    last = _LAST_PAIR.match(text)
+    last = _LAST_SEPARATOR.match(text)
     if last is None:
         return None
-    number = _trailing_number(last.group(1))
-    if number and _ENDS_IN_SEPARATOR.search(text, max(0, last.start(1) - 6), last.start(1)) is None:
+    run_end = last.start(1) - 1
+    run = _RUN_BEFORE.search(text, max(0, run_end - 32), run_end) or _RUN_BEFORE.search(text, 0, run_end)
+    number = _trailing_number(run.group())
+    if number and _ENDS_IN_SEPARATOR.search(text, max(0, run.start() - 6), run.start()) is None:
         return float(number), float(last.group(2))
     # Its first number may belong to the pair before it, or is none: find the pairs from the left.
     pair, taken, end = None, 0, last.end(2)

@@ -70,22 +70,28 @@ def spatial_visible(completion: str, ground_truth: Mapping[str, Any]) -> float:
     return 1.0 if measures.overlaps_any(start, end, ground_truth["visible"]) else 0.0
 
 
+@lru_cache(maxsize=8)
+def parse_set(completion: str) -> tuple[frozenset[int], Interval] | None:
+    """Return (object IDs, (start, end)) of the last answer block, or None if either cannot be read. Ours."""
+    answer = parsing.last_block(completion, "answer")
+    if answer is None:
+        return None
+    ids, span = parsing.target_ids(answer), parsing.time_range(answer)
+    return (ids, span) if ids is not None and span is not None else None
+
+
 def spatial_set(completion: str, ground_truth: Mapping[str, Any]) -> float:
     """Return the F1 of the answered IDs with `object_ids`, in [0, 1]; 0 if IDs or time are unreadable. Ours."""
-    answer = parsing.last_block(completion, "answer")
-    ids = parsing.target_ids(answer) if answer is not None else None
-    if ids is None or parsing.time_range(answer) is None:
+    answer = parse_set(completion)
+    if answer is None:
         return 0.0
-    return measures.set_f1(ids, [int(object_id) for object_id in ground_truth["object_ids"]])
+    return measures.set_f1(answer[0], [int(object_id) for object_id in ground_truth["object_ids"]])
 
 
 def temporal_set(completion: str, ground_truth: Mapping[str, Any]) -> float:
     """Return the temporal IoU of an answer of several IDs, in [0, 1]; 0 if IDs or time are unreadable. Ours."""
-    answer = parsing.last_block(completion, "answer")
-    span = parsing.time_range(answer) if answer is not None else None
-    if span is None or parsing.target_ids(answer) is None:
-        return 0.0
-    return measures.temporal_iou(*span, ground_truth["start"], ground_truth["end"])
+    answer = parse_set(completion)
+    return measures.temporal_iou(*answer[1], ground_truth["start"], ground_truth["end"]) if answer is not None else 0.0
 
 
 _THINKING = optional_parts(parse_span)
