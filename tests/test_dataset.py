@@ -3,16 +3,15 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from verl_stvg import dataset as module
-from verl_stvg.dataset import FrameCache, VideoGroundingDataset, read_video
+from verl_stvg.dataset import VideoGroundingDataset, read_video
 from verl_stvg.video.decode import VideoError, read_frames
-from verl_stvg.video.plan import plan_video
+from verl_stvg.video.once import Once
 
 
 @pytest.fixture
@@ -53,43 +52,52 @@ def test_rows_keep_what_verl_and_the_reward_need(made, rows):
 def test_one_decode_however_many_ask(rows, monkeypatch):
     calls = []
 
-    def slow(path, plan):
+    def counting(path, plan):
         calls.append(path)
         return read_frames(path, plan)
 
-    monkeypatch.setattr(module, "read_frames", slow)
-    cache = FrameCache()
-    path = str(rows / "videos/val_00000.mp4")
-    plan = plan_video(96, 12.0, 336, 224, min_pixels=784, max_pixels=6 * 784)
+    monkeypatch.setattr(module, "read_frames", counting)
+    monkeypatch.setattr(module, "_frames", Once(2**30, size=lambda frames: frames.nbytes))
+    part = pq.read_table(rows / "val.parquet").to_pylist()[0]["videos"][0]
+    part["video"] = str(rows / part["video"])
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda _: cache.read(path, plan), range(32)))
-    assert len(calls) == cache.decoded == 1
-    assert all(r is results[0] for r in results)
+        results = list(pool.map(lambda _: read_video(part), range(32)))
+    assert len(calls) == 1
+    assert len({frames.data_ptr() for frames, _ in results}) == 1
 
 
-def test_cache_is_bounded_in_bytes_and_sees_a_replaced_file(rows, tmp_path):
-    plan = plan_video(96, 12.0, 336, 224, min_pixels=784, max_pixels=6 * 784)
-    size = read_frames(rows / "videos/val_00000.mp4", plan).nbytes
-    cache = FrameCache(max_bytes=3 * size)
-    for k in range(6):
-        cache.read(str(rows / f"videos/val_{k:05d}.mp4"), plan)
-    assert len(cache._entries) == 3 and cache.decoded == 6
+def test_a_replaced_file_is_read_again(rows, tmp_path):
     copy = tmp_path / "clip.mp4"
+    part = pq.read_table(rows / "val.parquet").to_pylist()[0]["videos"][0] | {"video": str(copy)}
     copy.write_bytes((rows / "videos/val_00000.mp4").read_bytes())
-    first = cache.read(str(copy), plan)
+    first, _ = read_video(part)
     copy.write_bytes((rows / "videos/val_00001.mp4").read_bytes())
-    assert not np.array_equal(first, cache.read(str(copy), plan))
+    assert not torch.equal(first, read_video(part)[0])
 
 
-def test_a_failure_is_not_kept(tmp_path, rows):
-    path = tmp_path / "clip.mp4"
-    path.write_bytes(b"")
-    plan = plan_video(96, 12.0, 336, 224, min_pixels=784, max_pixels=6 * 784)
-    cache = FrameCache()
-    with pytest.raises(VideoError, match="clip.mp4"):
-        cache.read(str(path), plan)
-    path.write_bytes((rows / "videos/val_00000.mp4").read_bytes())
-    assert cache.read(str(path), plan).shape[0] == plan.num_frames
+def test_pixels_are_made_once_and_are_the_same(made):
+    from verl_stvg.rollout import SharedVideoProcessor
+
+    texts, videos = [], []
+    for k in range(3):
+        row = made[k]
+        texts.append(made.processor.apply_chat_template(row["raw_prompt"], add_generation_prompt=True, tokenize=False))
+        videos.append(made._process_multi_modal_info(row["raw_prompt"], 14, made.config)[1][0])
+
+    def process(k):
+        frames, metadata = videos[k]
+        return made.processor(
+            text=[texts[k]], videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
+        )
+
+    stock = [process(k) for k in range(3)]
+    made.processor.video_processor = shared = SharedVideoProcessor(made.processor.video_processor)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda k: (k, process(k)), [0, 1, 2, 0, 1, 2, 0, 0, 1, 2]))
+    assert shared._pixels.computed == 3
+    for k, result in results:
+        assert result.keys() == stock[k].keys()
+        assert all(torch.equal(torch.as_tensor(result[name]), torch.as_tensor(stock[k][name])) for name in result)
 
 
 def test_missing_video_names_itself(tmp_path):

@@ -6,9 +6,7 @@ decoded once, not once per rollout.
 """
 
 import logging
-import threading
-from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from omegaconf import DictConfig
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
+from verl_stvg.video.once import Once
 from verl_stvg.video.plan import SamplingPlan, plan_video
 
 logger = logging.getLogger(__name__)
@@ -33,52 +32,7 @@ class RowError(ValueError):
     """Rows that cannot be trained on; the message lists the first ones, the total and the remedy."""
 
 
-class FrameCache:
-    """Frames of the videos decoded last, bounded in bytes; concurrent readers of one video wait for one decode.
-
-    Args:
-        max_bytes: pixels kept; the video just decoded is kept whatever its size.
-    """
-
-    def __init__(self, max_bytes: int = 512 * 2**20):
-        self.max_bytes = max_bytes
-        self.decoded = 0
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[tuple, Future] = OrderedDict()
-
-    def read(self, path: str, plan: SamplingPlan) -> np.ndarray:
-        """Frames of a plan, uint8 (T, H, W, 3); do not write to them."""
-        key = (path, Path(path).stat().st_mtime_ns, plan)
-        with self._lock:
-            future = self._entries.get(key)
-            mine = future is None
-            if mine:
-                future = self._entries[key] = Future()
-            self._entries.move_to_end(key)
-        if mine:
-            try:
-                future.set_result(read_frames(path, plan))
-            except Exception as error:
-                future.set_exception(error)
-                with self._lock:
-                    del self._entries[key]
-            else:
-                with self._lock:
-                    self.decoded += 1
-                    self._shrink()
-        return future.result()
-
-    def _shrink(self) -> None:
-        finished = [(key, f.result().nbytes) for key, f in self._entries.items() if f.done() and not f.exception()]
-        held = sum(size for _, size in finished)
-        for key, size in finished[:-1]:
-            if held <= self.max_bytes:
-                return
-            del self._entries[key]
-            held -= size
-
-
-_frames = FrameCache()
+_frames = Once(512 * 2**20, size=lambda frames: frames.nbytes)
 
 
 def plan_of(video: dict, info: VideoInfo) -> SamplingPlan:
@@ -213,7 +167,7 @@ def read_video(video: dict) -> tuple[torch.Tensor, dict]:
     """
     path = video["video"]
     plan = plan_of(video, probe(path))
-    frames = _frames.read(path, plan)
+    frames = _frames.get((path, Path(path).stat().st_mtime_ns, plan), lambda: read_frames(path, plan))
     return torch.from_numpy(frames).permute(0, 3, 1, 2), plan.metadata()
 
 
