@@ -42,13 +42,13 @@ def temporal_giou(start: float, end: float, true_start: float, true_end: float) 
     """
     end, true_end = max(start, end), max(true_start, true_end)
     hull = max(end, true_end) - min(start, true_start)
-    if hull >= _INFINITE:
+    if not hull < _INFINITE:
         return -1.0
     if hull <= 0.0:  # both are the same point
         return 1.0
-    intersection = max(0.0, min(end, true_end) - max(start, true_start))
-    union = (end - start) + (true_end - true_start) - intersection
-    return (intersection / union if union > 0.0 else 0.0) - (hull - union) / hull
+    # In one dimension either the intervals overlap or a gap lies between them; the union is the hull without the gap.
+    overlap = min(end, true_end) - max(start, true_start)
+    return overlap / hull
 
 
 def temporal_diou(start: float, end: float, true_start: float, true_end: float) -> float:
@@ -59,11 +59,11 @@ def temporal_diou(start: float, end: float, true_start: float, true_end: float) 
     """
     end, true_end = max(start, end), max(true_start, true_end)
     hull = max(end, true_end) - min(start, true_start)
-    if hull >= _INFINITE:
+    if not hull < _INFINITE:
         return -1.0
     if hull <= 0.0:
         return 1.0
-    distance = 0.5 * ((start - true_start) + (end - true_end)) / hull
+    distance = (0.5 * (start - true_start) + 0.5 * (end - true_end)) / hull
     return temporal_iou(start, end, true_start, true_end) - distance * distance
 
 
