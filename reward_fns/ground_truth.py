@@ -43,7 +43,8 @@ def _number(found: Any, key: str, row: object) -> float:
     if type(found) is not float:
         if isinstance(found, bool) or not isinstance(found, Real):
             fail(row, key, f"is {found!r} of type {type(found).__name__}, a number is needed")
-        found = float(found) if abs(found) < 2**1000 else float("inf")
+        # An integer too large for a double cannot be converted; it is no more finite than an infinite one.
+        found = float("inf") if isinstance(found, int) and found.bit_length() > 1023 else float(found)
     if not isfinite(found):
         fail(row, key, f"is {found!r}, a finite number is needed")
     return found

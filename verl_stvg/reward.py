@@ -12,7 +12,7 @@ from typing import Any
 from reward_fns import RECIPES, Recipe
 
 # A row's `data_source` starts with the name of its recipe and a slash, or with one of these.
-DATA_SOURCES = {"verl_stvg/synthetic": "stvg_r1"}
+DATA_SOURCES = {"verl_stvg/synthetic": "stvg_r1", "videotg": "videotg_r1"}
 
 # What verl's reward loop passes to every custom function besides the four standard arguments.
 _VERL_KWARGS = frozenset({"reward_router_address", "reward_model_tokenizer"})

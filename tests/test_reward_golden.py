@@ -1,0 +1,62 @@
+"""The golden runner itself: both schemas, misses, skipped names, errors of the original, exit status, last line."""
+
+import json
+
+import pytest
+
+from tests import golden
+
+ANSWER = "<think>a</think><answer>Target ID: 2, Time range: 5 to 8</answer>"
+TRUTH = {"object_id": 2, "start": 5.0, "end": 11.0, "duration": 20.0}
+GOOD = [
+    {"reward": "stvg_r1_total", "completion": ANSWER, "ground_truth": TRUTH, "expected": 2.5 + 1e-7},
+    {"reward": "stvg_r1_parse", "completion": "", "ground_truth": TRUTH, "expected": [None, None, None]},
+    {
+        "reward": "stvg_r1_parse",
+        "completion": ANSWER.replace("2", "2" * 5000),
+        "ground_truth": TRUTH,
+        "expected": {"error": "ValueError"},
+    },
+    {
+        "function": "videochat_r1.gqa.rewards",
+        "input": {"completion": "<answer>B</answer>", "answer": "(B)", "gt_intervals": [[1, 2]]},
+        "expected": {"iou": 0.0, "answer": 1.0, "format": 0.0},
+    },
+    {
+        "function": "time_r1.iou_timestamp_reward",
+        "input": {"completions": ["<answer>4 to 4</answer>"], "gts": [[4, 4]], "durations": [60]},
+        "expected": {"error": "UnboundLocalError"},
+    },
+]
+MISSES = [
+    {"reward": "stvg_r1_total", "completion": ANSWER, "ground_truth": TRUTH, "expected": 2.6},
+    {"reward": "stvg_r1_total", "completion": ANSWER, "ground_truth": TRUTH, "expected": {"error": "ValueError"}},
+    {"reward": "no_such_reward", "completion": ANSWER, "ground_truth": TRUTH, "expected": 0.0},
+    {"reward": "stvg_r1_parse", "completion": ANSWER, "ground_truth": TRUTH, "expected": [2, 5.0]},
+]
+SKIPPED = [{"reward": "eval_extract_time", "completion": "", "ground_truth": None, "expected": []}]
+
+
+@pytest.mark.parametrize(
+    ("cases", "status", "last"),
+    [
+        (GOOD, 0, "5 passed, 0 failed, 0 skipped"),
+        (GOOD + SKIPPED, 0, "5 passed, 0 failed, 1 skipped"),
+        (GOOD + MISSES, 1, "5 passed, 4 failed, 0 skipped"),
+    ],
+)
+def test_golden_runner(tmp_path, capsys, cases, status, last):
+    path = tmp_path / "cases.json"
+    path.write_text(json.dumps(cases), encoding="utf-8")
+    assert golden.main([str(path)]) == status
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == last
+    assert sum(line.startswith(str(path)) for line in lines) == (4 if status else 0)
+
+
+def test_golden_runner_without_files():
+    assert golden.main([]) == 2
+
+
+def test_tables_do_not_overlap():
+    assert not golden.FUNCTIONS.keys() & golden.NOT_REWARDS
