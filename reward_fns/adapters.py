@@ -32,15 +32,19 @@ def trl_rewards(recipe: str, weights: Mapping[str, float] | None = None) -> tupl
     return functions, [weight for _, weight in composition.parts.values()]
 
 
-def swift_orm(recipe: str, weights: Mapping[str, float] | None = None) -> type:
+def swift_orm(recipe: str, part: str = "score", weights: Mapping[str, float] | None = None) -> type:
     """Return a reward class for ms-swift: in a plugin file, `orms["stvg_r1"] = swift_orm("stvg_r1")`.
 
-    An instance takes `completions` and the column `ground_truth` and returns one total for each completion.
+    An instance takes `completions` and the column `ground_truth` and returns one number for each completion: the total,
+    or the named part if each is to be a reward function of its own. Raises ValueError for an unknown part.
     """
     composition = get_recipe(recipe).with_weights(weights or {})
 
+    if part not in ("score", *composition.parts):
+        raise ValueError(f"recipe {recipe!r} has no part {part!r}; its parts are {', '.join(composition.parts)}")
+
     class GroundingReward:
-        """Totals of one recipe; constructor arguments of any ms-swift version are accepted and not used."""
+        """One number of one recipe; constructor arguments of any ms-swift version are accepted and not used."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.recipe = composition
@@ -48,8 +52,9 @@ def swift_orm(recipe: str, weights: Mapping[str, float] | None = None) -> type:
         def __call__(self, completions: Sequence[Any], ground_truth: Sequence[Any], **columns: Any) -> list[float]:
             truths = _checked(ground_truth, composition.check)
             pairs = zip(completions, truths, strict=True)
-            return [composition.score(_text(completion), truth)["score"] for completion, truth in pairs]
+            return [composition.score(_text(completion), truth)[part] for completion, truth in pairs]
 
+    GroundingReward.__name__ = recipe if part == "score" else part  # the name under which ms-swift logs it
     return GroundingReward
 
 

@@ -11,6 +11,7 @@ blanks; blocks are found with `str.find`, never with a lazy dot.
 
 import json
 import re
+from functools import lru_cache
 
 Interval = tuple[float, float]
 
@@ -45,13 +46,18 @@ _TUPLE_LIST = re.compile(rf"\[(?:{_TUPLE}(?:,[ \t\n\r\f]*{_TUPLE}){{0,{MAX_INTER
 _LITERALS = re.compile(r"[0-9.]+")
 
 
+@lru_cache(maxsize=32)
+def _tags(tag: str) -> tuple[str, str]:
+    return f"<{tag}>", f"</{tag}>"
+
+
 def first_block(text: str, tag: str) -> str | None:
     """Return the content of the first `<tag>...</tag>`, or None.
 
     The block runs from the first opening tag to the first closing tag after it; tags are case-sensitive, the content
     may span lines and may contain further opening tags. Equals the first match of a lazy, dot-matches-newline pattern.
     """
-    opening, closing = f"<{tag}>", f"</{tag}>"
+    opening, closing = _tags(tag)
     start = text.find(opening)
     if start < 0:
         return None
@@ -66,7 +72,7 @@ def last_block(text: str, tag: str) -> str | None:
     Blocks are those a left-to-right scan with a lazy pattern would find, so a block starts at the first opening tag
     after the end of the block before it. Equals the last element of such a scan without performing it (STVG-R1, 2.1).
     """
-    opening, closing = f"<{tag}>", f"</{tag}>"
+    opening, closing = _tags(tag)
     last_close = text.rfind(closing)
     last_open = text.rfind(opening, 0, last_close) if last_close >= 0 else -1
     if last_open < 0:
@@ -82,7 +88,7 @@ def first_line_block(text: str, tag: str) -> str | None:
 
     Equals the first match of a lazy pattern whose dot does not match a newline (Temporal-R1, 2.2, `r1v`).
     """
-    opening, closing = f"<{tag}>", f"</{tag}>"
+    opening, closing = _tags(tag)
     start = text.find(opening)
     while start >= 0:
         content = start + len(opening)

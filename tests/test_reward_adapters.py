@@ -31,6 +31,16 @@ def test_swift_orm_returns_totals():
     assert isinstance(orm, type)
     for instance in (orm(), orm(args=None)):
         assert instance([RIGHT, WRONG], ground_truth=[TRUTH, TRUTH], solution=["", ""]) == [3.0, 0.5]
+    assert orm.__name__ == "stvg_r1" and adapters.swift_orm("stvg_r1", part="format").__name__ == "format"
+    assert adapters.swift_orm("stvg_r1", part="format")()([RIGHT, WRONG], ground_truth=[TRUTH, TRUTH]) == [1.0, 0.0]
+    with pytest.raises(ValueError, match="no part 'colour'"):
+        adapters.swift_orm("stvg_r1", part="colour")
+
+
+def test_swift_orm_in_the_real_registry():
+    rewards = pytest.importorskip("swift.rewards.orm")
+    rewards.orms["stvg_r1"] = adapters.swift_orm("stvg_r1")
+    assert rewards.orms["stvg_r1"](args=None)(completions=[RIGHT], ground_truth=[TRUTH]) == [3.0]
 
 
 def test_easyr1_sequential_and_batch():
