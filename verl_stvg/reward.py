@@ -35,7 +35,7 @@ def compute_score(
         data_source: the row's data source; its longest known prefix (of whole segments) selects the recipe.
         solution_str: the decoded completion; any text is scored, none raises.
         ground_truth: the row's `reward_model.ground_truth`, with the keys that the recipe names.
-        extra_info: the row's extra information; `uid` or `index` names the row in errors.
+        extra_info: the row's extra information; its `uid`, the ground truth's, or its `index` names the row in errors.
         recipe: name of the recipe, instead of the one that `data_source` selects.
         weights: part name to weight, over the recipe's own; naming an optional part switches it on.
         parts: every part name that each result has to carry, 0.0 where this recipe lacks it. Needed when one batch
@@ -51,7 +51,7 @@ def compute_score(
     composition = find_recipe(data_source, recipe)
     if weights:
         composition = _weighted(composition.name, tuple(weights.items()))
-    composition.check(ground_truth, _row(extra_info))
+    composition.check(ground_truth, _row(ground_truth, extra_info))
     result = composition.score(solution_str, ground_truth)
     if parts is not None:
         stray = result.keys() - set(parts) - {"score"}
@@ -83,7 +83,8 @@ def _weighted(name: str, weights: tuple[tuple[str, float], ...]) -> Recipe:
     return RECIPES[name].with_weights(dict(weights))
 
 
-def _row(extra_info: Mapping[str, Any] | None) -> object:
-    if not extra_info:
-        return None
-    return extra_info.get("uid", extra_info.get("index"))
+def _row(ground_truth: Any, extra_info: Mapping[str, Any] | None) -> object:
+    for source, key in ((extra_info, "uid"), (ground_truth, "uid"), (extra_info, "index")):
+        if isinstance(source, dict) and key in source:
+            return source[key]
+    return None
