@@ -27,6 +27,18 @@ GOOD = [
         "input": {"completions": ["<answer>4 to 4</answer>"], "gts": [[4, 4]], "durations": [60]},
         "expected": {"error": "UnboundLocalError"},
     },
+    {
+        "reward": "stvg_r1_total",
+        "completion": ANSWER.replace("ID: 2", "ID: " + "2" * 5000),
+        "ground_truth": TRUTH,
+        "expected": {"error": "ValueError"},
+    },
+    {
+        "reward": "time_r1_iou_v2",
+        "completion": "<answer>5 to " + "9" * 400 + "</answer>",
+        "ground_truth": TRUTH,
+        "expected": float("nan"),
+    },
 ]
 MISSES = [
     {"reward": "stvg_r1_total", "completion": ANSWER, "ground_truth": TRUTH, "expected": 2.6},
@@ -40,9 +52,9 @@ SKIPPED = [{"reward": "eval_extract_time", "completion": "", "ground_truth": Non
 @pytest.mark.parametrize(
     ("cases", "status", "last"),
     [
-        (GOOD, 0, "5 passed, 0 failed, 0 skipped"),
-        (GOOD + SKIPPED, 0, "5 passed, 0 failed, 1 skipped"),
-        (GOOD + MISSES, 1, "5 passed, 4 failed, 0 skipped"),
+        (GOOD, 0, "7 passed, 0 failed, 0 skipped"),
+        (GOOD + SKIPPED, 0, "7 passed, 0 failed, 1 skipped"),
+        (GOOD + MISSES, 1, "7 passed, 4 failed, 0 skipped"),
     ],
 )
 def test_golden_runner(tmp_path, capsys, cases, status, last):
