@@ -80,6 +80,12 @@ def parse_set(completion: str) -> tuple[frozenset[int], Interval] | None:
     return (ids, span) if ids is not None and span is not None else None
 
 
+def parse_set_span(completion: str) -> Interval | None:
+    """Return (start, end) of an answer of several IDs, or None if they or the IDs cannot be read. Ours."""
+    answer = parse_set(completion)
+    return answer[1] if answer is not None else None
+
+
 def spatial_set(completion: str, ground_truth: Mapping[str, Any]) -> float:
     """Return the F1 of the answered IDs with `object_ids`, in [0, 1]; 0 if IDs or time are unreadable. Ours."""
     answer = parse_set(completion)
@@ -113,6 +119,6 @@ RECIPES = (
         name="stvg_r1_multi",
         parts={"temporal_iou": (temporal_set, 1.0), "id_match": (spatial_set, 1.0), "format": (format, 1.0)},
         check=truths.check_objects_span,
-        optional=_THINKING,
+        optional=optional_parts(parse_set_span),
     ),
 )

@@ -2,7 +2,8 @@
 
 Two schemas are read: {reward, completion, ground_truth, expected} and {function, input, expected}. An `expected` of the
 form {"error": ...} says that the original raises; ours has to return its documented safe value, and likewise where the
-original gives NaN or infinity. Numbers agree within 1e-6. Prints each miss and a last line `N passed, M failed, K skipped`; exits with 1 if any case failed.
+original gives NaN or infinity. Numbers agree within 1e-6. Prints each miss and a last line `N passed, M failed, K
+skipped`; exits with 1 if any case failed.
 """
 
 import json
