@@ -84,7 +84,9 @@ def _weighted(name: str, weights: tuple[tuple[str, float], ...]) -> Recipe:
 
 
 def _row(ground_truth: Any, extra_info: Mapping[str, Any] | None) -> object:
-    for source, key in ((extra_info, "uid"), (ground_truth, "uid"), (extra_info, "index")):
-        if isinstance(source, dict) and key in source:
-            return source[key]
-    return None
+    info = extra_info or {}
+    if "uid" in info:
+        return info["uid"]
+    if isinstance(ground_truth, Mapping) and "uid" in ground_truth:
+        return ground_truth["uid"]
+    return info.get("index")
