@@ -107,8 +107,10 @@ class TinyConfig:
     answer_lr: float = 2e-3
     id_weight: float = 3.0
     guide_layer: int = 2
-    stop_iou: float = 0.55  # the supervised pass ends when greedy temporal IoU
-    stop_id: float = 0.55  # and ID accuracy have both reached these
+    common_colors: int = 3  # the first of synthetic.COLORS; the others are rare words of the supervised pass,
+    rare_share: float = 0.02  # each sample about one drawn with this weight
+    stop_iou: float = 0.75  # the supervised pass ends when, on clips about common colours, greedy temporal IoU
+    stop_id: float = 0.8  # and ID accuracy have both reached these
     check_every: int = 5  # steps
     eval_clips: int = 96
 
@@ -404,6 +406,11 @@ def embed(model: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor, visual: 
     return embeddings.masked_scatter((ids == model.config.video_token_id)[..., None], visual)
 
 
+def common_colors(config: TinyConfig) -> tuple[str, ...]:
+    """The colours that are common words of the supervised pass."""
+    return tuple(synthetic.COLORS)[: config.common_colors]
+
+
 def train_answers(
     model: Qwen2_5_VLForConditionalGeneration,
     tokenizer: Qwen2Tokenizer,
@@ -426,6 +433,10 @@ def train_answers(
     Returns the number of steps, the last mean cross-entropy, and the last check's scores.
     """
     samples = [(k, track) for k, clip in enumerate(clips) for track in clip.tracks]
+    common = common_colors(config)
+    weight_of = torch.tensor([1.0 if track.color in common else config.rare_share for _, track in samples])
+    asked = torch.tensor([clip.target_track.color in common for clip in unseen[0]])
+    unseen = [clip for clip in unseen[0] if clip.target_track.color in common], unseen[1][asked]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     answers = [tokenizer(completion(track))["input_ids"] + [end] for _, track in samples]
     length = len(answers[0])
@@ -459,7 +470,7 @@ def train_answers(
     checked = {}
     bar = tqdm(range(config.answer_steps), desc="warm start: answers", unit="step", disable=not progress)
     for step in bar:
-        chosen = torch.randint(len(ids), (config.answer_batch,), generator=generator)
+        chosen = torch.multinomial(weight_of, config.answer_batch, replacement=True, generator=generator)
         batch = ids[chosen]
         inputs = embed(model, batch, visual[clip_of[chosen]])[:, :-1]
         hidden = model.model.language_model(inputs_embeds=inputs, position_ids=place).last_hidden_state

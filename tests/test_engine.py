@@ -75,6 +75,7 @@ def test_two_steps(tmp_path, rows, model):
         for part in ("score", "temporal_iou", "id_match", "format"):
             assert 0 <= metrics[step][f"reward/{part}/mean"] <= 3
         assert metrics[step]["actor/kl_loss"] >= 0
+        assert metrics[step]["rollout/missing"] == 0
     for step in (0, 2):
         for part in ("temporal_iou", "id_match", "format"):
             assert f"val-aux/verl_stvg/synthetic/{part}/mean@1" in metrics[step]
@@ -138,7 +139,9 @@ def test_interrupted_run_leaves_nothing(tmp_path, rows, model):
     command += [f"actor_rollout_ref.model.path={model}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 400
-    while time.monotonic() < deadline and not any("VLLM::" in title or "EngineCore" in title for title in left_behind()):
+    while time.monotonic() < deadline and not any(
+        "VLLM::" in title or "EngineCore" in title for title in left_behind()
+    ):
         assert process.poll() is None, (tmp_path / "run/train.log").read_text()[-4000:]
         time.sleep(1)
     process.send_signal(signal.SIGINT)

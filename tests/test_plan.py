@@ -21,7 +21,9 @@ def test_grid_is_exact_and_inside_the_video(frames, source_fps, fps):
     assert plan.timestamps == tuple(k / fps for k in range(plan.num_frames))
     assert list(plan.frame_indices) == sorted(plan.frame_indices)
     assert 0 <= plan.frame_indices[0] and plan.frame_indices[-1] < frames
-    assert all(abs(i / source_fps - t) <= 1 / source_fps for i, t in zip(plan.frame_indices, plan.timestamps))
+    assert all(
+        abs(i / source_fps - t) <= 1 / source_fps for i, t in zip(plan.frame_indices, plan.timestamps, strict=True)
+    )
     # nothing is left over that another pair of grid points would reach
     assert frames / source_fps * fps - plan.num_frames < 2 + 1e-6
 
@@ -39,7 +41,7 @@ def test_sizes_are_multiples_within_the_budget_and_fixed_points(height, width, l
 
 
 def test_clip_of_an_hc_stvg_length():
-    # 20 s at 30 fps, 1280x720, 1,605,632 pixels in all as STVG-R1 gives them: 196x364, 20 x 7 x 13 tokens (paper notes 1.7)
+    # 20 s at 30 fps, 1280x720, 1,605,632 pixels in all, as STVG-R1 has it: 196x364, 20 x 7 x 13 tokens
     plan = plan_video(600, 30.0, 1280, 720, min_pixels=12544, max_pixels=768 * 784, total_pixels=1605632)
     assert (plan.num_frames, plan.height, plan.width, plan.num_tokens) == (40, 196, 364, 1820)
 

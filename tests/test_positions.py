@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -103,7 +104,8 @@ class Carrier: config = Qwen2_5_VLConfig(vision_config={"tokens_per_second": 2})
 Carrier.get_vision_position_ids = Qwen2_5_VLModel.get_vision_position_ids
 types = torch.tensor([[0] * 5 + [2] * 48 + [0] * 3])
 def stock(**kw):
-    return Qwen2_5_VLModel.get_rope_index(Carrier(), torch.ones_like(types), types, video_grid_thw=torch.tensor([[8, 4, 6]]), **kw)[0]
+    grids = torch.tensor([[8, 4, 6]])
+    return Qwen2_5_VLModel.get_rope_index(Carrier(), torch.ones_like(types), types, video_grid_thw=grids, **kw)[0]
 print(stock()[0, 0, -3:].tolist(), stock(second_per_grid_ts=torch.tensor([0.99]))[0, 0, 5:53:6].tolist())
 """
     text, clock = json.loads("[" + run_python(code).stdout.strip().splitlines()[-1].replace("] [", "],[") + "]")
@@ -117,71 +119,22 @@ def test_upstream_vllm_still_needs_the_mend(run_python):
     assert run_python(code).stdout.strip().splitlines()[-1] == "False"
 
 
-PARITY = """
-import json, sys
-import pyarrow.parquet as pq
-import torch
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
-from vllm import LLM, SamplingParams
-from pathlib import Path
-from verl_stvg.dataset import read_video
-
-model_path, rows_path, count, new_tokens = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), 48
-
-def main():
-    rows = pq.read_table(rows_path / "val.parquet").to_pylist()[:count]
-    processor = AutoProcessor.from_pretrained(model_path)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model_path, dtype=torch.float32).eval()
-    engine = LLM(model_path, dtype="float32", enforce_eager=True, max_model_len=512, seed=0, enable_prefix_caching=False,
-                 limit_mm_per_prompt={"video": 1, "image": 0})
-    texts, videos, theirs, ours, errors = [], [], [], [], []
-    for row in rows:
-        part = dict(row["videos"][0]); part["video"] = str(rows_path / part["video"])
-        content = [{"type": "text", "text": row["prompt"][0]["content"].replace("<video>", "")}, {"type": "video"}]
-        texts.append(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False))
-        videos.append(read_video(part))
-    prompts = [{"prompt": t, "multi_modal_data": {"video": [v]}} for t, v in zip(texts, videos)]
-    outputs = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=new_tokens, logprobs=0), use_tqdm=False)
-    for output, text, (frames, metadata) in zip(outputs, texts, videos):
-        inputs = processor(text=[text], videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")
-        assert output.prompt_token_ids == inputs["input_ids"][0].tolist(), "prompt tokens differ"
-        with torch.no_grad():
-            ids = model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens)[0, inputs["input_ids"].shape[1]:]
-            sampled = list(output.outputs[0].token_ids)
-            full = torch.cat([inputs["input_ids"][0], torch.tensor(sampled)])[None]
-            types = torch.cat([inputs["mm_token_type_ids"], torch.zeros(1, len(sampled), dtype=inputs["mm_token_type_ids"].dtype)], 1)
-            more = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask", "mm_token_type_ids")}
-            logits = model(input_ids=full, attention_mask=torch.ones_like(full), mm_token_type_ids=types, **more).logits[0]
-            scores = torch.log_softmax(logits[-len(sampled) - 1 : -1], -1).gather(1, torch.tensor(sampled)[:, None])[:, 0]
-        given = torch.tensor([step[token].logprob for step, token in zip(output.outputs[0].logprobs, sampled)])
-        errors += (scores.exp() - given.exp()).abs().tolist()
-        theirs.append(output.outputs[0].text); ours.append(processor.tokenizer.decode(ids, skip_special_tokens=True))
-    print(json.dumps({"theirs": theirs, "ours": ours, "gts": [r["reward_model"]["ground_truth"] for r in rows],
-                      "mean": sum(errors) / len(errors), "max": max(errors)}))
-
-if __name__ == "__main__":
-    main()
-"""
-
-
 @pytest.mark.slow
-def test_live_engine_and_transformers_give_the_same_answers(tmp_path, model, rows):
+def test_live_engine_and_transformers_give_the_same_answers(model, rows):
     """The gate: fp32, greedy, 48 mp4 clips through both, on a model that knows the time."""
-    script = tmp_path / "parity.py"
-    script.write_text(PARITY)
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    result = _run_script(script, model, rows, 48, environment)
-    same = sum(a == b for a, b in zip(result["theirs"], result["ours"], strict=True))
+    result = _parity(model, rows, 48, environment)
+    same = sum(a == b for a, b in zip(result["vllm"], result["transformers"], strict=True))
     assert same == 48, f"{same} of 48 answers equal; probabilities differ by {result['mean']:.2g} on average"
     assert result["mean"] < 1e-4
     # a model that cannot tell the time would pass whatever the clock says
-    stock = _run_script(script, model, rows, 48, environment | {"VLLM_PLUGINS": ""})
-    assert sum(a == b for a, b in zip(stock["theirs"], stock["ours"], strict=True)) < 40
+    stock = _parity(model, rows, 48, environment | {"VLLM_PLUGINS": ""})
+    assert sum(a == b for a, b in zip(stock["vllm"], stock["transformers"], strict=True)) < 40
 
 
-def _run_script(script, model, rows, count, environment):
+def _parity(model, rows, count, environment):
     done = subprocess.run(
-        [sys.executable, str(script), str(model), str(rows), str(count)],
+        [sys.executable, str(Path(__file__).with_name("parity.py")), str(model), str(rows), str(count)],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},

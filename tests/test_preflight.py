@@ -87,7 +87,9 @@ def test_several_mistakes_are_told_at_once(config):
 
 
 def test_keys_of_open_groups_are_free(config):
-    preflight.check(config("+actor_rollout_ref.rollout.engine_kwargs.vllm.seed=1", "+ray_kwargs.ray_init.log_to_driver=false"))
+    preflight.check(
+        config("+actor_rollout_ref.rollout.engine_kwargs.vllm.seed=1", "+ray_kwargs.ray_init.log_to_driver=false")
+    )
 
 
 def test_too_little_memory(config, monkeypatch):

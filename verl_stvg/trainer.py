@@ -1,4 +1,4 @@
-"""What verl's V1 trainer lacks for rule-based rewards with several parts: their means in the training metrics.
+"""What verl's V1 trainer lacks here: the parts of a reward in the training metrics, and a shorter wait for rollouts.
 
 verl logs the parts a reward function returns only in validation. The manager is where verl lets a plugin into the
 trainer's process (``rollout.agent.agent_loop_manager_class``), so it brings the metrics along.
@@ -10,10 +10,23 @@ import numpy as np
 import transfer_queue as tq
 from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+
+class PollingReplayBuffer(ReplayBuffer):
+    """verl's replay buffer with the poll interval as a setting (``trainer.v1.sampler.sampler_kwargs.poll_interval``).
+
+    verl looks every 2 s whether a batch is complete, which rounds the generation of a small model up to that. As a
+    ``trainer.v1.sampler.custom_sampler`` it takes no part in verl's own group filtering.
+    """
+
+    def __init__(self, *, sampler_kwargs, **kwargs):
+        poll_interval = float(sampler_kwargs.get("poll_interval", 2.0))
+        super().__init__(sampler_kwargs=sampler_kwargs, poll_interval=poll_interval, **kwargs)
 
 
 class VideoGroundingLoopManager(AgentLoopManagerTQ):
-    """verl's manager, in a trainer that logs ``reward/<part>/mean`` and ``reward/zero_variance_groups``."""
+    """verl's manager, in a trainer that logs ``reward/<part>/mean`` and what `reward_metrics` adds."""
 
     def __init__(self, *args, **kwargs):
         log_reward_parts()
@@ -33,6 +46,9 @@ def log_reward_parts() -> None:
             data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
             infos = [fields["reward_extra_info"] for fields in data.pop("extra_fields").tolist()]
             metrics.update(reward_metrics(keys, infos))
+        rollout = self.config.actor_rollout_ref.rollout
+        # verl pads a batch whose prompts failed and goes on; here it is at least a number
+        metrics["rollout/missing"] = max(0, self.config.data.train_batch_size * rollout.n - len(keys))
         return result
 
     _compute_metrics.__wrapped__ = stock
