@@ -166,6 +166,19 @@ def test_model_is_cached_by_content_and_refuses_foreign_folders(folder, tmp_path
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_placeholders_are_silenced_and_nothing_else(processor):
+    tokenizer = processor.tokenizer
+    model = tiny_model.make_untrained(QUICK, tokenizer, seed=2)
+    before = model.lm_head.weight.detach().clone()
+    hidden = torch.randn(400, QUICK.text_width, generator=torch.Generator().manual_seed(0)) + 0.5
+    tiny_model.silence_placeholders(model, tokenizer, hidden, progress=False)
+    silent = [t for t in tiny_model.SPECIAL_TOKENS if t.startswith(("<|vision", "<|image", "<|video"))]
+    ids = tokenizer.convert_tokens_to_ids(silent)
+    assert (hidden @ model.lm_head.weight[ids].T).max() < -20
+    changed = (model.lm_head.weight != before).any(dim=1).nonzero().flatten().tolist()
+    assert sorted(changed) == sorted(ids)
+
+
 @pytest.mark.slow
 def test_warm_start_writes_the_format_and_grounds_partly(tmp_path):
     folder = tiny_model.make(tmp_path / "model", progress=False)
