@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.logging import RichHandler
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 build_app = typer.Typer(no_args_is_help=True, help="Build rows for training.")
@@ -16,9 +15,7 @@ app.add_typer(build_app, name="build")
 
 def main() -> None:
     """Entry point: user mistakes (ValueError) become one message and exit status 2."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False, show_level=False)]
-    )
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.captureWarnings(True)
     try:
         app()
