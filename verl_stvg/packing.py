@@ -36,8 +36,6 @@ def fix_position_ids(data) -> None:
     data["position_ids"] = torch.nested.nested_tensor_from_jagged(packed, offsets=bounds, jagged_dim=2)
 
 
-def mend_verl() -> None:
-    """Replace verl's function by `fix_position_ids`; must run before verl's workers are imported."""
-    from verl.utils import tensordict_utils
-
+def mend(tensordict_utils) -> None:
+    """Replace verl's function by `fix_position_ids`, before verl's workers take it by name."""
     tensordict_utils.maybe_fix_3d_position_ids = fix_position_ids

@@ -1,31 +1,55 @@
 """What verl imports in every process (entry-point group ``verl.plugins``): registers all that verl_stvg adds to it.
 
+A run starts a dozen processes and most of them need little of it, so each addition waits for the module it belongs to:
+importing verl costs hardly more with the plugin than without.
+
 verl logs an exception raised here at DEBUG level and goes on without the plugin; a run would then train on a stock
 clock, or fail an hour later. So a failure leaves as `PluginError`, which verl's ``except Exception`` does not catch.
 """
 
-import logging
+import functools
+from collections.abc import Callable
 
-logger = logging.getLogger(__name__)
+import wrapt
 
 
 class PluginError(BaseException):
     """Registration failed; not an ``Exception``, because verl would swallow that."""
 
 
+def when_imported(module: str, action: Callable) -> None:
+    """Call ``action(module)`` once the module is imported, or now if it is; a failure is a `PluginError`."""
+
+    @functools.wraps(action)
+    def loud(imported):
+        try:
+            action(imported)
+        except Exception as error:
+            raise PluginError(
+                f"verl_stvg could not register itself with verl: {action.__name__} on {module}: {error!r}. Run "
+                "`verl-stvg doctor`; to use verl without the plugin, set VERL_USE_EXTERNAL_PLUGINS=none."
+            ) from error
+
+    wrapt.register_post_import_hook(loud, module)
+
+
 def register() -> None:
-    """Mend the positions, register the agent loop and the pre-flight check, and the CPU platform where nothing else is
-    there.
-    """
+    """Mend positions and packing, register agent loop and pre-flight check, and the CPU where nothing else is there."""
     from verl_stvg import cpu, packing, preflight
     from verl_stvg.video import positions
 
-    positions.mend_transformers()
-    packing.mend_verl()  # before anything imports verl's workers
+    when_imported("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", positions.mend_modeling)
+    when_imported("transformers.models.qwen2_5_vl.processing_qwen2_5_vl", positions.mend_processing)
+    when_imported("verl.utils.tensordict_utils", packing.mend)
+    when_imported("verl.utils.config", preflight.install)
+    when_imported("verl.experimental.agent_loop", register_agent_loop)
     if cpu.wanted():
-        cpu.register()
-    preflight.install()
-    from verl_stvg import rollout  # noqa: F401  (registers the agent loop)
+        cpu.register(when_imported)
+
+
+def register_agent_loop(module) -> None:
+    """Importing the module registers its loop with verl."""
+    import verl_stvg.rollout  # noqa: F401
 
 
 try:

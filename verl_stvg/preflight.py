@@ -47,10 +47,8 @@ class PreflightError(ValueError):
     """The run cannot succeed as configured; one line for each cause, with its remedy."""
 
 
-def install() -> None:
+def install(verl_config) -> None:
     """Let verl's ``validate_config`` run `check` first."""
-    from verl.utils import config as verl_config
-
     stock = verl_config.validate_config
 
     def validate_config(config, *args, **kwargs):

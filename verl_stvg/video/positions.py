@@ -94,12 +94,22 @@ def get_rope_index_kwargs(self, multi_modal_inputs: Mapping) -> dict:
     return {} if seconds is None else {"second_per_grid_ts": seconds}
 
 
+def mend_modeling(modeling_qwen2_5_vl) -> None:
+    """Give transformers' Qwen2.5-VL model the positions of `get_rope_index`."""
+    modeling_qwen2_5_vl.Qwen2_5_VLModel.get_rope_index = get_rope_index
+
+
+def mend_processing(processing_qwen2_5_vl) -> None:
+    """Give transformers' Qwen2.5-VL processor the hook through which verl asks for the seconds per unit."""
+    processing_qwen2_5_vl.Qwen2_5_VLProcessor.get_rope_index_kwargs = get_rope_index_kwargs
+
+
 def mend_transformers() -> None:
-    """Give Qwen2.5-VL's model and processor the positions of `get_rope_index`, in this process."""
+    """Both of the above, now, in this process."""
     from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl, processing_qwen2_5_vl
 
-    modeling_qwen2_5_vl.Qwen2_5_VLModel.get_rope_index = get_rope_index
-    processing_qwen2_5_vl.Qwen2_5_VLProcessor.get_rope_index_kwargs = get_rope_index_kwargs
+    mend_modeling(modeling_qwen2_5_vl)
+    mend_processing(processing_qwen2_5_vl)
 
 
 def vllm_forwards_metadata() -> bool:
