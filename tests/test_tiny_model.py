@@ -180,9 +180,8 @@ def test_placeholders_are_silenced_and_nothing_else(processor):
 
 
 @pytest.mark.slow
-def test_warm_start_writes_the_format_and_grounds_partly(tmp_path):
-    folder = tiny_model.make(tmp_path / "model", progress=False)
-    record = json.loads((folder / "warm_start.json").read_text())
+def test_warm_start_writes_the_format_and_grounds_partly(model):
+    record = json.loads((model / "warm_start.json").read_text())
     assert record["sampled"]["format"] >= 0.9
-    assert 0.3 <= record["greedy"]["temporal_iou"] <= 0.6
-    assert 0.4 <= record["greedy"]["id_match"] <= 0.75
+    assert 0.35 <= record["greedy"]["temporal_iou"] <= 0.7  # the best constant answer has 0.37; a trained model 0.8
+    assert 0.4 <= record["greedy"]["id_match"] <= 0.8  # chance among the visible IDs is 0.33

@@ -9,7 +9,7 @@ cache=${CACHE:-.cache}
 seed=${SEED:-0}
 run_dir=${RUN_DIR:-runs/tiny-$mode-$seed}
 case $mode in
-  demo) steps=16 ;;
+  demo) steps=20 ;;
   learn) steps=60 ;;
   *) echo "usage: $0 demo|learn [KEY=VALUE ...]" >&2; exit 2 ;;
 esac
@@ -24,7 +24,7 @@ verl-stvg tiny-model "$cache/model"
 say "3/4 training" "$steps GRPO steps through verl: FSDP2 actor and reference, vLLM rollout; start-up takes 2 minutes, a step 10 s"
 verl-stvg train --recipe tiny --run-dir "$run_dir" \
   data.train_files="$cache/synthetic/train.parquet" data.val_files="$cache/synthetic/val.parquet" data.seed="$((seed + 1))" \
-  actor_rollout_ref.model.path="$cache/model" actor_rollout_ref.rollout.seed="$((seed + 1))" \
+  actor_rollout_ref.model.path="$cache/model" actor_rollout_ref.rollout.n=8 actor_rollout_ref.rollout.seed="$((seed + 1))" \
   trainer.total_training_steps="$steps" trainer.validation_data_dir="$run_dir/validation" "$@"
 
 say "4/4 report" "held-out clips before and after"
