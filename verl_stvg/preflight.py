@@ -8,6 +8,8 @@ here are not decoded a second time when verl builds its dataset.
 import difflib
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -20,6 +22,7 @@ CPU_RUN_BYTES = 9 * GIB
 """Memory a run of `recipes/tiny` takes beyond an idle machine: measured 9 GB; larger models take more."""
 BASE_CPUS = 4
 """Logical CPUs the trainer's own actors ask Ray for, besides storage units, agent-loop and reward workers."""
+_CLUSTER_SECONDS = 45
 OPEN_KEYS = (
     "ray_kwargs.ray_init",
     "ray_kwargs.",
@@ -168,18 +171,40 @@ def needed_cpus(config: DictConfig) -> int:
 
 
 def too_few_cpus(config: DictConfig) -> list[str]:
-    """Whether the Ray cluster this run would start offers the logical CPUs it needs."""
-    if os.environ.get("RAY_ADDRESS") or OmegaConf.select(config, "ray_kwargs.ray_init.address"):
-        return []
-    offered = OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus") or os.cpu_count()
+    """Whether the Ray cluster, the one this run would start or the one it joins, has the logical CPUs it needs."""
     needed = needed_cpus(config)
-    if int(offered) >= needed:
+    address = os.environ.get("RAY_ADDRESS") or OmegaConf.select(config, "ray_kwargs.ray_init.address")
+    if address:
+        offered = cluster_cpus(address)
+        if offered is None:
+            return [f"no Ray cluster answers at {address}; start it (`ray start --head`), or unset RAY_ADDRESS"]
+        remedy = f"start its nodes with --num-cpus so that they add up to {needed} or more"
+    else:
+        offered = int(OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus") or os.cpu_count())
+        remedy = f"set ray_kwargs.ray_init.num_cpus={needed} or more"
+    if offered >= needed:
         return []
     return [
-        f"Ray would offer {offered} CPUs and the run's actors ask for {needed} (verl would wait for ever); CPUs are a "
-        f"count, not cores: set ray_kwargs.ray_init.num_cpus={needed} or more, or lower transfer_queue.backend."
-        "SimpleStorage.num_data_storage_units, rollout.agent.num_workers or reward.num_workers"
+        f"Ray offers {offered} CPUs and the run's actors ask for {needed} (verl would wait for ever); CPUs are a count, "
+        f"not cores: {remedy}, or lower transfer_queue.backend.SimpleStorage.num_data_storage_units, "
+        "rollout.agent.num_workers or reward.num_workers"
     ]
+
+
+def cluster_cpus(address: str) -> int | None:
+    """Logical CPUs of a running Ray cluster; None if none answers. Asked by a process of its own, which then leaves."""
+    code = (
+        "import sys, ray\n"
+        "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')\n"
+        "print(int(ray.cluster_resources().get('CPU', 0)))"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, address], capture_output=True, text=True, timeout=_CLUSTER_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 
 def too_little_memory() -> list[str]:
