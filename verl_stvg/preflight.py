@@ -185,8 +185,8 @@ def too_few_cpus(config: DictConfig) -> list[str]:
     if offered >= needed:
         return []
     return [
-        f"Ray offers {offered} CPUs and the run's actors ask for {needed} (verl would wait for ever); CPUs are a count, "
-        f"not cores: {remedy}, or lower transfer_queue.backend.SimpleStorage.num_data_storage_units, "
+        f"Ray offers {offered} CPUs and the run's actors ask for {needed} (verl would wait for ever); CPUs are a "
+        f"count, not cores: {remedy}, or lower transfer_queue.backend.SimpleStorage.num_data_storage_units, "
         "rollout.agent.num_workers or reward.num_workers"
     ]
 
