@@ -7,7 +7,7 @@ decoded once, not once per rollout.
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import datasets
@@ -166,9 +166,15 @@ def read_video(video: dict) -> tuple[torch.Tensor, dict]:
         uint8 tensor (T, 3, H, W), and the metadata that makes the processor's rate the plan's, exactly.
     """
     path = video["video"]
-    plan = plan_of(video, probe(path))
-    frames = _frames.get((path, Path(path).stat().st_mtime_ns, plan), lambda: read_frames(path, plan))
+    version = Path(path).stat().st_mtime_ns if Path(path).is_file() else None
+    plan = plan_of(video, _probe_once(path, version))
+    frames = _frames.get((path, version, plan), lambda: read_frames(path, plan))
     return torch.from_numpy(frames).permute(0, 3, 1, 2), plan.metadata()
+
+
+@lru_cache(maxsize=65536)
+def _probe_once(path: str, version: int | None) -> VideoInfo:
+    return probe(path)
 
 
 def _with_root(videos: list[dict], root: str) -> list[dict]:

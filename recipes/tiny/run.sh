@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The tiny recipe from nothing to a report: data, model, training, evaluation before and after, one HTML page.
-#   recipes/tiny/run.sh demo     a short run, about ten minutes on 2 cores
+#   recipes/tiny/run.sh demo     a short run, about 13 minutes on 2 cores with everything
 #   recipes/tiny/run.sh learn    the longer run whose curves stand in docs/learning.md (SEED=0, 1, 2)
 # Further arguments are verl's own (KEY=VALUE).
 set -euo pipefail
@@ -9,19 +9,19 @@ cache=${CACHE:-.cache}
 seed=${SEED:-0}
 run_dir=${RUN_DIR:-runs/tiny-$mode-$seed}
 case $mode in
-  demo) steps=20 ;;
+  demo) steps=12 ;;
   learn) steps=60 ;;
   *) echo "usage: $0 demo|learn [KEY=VALUE ...]" >&2; exit 2 ;;
 esac
 say() { printf '\n[%s] %s\n' "$1" "$2"; }
 
-say "1/4 data" "608 synthetic mp4 clips, coloured shapes with ID numbers, into $cache/synthetic (about 30 s, once)"
+say "1/4 data" "608 synthetic mp4 clips, coloured shapes with ID numbers, into $cache/synthetic (about a minute, once)"
 verl-stvg build synthetic "$cache/synthetic" --train 512 --val 96
 
-say "2/4 model" "a Qwen2.5-VL of about 1 M parameters, warm-started on other clips, into $cache/model (about 4 minutes, once)"
+say "2/4 model" "a Qwen2.5-VL of about 1 M parameters, warm-started on other clips, into $cache/model (about 3 minutes, once)"
 verl-stvg tiny-model "$cache/model"
 
-say "3/4 training" "$steps GRPO steps through verl: FSDP2 actor and reference, vLLM rollout; start-up takes 2 minutes, a step 10 s"
+say "3/4 training" "$steps GRPO steps through verl: FSDP2 actor and reference, vLLM rollout; start-up takes 3 minutes, a step 15 to 20 s"
 verl-stvg train --recipe tiny --run-dir "$run_dir" \
   data.train_files="$cache/synthetic/train.parquet" data.val_files="$cache/synthetic/val.parquet" data.seed="$((seed + 1))" \
   actor_rollout_ref.model.path="$cache/model" actor_rollout_ref.rollout.n=8 actor_rollout_ref.rollout.seed="$((seed + 1))" \
