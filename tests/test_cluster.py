@@ -19,15 +19,20 @@ def cluster():
     """Address of a one-node cluster with two CPUs."""
     ray = Path(sys.executable).with_name("ray")
     command = [ray, "start", "--head", "--block", "--num-cpus=2", "--port=26379", "--include-dashboard=false"]
-    command += ["--dashboard-port=26380", "--ray-client-server-port=26381", "--disable-usage-stats"]
+    command += ["--ray-client-server-port=26381", "--disable-usage-stats"]
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_AUTH_MODE", "disabled")  # a cluster of this test alone; with tokens, nodes need a shared file
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = "127.0.0.1:26379"
     deadline = time.monotonic() + 120
-    while preflight.cluster_cpus(address) is None:
-        assert process.poll() is None and time.monotonic() < deadline
-    yield address
-    process.terminate()
-    process.wait(60)
+    try:
+        while isinstance(answer := preflight.cluster_cpus(address), str):
+            assert process.poll() is None and time.monotonic() < deadline, answer
+        yield address
+    finally:
+        process.terminate()
+        process.wait(60)
+        patch.undo()
 
 
 def test_too_few_cpus_in_a_running_cluster(cluster, monkeypatch):

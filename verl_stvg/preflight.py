@@ -174,10 +174,12 @@ def too_few_cpus(config: DictConfig) -> list[str]:
     """Whether the Ray cluster, the one this run would start or the one it joins, has the logical CPUs it needs."""
     needed = needed_cpus(config)
     address = os.environ.get("RAY_ADDRESS") or OmegaConf.select(config, "ray_kwargs.ray_init.address")
-    if address:
+    if address and address != "local":
         offered = cluster_cpus(address)
-        if offered is None:
-            return [f"no Ray cluster answers at {address}; start it (`ray start --head`), or unset RAY_ADDRESS"]
+        if isinstance(offered, str):
+            return [
+                f"no Ray cluster answers at {address} ({offered}); start it (`ray start --head`), or unset RAY_ADDRESS"
+            ]
         remedy = f"start its nodes with --num-cpus so that they add up to {needed} or more"
     else:
         offered = int(OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus") or os.cpu_count())
@@ -191,8 +193,8 @@ def too_few_cpus(config: DictConfig) -> list[str]:
     ]
 
 
-def cluster_cpus(address: str) -> int | None:
-    """Logical CPUs of a running Ray cluster; None if none answers. Asked by a process of its own, which then leaves."""
+def cluster_cpus(address: str) -> int | str:
+    """Logical CPUs of a running Ray cluster, or why none answers; asked by a process of its own, which then leaves."""
     code = (
         "import sys, ray\n"
         "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')\n"
@@ -203,8 +205,10 @@ def cluster_cpus(address: str) -> int | None:
             [sys.executable, "-c", code, address], capture_output=True, text=True, timeout=_CLUSTER_SECONDS
         )
     except subprocess.TimeoutExpired:
-        return None
-    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+        return f"no answer within {_CLUSTER_SECONDS} s"
+    if done.returncode:
+        return next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
+    return int(done.stdout.split()[-1])
 
 
 def too_little_memory() -> list[str]:
