@@ -70,6 +70,10 @@ def test_the_recipe_as_it_is_passes(config):
         ("+trainer.nonsense_xyz=5", ["trainer.nonsense_xyz", "no such key"]),
         ("data.train_files=/nowhere/rows.parquet", ["/nowhere/rows.parquet", "build the rows"]),
         ("actor_rollout_ref.model.path=/nowhere/model", ["/nowhere/model", "config.json"]),
+        (
+            "data.train_batch_size=4",
+            ["log_prob_micro_batch_size_per_gpu=64 does not divide the 32 sequences", "divisor"],
+        ),
         ("ray_kwargs.ray_init.num_cpus=4", ["4 CPUs", "ray_kwargs.ray_init.num_cpus="]),
     ],
 )

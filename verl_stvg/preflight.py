@@ -69,7 +69,13 @@ def is_ours(config: DictConfig) -> bool:
 
 def check(config: DictConfig) -> None:
     """Raise `PreflightError` that lists everything wrong with the configuration and this machine."""
-    problems = [*unknown_keys(config), *missing_files(config), *too_few_cpus(config), *too_little_memory()]
+    problems = [
+        *unknown_keys(config),
+        *missing_files(config),
+        *indivisible_batches(config),
+        *too_few_cpus(config),
+        *too_little_memory(),
+    ]
     if problems:
         raise PreflightError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
     check_rows(config)
@@ -158,6 +164,28 @@ def missing_files(config: DictConfig) -> list[str]:
     model = OmegaConf.select(config, "actor_rollout_ref.model.path")
     if model and "://" not in model and Path(model).is_absolute() and not (Path(model) / "config.json").is_file():
         problems.append(f"actor_rollout_ref.model.path: {model} holds no model (config.json); correct the path")
+    return problems
+
+
+def indivisible_batches(config: DictConfig) -> list[str]:
+    """Micro batches that do not divide what a GPU is given in a step; verl asserts it in the workers, minutes later."""
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    if actor.use_dynamic_bsz:
+        return []
+    gpus = int(config.trainer.n_gpus_per_node) * int(config.trainer.nnodes)
+    batch, mini = config.data.train_batch_size * rollout.n, actor.ppo_mini_batch_size * rollout.n
+    problems = []
+    for total, key in (
+        (mini, "actor.ppo_micro_batch_size_per_gpu"),
+        (batch, "ref.log_prob_micro_batch_size_per_gpu"),
+        (batch, "rollout.log_prob_micro_batch_size_per_gpu"),
+    ):
+        micro = OmegaConf.select(config.actor_rollout_ref, key)
+        if micro and (total % gpus or (total // gpus) % micro):
+            problems.append(
+                f"actor_rollout_ref.{key}={micro} does not divide the {total} sequences of a step over {gpus} GPU(s); "
+                "choose a divisor, or set actor.use_dynamic_bsz"
+            )
     return problems
 
 
