@@ -141,4 +141,6 @@ def _parity(model, rows, count, environment):
         timeout=900,
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(
+        next(line for line in done.stdout.splitlines() if line.startswith('{"vllm"'))
+    )  # vLLM logs here too
