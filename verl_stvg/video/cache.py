@@ -1,0 +1,513 @@
+"""Frames on disk: a video is decoded once per sampling plan, for every query, rollout, process, epoch and run.
+
+An entry is one file, named by the hash of what its pixels depend on: the bytes of the video (not its path), the plan,
+the decoder's policy and the version of this format. So nothing is ever out of date, and an entry never changes:
+
+- It is decoded into a temporary file in its own folder, synced and renamed. A killed builder leaves a temporary file,
+  which the next builder of the same entry takes over and `FrameCache.gc` sweeps; no reader ever sees it.
+- Builders on one host wait for each other on a lock of the temporary file, so each entry is decoded once. Hosts do not
+  wait for each other: at worst both decode, and the later rename replaces equal bytes.
+- Space is allocated before decoding, because a memory map that meets a full disk kills its process with SIGBUS.
+- Readers map the file. An evicted entry lives on for those who have it open (on a network folder only for readers on
+  the host that evicts, see docs/cache.md).
+
+Header and size are checked whenever an entry is opened, the checksum of its pixels when a process opens it for the
+first time: a millisecond for 16 MB, against several hundred for decoding, and it brings the pages in that the caller is
+about to read.
+"""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import json
+import logging
+import math
+import os
+import platform
+import string
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import xxhash
+
+from verl_stvg.video.plan import SamplingPlan
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+"""Of the file; raise it when the layout changes."""
+DECODE_POLICY = "pyav-1"
+"""Raise the number when the default decoder would give other pixels for the same video and plan."""
+PAGE = 4096
+"""Pixels start at a multiple of this many bytes."""
+TOUCH_SECONDS = 600.0
+"""A hit marks its entry as used if the last mark is older: eviction needs no finer order, and disks no more writes."""
+STALE_SECONDS = 24 * 3600.0
+"""Age from which another host's temporary file counts as left behind; this host's are asked for their lock."""
+_SETTLED_SECONDS = 2.0  # a video changed later than that may change again within one tick of its time stamp
+_SLACK = 64  # automatic eviction frees a 64th of the bound at least, so that not every new entry scans the folder
+
+_MAGIC = b"STVGFRM\n"
+_PREFIX = struct.Struct("<8sIIQ")  # magic, format version, bytes of the padded JSON, hash of the padded JSON
+_ENTRY, _TEMPORARY = ".frames", ".tmp"
+_FULL = "free some space, bound the cache (max_bytes, `verl-stvg cache gc --max-bytes SIZE`) or choose another folder"
+_READ_ONLY = "make it writable, fill it beforehand with `verl-stvg cache build`, or choose another folder"
+_NO_LOCKS = "files cannot be locked there; mount it with lock support (flock) or choose another folder"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _READ_ONLY),
+    **dict.fromkeys((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP), _NO_LOCKS),
+}
+
+Decode = Callable[[str | Path, SamplingPlan, np.memmap], object]
+
+
+class CacheError(ValueError):
+    """The cache cannot take an entry; the message names the folder, the reason and the remedy."""
+
+
+class _Damaged(Exception):
+    """An entry that must not be served; the message completes "this file ..."."""
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """What lies in a cache: entries, their bytes with headers, distinct videos, seconds since the epoch at which the
+    least and the most recently used entry was used (None in an empty cache), and temporary files.
+    """
+
+    entries: int
+    bytes: int
+    videos: int
+    oldest: float | None
+    newest: float | None
+    temp_files: int
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What `FrameCache.gc` removed: entries, their bytes, and temporary files that nobody was writing."""
+
+    entries: int
+    bytes: int
+    temp_files: int
+
+
+class FrameCache:
+    """Frames of videos by content and plan, in a folder that threads, processes and hosts share.
+
+    Args:
+        folder: made with the first entry. A folder that cannot be written still serves what it holds.
+        max_bytes: of all entries; the least recently used make room. Entries that are being decoded, and those that
+            other processes added lately (up to a 64th of the bound each), come on top. None: unbounded.
+        policy: names the decoder and its rules; part of every key, so that two decoders do not share entries.
+
+    Attributes:
+        hits: frames that were there.
+        misses: frames that were not, or were damaged.
+        decodes: entries this object built; a miss is no decode if another process built the entry in the meantime.
+        bytes: of the pixels it decoded.
+        seconds: spent decoding.
+    """
+
+    def __init__(self, folder: str | Path, max_bytes: int | None = None, policy: str = DECODE_POLICY):
+        self.folder = Path(folder)
+        self.max_bytes = max_bytes
+        self.policy = policy
+        self.hits = self.misses = self.decodes = self.bytes = 0
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+        self._contents: dict[str, str] = {}  # identity of a video file -> hash of its bytes
+        self._checked: set[tuple[str, int]] = set()  # key and inode of entries whose checksum was right
+        self._held = 0  # bytes of all entries, as far as this process knows
+        self._unseen = math.inf  # bytes it added since it last looked; it has not looked yet
+
+    def key(self, path: str | Path, plan: SamplingPlan) -> str:
+        """Name of the entry: 32 hexadecimal digits, equal for equal bytes of the video wherever it lies.
+
+        Reads the video only if no process has hashed it since it last changed.
+
+        Raises:
+            FileNotFoundError: no such video.
+        """
+        return self._key(self._content(path), plan)
+
+    def get(self, path: str | Path, plan: SamplingPlan, decode: Decode) -> np.ndarray:
+        """Frames of a plan, decoded by the first caller of all threads and processes and waited for by the others.
+
+        Args:
+            path: of the video.
+            plan: which frames, and their size.
+            decode: called as ``decode(path, plan, out)`` if they are not there; fills ``out``, a writable uint8 memory
+                map (T, H, W, 3) of the temporary file. Another process can write to ``out.filename`` at
+                ``out.offset`` instead. What it raises passes through and leaves nothing behind.
+
+        Returns:
+            uint8 array (T, H, W, 3), read-only, mapped from disk. Each array holds one file descriptor while it lives.
+
+        Raises:
+            FileNotFoundError: no such video.
+            CacheError: the folder is full or read-only and lacks these frames, or the video changed meanwhile.
+        """
+        content = self._content(path)
+        key = self._key(content, plan)
+        frames = self.find(key)
+        if frames is not None:
+            return frames
+        with self._explained(path):
+            claim = self._claim(key)
+        try:
+            with contextlib.suppress(FileNotFoundError, _Damaged):
+                return self._open(key)  # built by another while this one waited
+            return self._build(claim, key, content, path, plan, decode)
+        finally:
+            claim.release()
+
+    def find(self, key: str) -> np.ndarray | None:
+        """Frames of an entry by its key alone, or None if it is not there; a damaged one is logged and not served.
+
+        Returns:
+            uint8 array (T, H, W, 3), read-only, mapped from disk.
+        """
+        try:
+            frames = self._open(key)
+        except FileNotFoundError:
+            frames = None
+        except _Damaged as damage:
+            logger.warning("%s %s; it is not used and will be decoded again", self._path(key), damage)
+            frames = None
+        with self._lock:
+            self.hits += frames is not None
+            self.misses += frames is None
+        return frames
+
+    def stats(self) -> CacheStats:
+        """Look through the folder; reads the header of every entry."""
+        entries = self._files(_ENTRY)
+        used = [status.st_mtime for _, status in entries]
+        videos = set()
+        for path, _ in entries:
+            with contextlib.suppress(FileNotFoundError, _Damaged), path.open("rb") as file:
+                videos.add(_read_header(file, path)[0]["content"])
+        return CacheStats(
+            entries=len(entries),
+            bytes=sum(status.st_size for _, status in entries),
+            videos=len(videos),
+            oldest=min(used, default=None),
+            newest=max(used, default=None),
+            temp_files=len(self._files(_TEMPORARY)),
+        )
+
+    def verify(self, remove: bool = False, track: Callable[[list], Iterable] = iter) -> list[tuple[Path, str]]:
+        """Read every entry in full.
+
+        Args:
+            remove: delete the damaged ones; they are decoded again when they are next asked for.
+            track: wraps the list of entries, for a progress bar.
+
+        Returns:
+            path and reason of each entry that is damaged.
+        """
+        damaged = []
+        for path, _ in track(self._files(_ENTRY)):
+            try:
+                with path.open("rb") as file:
+                    _check(_map(file, path))
+            except FileNotFoundError:  # evicted in the meantime
+                continue
+            except _Damaged as damage:
+                damaged.append((path, str(damage)))
+                if remove:
+                    path.unlink(missing_ok=True)
+        return damaged
+
+    def gc(self, max_bytes: int | None = None) -> Removed:
+        """Remove temporary files that nobody is writing and, least recently used first, entries over a bound.
+
+        Args:
+            max_bytes: the bound; default: the cache's own.
+        """
+        limit = self.max_bytes if max_bytes is None else max_bytes
+        swept = sum(_sweep(path, status) for path, status in self._files(_TEMPORARY))
+        entries = sorted(self._files(_ENTRY), key=lambda entry: (entry[1].st_mtime_ns, entry[0].name))
+        held = sum(status.st_size for _, status in entries)
+        count = freed = 0
+        if limit is not None:
+            for path, status in entries:
+                if held - freed <= limit:
+                    break
+                path.unlink(missing_ok=True)
+                count += 1
+                freed += status.st_size
+        with self._lock:
+            self._held, self._unseen = held - freed, 0
+        return Removed(count, freed, swept)
+
+    # --- names ---------------------------------------------------------------------------------------------------
+
+    def _path(self, key: str) -> Path:
+        return self.folder / "entries" / key[:2] / (key + _ENTRY)
+
+    def _key(self, content: str, plan: SamplingPlan) -> str:
+        return xxhash.xxh3_128_hexdigest(json.dumps([FORMAT_VERSION, self.policy, content, vars(plan)]).encode())
+
+    def _content(self, path: str | Path) -> str:
+        """Hash of a video's bytes: from memory, from the index in the folder, or from the file."""
+        real = os.path.realpath(path)
+        identity, changed = _identity(real)
+        content = self._contents.get(identity)
+        if content is None:
+            name = xxhash.xxh3_128_hexdigest(os.fsencode(identity))
+            record = self.folder / "videos" / name[:2] / name
+            content = _read_record(record)
+            if content is None:
+                content = _hash_file(real)
+                if time.time() - changed < _SETTLED_SECONDS or _identity(real)[0] != identity:
+                    return content
+                _write_record(record, content)
+            self._contents[identity] = content
+        return content
+
+    def _files(self, suffix: str) -> list[tuple[Path, os.stat_result]]:
+        found = []
+        for path in self.folder.glob(f"entries/*/*{suffix}"):
+            with contextlib.suppress(FileNotFoundError):
+                found.append((path, path.stat()))
+        return found
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def _open(self, key: str) -> np.memmap:
+        path = self._path(key)
+        with path.open("rb") as file:
+            mapped = _map(file, path)
+            status = os.fstat(file.fileno())
+            if (key, status.st_ino) not in self._checked:
+                _check(mapped)
+                self._checked.add((key, status.st_ino))
+            if time.time() - status.st_mtime > TOUCH_SECONDS:
+                _touch(file)
+        return mapped[0]
+
+    # --- writing -------------------------------------------------------------------------------------------------
+
+    def _claim(self, key: str) -> "_Claim":
+        path = self._path(key).with_suffix(f".{_host()}{_TEMPORARY}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            claim = _Claim(path)
+            if claim.valid():
+                return claim
+            claim.release()  # its former holder renamed or removed the file that this one waited for
+
+    def _build(
+        self, claim: "_Claim", key: str, content: str, path: str | Path, plan: SamplingPlan, decode: Decode
+    ) -> np.memmap:
+        shape = (plan.num_frames, plan.height, plan.width, 3)
+        header = {
+            "key": key,
+            "shape": shape,
+            "plan": vars(plan),
+            "policy": self.policy,
+            "source": os.fsdecode(os.path.abspath(path)),
+            "content": content,
+            "checksum": "0" * 32,
+            "created": time.time(),
+        }
+        offset = len(_pack_header(header))
+        size = offset + math.prod(shape)
+        with self._explained(path):
+            self._make_room(size)
+            os.ftruncate(claim.fd, 0)
+            os.posix_fallocate(claim.fd, 0, size)
+        out = np.memmap(claim.path, np.uint8, "r+", offset, shape)
+        begin = time.perf_counter()
+        decode(path, plan, out)
+        seconds = time.perf_counter() - begin
+        if self._content(path) != content:
+            raise CacheError(f"{path}: changed while it was decoded; start again when it is written in full")
+        header["checksum"] = xxhash.xxh3_128_hexdigest(out)
+        with self._explained(path):
+            out.flush()
+            os.pwrite(claim.fd, _pack_header(header), 0)
+            os.fsync(claim.fd)
+            with claim.path.open("rb") as file:  # opened first: once renamed, another process may evict it
+                claim.path.rename(self._path(key))
+                frames = _map(file, self._path(key))[0]
+            _sync_folder(claim.path.parent)
+        self._checked.add((key, os.fstat(claim.fd).st_ino))
+        with self._lock:
+            self.decodes += 1
+            self.bytes += out.nbytes
+            self.seconds += seconds
+            self._held += size
+            self._unseen += size
+        return frames
+
+    def _make_room(self, size: int) -> None:
+        if self.max_bytes is None:
+            return
+        if size > self.max_bytes:
+            raise CacheError(f"{self.folder}: one entry takes {size} bytes, over max_bytes={self.max_bytes}; raise it")
+        bound, slack = self.max_bytes - size, self.max_bytes // _SLACK
+        if self._unseen > slack:
+            self.gc(bound)
+        elif self._held > bound:
+            self.gc(max(0, bound - slack))
+
+    @contextlib.contextmanager
+    def _explained(self, path: str | Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _REMEDIES:
+                raise
+            raise CacheError(
+                f"{self.folder}: cannot take the frames of {path} ({error.strerror}); {_REMEDIES[error.errno]}"
+            ) from error
+
+
+class _Claim:
+    """An exclusive lock on the temporary file of an entry, which is waited for; ends with its process."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def valid(self) -> bool:
+        """Whether the locked file is still the one of that name."""
+        try:
+            return os.path.samestat(os.fstat(self.fd), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        if self.valid():
+            self.path.unlink()
+        fcntl.flock(self.fd, fcntl.LOCK_UN)  # closing is not enough if a process was forked meanwhile
+        os.close(self.fd)
+
+
+@functools.cache
+def _host() -> str:
+    """Names the kernel whose locks exclude each other."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    return xxhash.xxh3_64_hexdigest((platform.node() + boot).encode())
+
+
+def _sweep(path: Path, status: os.stat_result) -> bool:
+    """Remove a temporary file unless somebody is writing it; says whether it was removed."""
+    if not path.name.endswith(f".{_host()}{_TEMPORARY}"):
+        stale = time.time() - status.st_mtime > STALE_SECONDS
+        if stale:
+            path.unlink(missing_ok=True)
+        return stale
+    with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+        return True
+    return False
+
+
+# --- the file ------------------------------------------------------------------------------------------------------
+
+
+def _pack_header(header: dict) -> bytes:
+    text = json.dumps(header).encode()
+    text += b" " * (-(_PREFIX.size + len(text)) % PAGE)
+    return _PREFIX.pack(_MAGIC, FORMAT_VERSION, len(text), xxhash.xxh3_64_intdigest(text)) + text
+
+
+def _read_header(file: BinaryIO, path: Path) -> tuple[dict, int]:
+    """Header of an entry and the offset of its pixels; raises _Damaged if the file is not whole."""
+    size = os.fstat(file.fileno()).st_size
+    prefix = file.read(_PREFIX.size)
+    if len(prefix) < _PREFIX.size:
+        raise _Damaged("ends within its header")
+    magic, version, length, digest = _PREFIX.unpack(prefix)
+    if magic != _MAGIC:
+        raise _Damaged("is not an entry of a frame cache")
+    if version != FORMAT_VERSION:
+        raise _Damaged(f"has format version {version}, and this program reads {FORMAT_VERSION}")
+    text = file.read(min(length, size))
+    if len(text) < length or xxhash.xxh3_64_intdigest(text) != digest:
+        raise _Damaged("has a damaged header")
+    header, offset = json.loads(text), _PREFIX.size + length
+    if size != offset + math.prod(header["shape"]):
+        raise _Damaged(f"is {size} bytes long instead of {offset + math.prod(header['shape'])}")
+    if path.name != header["key"] + _ENTRY:
+        raise _Damaged(f"is the entry {header['key']} under another name")
+    return header, offset
+
+
+def _map(file: BinaryIO, path: Path) -> tuple[np.memmap, dict]:
+    header, offset = _read_header(file, path)
+    return np.memmap(file, np.uint8, "r", offset, tuple(header["shape"])), header
+
+
+def _check(mapped: tuple[np.memmap, dict]) -> None:
+    frames, header = mapped
+    if xxhash.xxh3_128_hexdigest(frames) != header["checksum"]:
+        raise _Damaged("has damaged pixels")
+
+
+def _touch(file: BinaryIO) -> None:
+    try:
+        os.utime(file.fileno())
+    except OSError as error:
+        if error.errno not in _REMEDIES:  # a cache that cannot be written is not evicted from here either
+            raise
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# --- the index of videos: one small file each, named by the identity of the video file, holding the hash of its bytes
+
+
+def _identity(real: str) -> tuple[str, float]:
+    """What changes when a file does, and when that was (seconds since the epoch)."""
+    status = os.stat(real)
+    return f"{real}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}", status.st_mtime
+
+
+def _hash_file(path: str) -> str:
+    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(2**20))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def _read_record(record: Path) -> str | None:
+    try:
+        text = record.read_bytes().decode("ascii", "replace")
+    except FileNotFoundError:
+        return None
+    return text if len(text) == 32 and set(text) <= set(string.hexdigits) else None
+
+
+def _write_record(record: Path, content: str) -> None:
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(content)
+    except OSError as error:
+        if error.errno not in _REMEDIES:  # without a record the next process hashes the video again
+            raise
