@@ -8,9 +8,12 @@ from typing import Annotated
 
 import typer
 
+from verl_stvg.cache_cli import app as cache_app
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 build_app = typer.Typer(no_args_is_help=True, help="Build rows for training.")
 app.add_typer(build_app, name="build")
+app.add_typer(cache_app, name="cache")
 
 
 def main() -> None:

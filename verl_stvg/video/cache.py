@@ -37,6 +37,7 @@ from typing import BinaryIO
 import numpy as np
 import xxhash
 
+from verl_stvg.video.decode import VideoError
 from verl_stvg.video.plan import SamplingPlan
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,8 @@ class FrameCache:
 
         Raises:
             FileNotFoundError: no such video.
-            CacheError: the folder is full or read-only and lacks these frames, or the video changed meanwhile.
+            CacheError: the folder is full, or read-only and lacks these frames.
+            VideoError: the video changed while it was decoded.
         """
         content = self._content(path)
         key = self._key(content, plan)
@@ -332,7 +334,7 @@ class FrameCache:
         decode(path, plan, out)
         seconds = time.perf_counter() - begin
         if self._content(path) != content:
-            raise CacheError(f"{path}: changed while it was decoded; start again when it is written in full")
+            raise VideoError(f"{path}: changed while it was decoded; start again when it is written in full")
         header["checksum"] = xxhash.xxh3_128_hexdigest(out)
         with self._explained(path):
             out.flush()

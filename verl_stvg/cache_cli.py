@@ -1,0 +1,139 @@
+"""The commands `verl-stvg cache ...`: fill the cache of decoded frames, check it, look at it, make room in it."""
+
+import logging
+import os
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+logger = logging.getLogger(__name__)
+
+app = typer.Typer(no_args_is_help=True, help="Fill and look after the cache of decoded frames.")
+
+_UNITS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T"))}
+_SHOWN = 5
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``200G``, ``1.5T`` or ``4096``; K, M, G and T are powers of 1024."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise typer.BadParameter(f"{text!r} is not a size; write it like 200G, 1.5T or 4096")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def size_text(count: float) -> str:
+    """A number of bytes for people: ``4.0 KiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+Folder = Annotated[Path, typer.Option("--cache", exists=True, file_okay=False, help="Folder of the cache.")]
+Bound = Annotated[
+    int | None,
+    typer.Option(parser=parse_size, metavar="SIZE", help="Bound of the cache, e.g. 200G; default: none."),
+]
+
+
+@app.command()
+def build(
+    rows: Annotated[list[Path], typer.Argument(metavar="ROWS.parquet...", help="Rows as a recipe trains on them.")],
+    cache: Annotated[Path, typer.Option(help="Folder of the cache; made if it is not there.")],
+    max_bytes: Bound = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per processor.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Work on every node of the running Ray cluster.")] = False,
+    video_root: Annotated[
+        Path | None, typer.Option(help="Folder that paths in the rows start from; default: each parquet file's.")
+    ] = None,
+) -> None:
+    """Decode every video and plan of the rows into the cache, once; what is there is skipped. Exit status 1 if a video
+    cannot be used: quarantine.jsonl in the cache names it and the reason.
+    """
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from verl_stvg.video import build as builder
+
+    jobs = builder.read_jobs(rows, video_root)
+    outcomes: list[builder.Outcome] = []
+    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns) as progress:
+            bar = progress.add_task("decoding", total=len(jobs))
+            for done in builder.build(jobs, cache, max_bytes, workers or len(os.sched_getaffinity(0)), ray):
+                outcomes += done
+                progress.advance(bar, len(done))
+    finally:
+        quarantine = builder.write_quarantine(cache, outcomes)
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    built = sum(outcome.state == "built" for outcome in outcomes)
+    held = sum(outcome.bytes for outcome in outcomes)
+    logger.info(
+        "%d videos with their plans: %d decoded, %d already there, %d failed; frames of %s",
+        *(len(outcomes), built, len(outcomes) - built - len(failed), len(failed), size_text(held)),
+    )
+    if max_bytes is not None and held > max_bytes:
+        logger.warning("they do not fit in %s: the first ones were removed again; raise it", size_text(max_bytes))
+    for outcome in failed[:_SHOWN]:
+        logger.warning("  %s", outcome.reason)
+    if failed:
+        logger.warning("all %d with their reasons: %s", len(failed), quarantine)
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    cache: Folder,
+    remove: Annotated[bool, typer.Option("--remove", help="Delete damaged entries; they are decoded again.")] = False,
+) -> None:
+    """Read every entry and its checksum; exit status 1 if one is damaged."""
+    from rich.progress import track
+
+    from verl_stvg.video.cache import FrameCache
+
+    damaged = FrameCache(cache).verify(remove, lambda entries: track(entries, "reading"))
+    for path, reason in damaged:
+        logger.warning("%s %s", path, reason)
+    if damaged:
+        logger.warning("%d damaged, %s", len(damaged), "removed" if remove else "kept; remove them with --remove")
+        raise typer.Exit(1)
+    logger.info("every entry is whole")
+
+
+@app.command()
+def stats(cache: Folder) -> None:
+    """How many entries, videos and bytes there are, and when they were used."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from verl_stvg.video.cache import FrameCache
+
+    found = FrameCache(cache).stats()
+    table = Table("", "", title=str(cache), title_justify="left", show_header=False)
+    table.add_row("entries", f"{found.entries:,}")
+    table.add_row("size", f"{size_text(found.bytes)} ({found.bytes:,} bytes)")
+    table.add_row("videos", f"{found.videos:,}")
+    table.add_row("least recently used", _time(found.oldest))
+    table.add_row("most recently used", _time(found.newest))
+    table.add_row("temporary files", f"{found.temp_files:,}")
+    Console().print(table)
+
+
+def _time(seconds: float | None) -> str:
+    return "-" if seconds is None else datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
+
+
+@app.command()
+def gc(cache: Folder, max_bytes: Bound = None) -> None:
+    """Remove what killed builders left behind and, with a bound, the least recently used entries."""
+    from verl_stvg.video.cache import FrameCache
+
+    removed = FrameCache(cache).gc(max_bytes)
+    logger.info(
+        "removed %d entries (%s) and %d temporary files", removed.entries, size_text(removed.bytes), removed.temp_files
+    )

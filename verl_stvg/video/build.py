@@ -1,0 +1,218 @@
+"""Filling a frame cache before training: every video and plan of the rows, once, on all processors or a Ray cluster.
+
+It knows rows and videos but neither verl nor torch, so that a worker starts in half a second.
+"""
+
+import functools
+import json
+import math
+import multiprocessing
+import os
+import platform
+import signal
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow.parquet as pq
+
+from verl_stvg.video.cache import CacheError, FrameCache
+from verl_stvg.video.decode import VideoInfo, probe, read_frames
+from verl_stvg.video.plan import SamplingPlan, plan_video
+
+PLAN_KEYS = ("fps", "max_frames", "min_pixels", "max_pixels", "total_pixels")
+VIDEO_COLUMN = "videos"
+QUARANTINE = "quarantine.jsonl"
+_CHUNK = 16  # most videos per task: few enough for a smooth progress bar, many enough to be worth a task
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video (absolute path) and what its row says about the plan, as (key, value) pairs of `PLAN_KEYS`."""
+
+    video: str
+    options: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: ``built``, ``present`` (nothing to do) or ``failed`` with a reason; bytes of its pixels."""
+
+    job: Job
+    state: str
+    bytes: int = 0
+    reason: str = ""
+
+
+def decode_into(path: str | Path, plan: SamplingPlan, out: np.ndarray) -> None:
+    """Decode the frames of a plan into ``out``, uint8 (T, H, W, 3): the one place where builders choose a decoder.
+
+    Raises:
+        VideoError: see `verl_stvg.video.decode.read_frames`.
+    """
+    out[...] = read_frames(path, plan)
+
+
+def plan_of(video: dict, info: VideoInfo) -> SamplingPlan:
+    """Sampling plan of one entry of a row's ``videos``; keys that are absent or None take the plan's defaults."""
+    chosen = {key: video[key] for key in PLAN_KEYS if video.get(key) is not None}
+    return plan_video(info.num_frames, info.fps, info.width, info.height, **chosen)
+
+
+def read_jobs(files: Iterable[str | Path], video_root: str | Path | None = None) -> list[Job]:
+    """Every distinct video and plan of the rows, in their order.
+
+    Args:
+        files: parquet files with a column ``videos``, as `verl_stvg.dataset` reads them.
+        video_root: folder that relative paths start from; default: the folder of each parquet file.
+
+    Raises:
+        ValueError: a missing file, or one without the column.
+    """
+    jobs: dict[Job, None] = {}
+    for file in map(Path, files):
+        if not file.is_file():
+            raise ValueError(f"{file}: no such file; build the rows first, or correct the path")
+        if VIDEO_COLUMN not in pq.read_schema(file).names:
+            raise ValueError(f"{file}: has no column {VIDEO_COLUMN!r}; build the rows again")
+        root = Path(video_root or file.parent).resolve()
+        for videos in pq.read_table(file, columns=[VIDEO_COLUMN])[VIDEO_COLUMN].to_pylist():
+            for video in videos or ():
+                options = tuple((key, video[key]) for key in PLAN_KEYS if video.get(key) is not None)
+                jobs[Job(str(root / video["video"]), options)] = None
+    return list(jobs)
+
+
+def build(
+    jobs: list[Job], folder: Path, max_bytes: int | None = None, workers: int = 1, on_ray: bool = False
+) -> Iterator[list[Outcome]]:
+    """Do all jobs and yield outcomes as they come; a video that cannot be used is an outcome, not an exception.
+
+    Interrupted, it loses nothing: done again, it skips what is there.
+
+    Args:
+        jobs: of `read_jobs`.
+        folder: of the cache; with Ray, one that every node shares.
+        max_bytes: bound of the cache.
+        workers: processes on this machine; 1 works in this process. With Ray, the cluster's processors count instead.
+        on_ray: use the running Ray cluster.
+
+    Raises:
+        CacheError: the folder cannot take entries, or no cluster answers.
+    """
+    folder = folder.resolve()
+    if on_ray:
+        yield from _build_on_ray(jobs, folder, max_bytes)
+    elif workers == 1:
+        for job in jobs:
+            yield build_chunk([job], folder, max_bytes)
+    else:
+        yield from _build_here(jobs, folder, max_bytes, workers)
+
+
+def _build_here(jobs: list[Job], folder: Path, max_bytes: int | None, workers: int) -> Iterator[list[Outcome]]:
+    pool = ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        signal.signal,  # Ctrl-C reaches every process of the terminal; workers finish what they have begun
+        (signal.SIGINT, signal.SIG_IGN),
+    )
+    try:
+        for future in as_completed(
+            [pool.submit(build_chunk, chunk, folder, max_bytes) for chunk in _chunks(jobs, workers)]
+        ):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _build_on_ray(jobs: list[Job], folder: Path, max_bytes: int | None) -> Iterator[list[Outcome]]:
+    import ray
+
+    try:
+        ray.init(address="auto", log_to_driver=False)
+    except ConnectionError as error:
+        raise CacheError(
+            "no Ray cluster answers; start one (`ray start --head`), set RAY_ADDRESS, or leave out --ray"
+        ) from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(build_chunk)
+        waiting = [
+            task.remote(chunk, folder, max_bytes, made=True)
+            for chunk in _chunks(jobs, int(ray.cluster_resources().get("CPU", 1)))
+        ]
+        while waiting:
+            ready, waiting = ray.wait(waiting)
+            yield from ray.get(ready)
+    finally:
+        ray.shutdown()
+
+
+def _chunks(jobs: list[Job], workers: int) -> list[list[Job]]:
+    size = min(_CHUNK, math.ceil(len(jobs) / (4 * workers))) or 1
+    return [jobs[start : start + size] for start in range(0, len(jobs), size)]
+
+
+def build_chunk(jobs: list[Job], folder: Path, max_bytes: int | None, made: bool = False) -> list[Outcome]:
+    """Do some jobs in this process.
+
+    Args:
+        jobs: of `read_jobs`.
+        folder: of the cache.
+        max_bytes: bound of the cache.
+        made: the folder has been made, so that not seeing it means that this node does not share it.
+
+    Raises:
+        CacheError: the folder cannot take entries.
+    """
+    if made and not folder.is_dir():
+        raise CacheError(
+            f"{folder}: does not exist on node {platform.node()}; put cache and videos on a folder that all nodes share"
+        )
+    return [_build_one(_cache(folder, max_bytes), job) for job in jobs]
+
+
+@functools.cache
+def _cache(folder: Path, max_bytes: int | None) -> FrameCache:
+    return FrameCache(folder, max_bytes)
+
+
+def _build_one(cache: FrameCache, job: Job) -> Outcome:
+    before = cache.decodes
+    try:
+        plan = plan_of(dict(job.options), probe(job.video))
+        size = cache.get(job.video, plan, decode_into).nbytes
+    except CacheError:
+        raise
+    except (ValueError, OSError, av.error.FFmpegError) as error:
+        return Outcome(job, "failed", reason=str(error))
+    return Outcome(job, "built" if cache.decodes > before else "present", size)
+
+
+def write_quarantine(folder: Path, outcomes: list[Outcome]) -> Path:
+    """Bring ``quarantine.jsonl`` up to date: one line per failure with video, options of its plan and reason.
+
+    Lines about other videos stay; those about videos that work now go, and an empty file with them.
+
+    Returns:
+        path of the file.
+    """
+    path = folder / QUARANTINE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    seen = {outcome.job.video for outcome in outcomes}
+    records = [record for record in map(json.loads, lines) if record["video"] not in seen]
+    for outcome in outcomes:
+        if outcome.state == "failed":
+            records.append({"video": outcome.job.video, "options": dict(outcome.job.options), "reason": outcome.reason})
+    if not records:
+        path.unlink(missing_ok=True)
+        return path
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    temporary.rename(path)
+    return path
