@@ -321,7 +321,6 @@ class FrameCache:
             "source": os.fsdecode(os.path.abspath(path)),
             "content": content,
             "checksum": "0" * 32,
-            "created": time.time(),
         }
         offset = len(_pack_header(header))
         size = offset + math.prod(shape)
