@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from verl_stvg import preflight
 from verl_stvg.cache_cli import app, parse_size, size_text
 from verl_stvg.video import cache as module
 from verl_stvg.video.build import QUARANTINE, Job, build, decode_into, plan_of, read_jobs
@@ -649,16 +650,20 @@ def test_built_on_a_ray_cluster(two_clips, folder, monkeypatch):
     command = [ray, "start", "--head", "--block", "--num-cpus=2", "--port=26479", "--include-dashboard=false"]
     command += ["--ray-client-server-port=26481", "--disable-usage-stats"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    jobs, deadline = read_jobs([two_clips]), time.monotonic() + 120
+    deadline = time.monotonic() + 120
     try:
-        while True:
-            try:
-                states = [outcome.state for done in build(jobs, folder, on_ray=True) for outcome in done]
-                break
-            except CacheError as error:
-                assert "no Ray cluster answers" in str(error) and time.monotonic() < deadline
-                time.sleep(1)
-        assert states == ["built"] * 4 and FrameCache(folder).verify() == []
+        while isinstance(answer := preflight.cluster_cpus("auto"), str):
+            assert server.poll() is None and time.monotonic() < deadline, answer
+        states = [outcome.state for done in build(read_jobs([two_clips]), folder, on_ray=True) for outcome in done]
     finally:
         server.terminate()
         server.wait(60)
+    assert states == ["built"] * 4 and FrameCache(folder).verify() == []
+
+
+@pytest.mark.slow
+def test_no_ray_cluster(two_clips, folder, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(preflight, "_CLUSTER_SECONDS", 15)
+    with pytest.raises(CacheError, match="no Ray cluster answers .* leave out --ray"):
+        list(build(read_jobs([two_clips]), folder, on_ray=True))

@@ -132,19 +132,18 @@ def _build_here(jobs: list[Job], folder: Path, max_bytes: int | None, workers: i
 def _build_on_ray(jobs: list[Job], folder: Path, max_bytes: int | None) -> Iterator[list[Outcome]]:
     import ray
 
-    try:
-        ray.init(address="auto", log_to_driver=False)
-    except ConnectionError as error:
+    from verl_stvg import preflight
+
+    cpus = preflight.cluster_cpus("auto")  # asked by a process of its own, with a time limit
+    if isinstance(cpus, str):
         raise CacheError(
-            "no Ray cluster answers; start one (`ray start --head`), set RAY_ADDRESS, or leave out --ray"
-        ) from error
+            f"no Ray cluster answers ({cpus}); start one (`ray start --head`), set RAY_ADDRESS, or leave out --ray"
+        )
+    ray.init(address="auto", log_to_driver=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(build_chunk)
-        waiting = [
-            task.remote(chunk, folder, max_bytes, made=True)
-            for chunk in _chunks(jobs, int(ray.cluster_resources().get("CPU", 1)))
-        ]
+        waiting = [task.remote(chunk, folder, max_bytes, made=True) for chunk in _chunks(jobs, max(1, cpus))]
         while waiting:
             ready, waiting = ray.wait(waiting)
             yield from ray.get(ready)
