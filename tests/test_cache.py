@@ -245,6 +245,21 @@ def test_processes_decode_each_video_once(tmp_path, folder):
     assert len(files_of(folder, ".frames")) == len(files_of(folder, "")) == 5
 
 
+def test_hosts_that_do_not_see_each_others_locks_agree(clip, folder, monkeypatch):
+    seen = []
+
+    def decode(path, plan, out):
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(module, "_host", lambda: "elsewhere")
+            seen.append(FrameCache(folder).get(path, plan, noise_decoder))
+        noise_decoder(path, plan, out)
+
+    seen.append(FrameCache(folder).get(clip, small_plan(), decode))
+    seen.append(FrameCache(folder).get(clip, small_plan(), no_decoder))
+    assert np.array_equal(seen[0], seen[1]) and np.array_equal(seen[0], seen[2])
+    assert len(files_of(folder, "")) == 1 and FrameCache(folder).verify() == []
+
+
 # --- room
 
 
