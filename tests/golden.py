@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_fns import stvg_r1, temporal_r1, time_r1, videochat_r1
+from verl_stvg.video import plan
 
 TOLERANCE = 1e-6
 
@@ -55,6 +56,13 @@ def _videochat_gqa(completion: str, answer: str, gt_intervals: list[list[float]]
     }
 
 
+def _smart_nframes(total_frames: int, video_fps: float, opts: dict[str, Any]) -> int | dict[str, str]:
+    try:
+        return plan.smart_nframes(total_frames, video_fps, **opts)
+    except ValueError:  # where the original raises it too
+        return {"error": "ValueError"}
+
+
 # name in the files -> (function, values that are documented as safe where the original raises)
 # A `reward` is called with (completion, ground truth), a `function` with its input as keywords.
 NOTHING = (0.0,)
@@ -84,9 +92,12 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     ),
     "videochat_r1.tg.format_reward": (videochat_r1.format, NOTHING),
     "videochat_r1.gqa.rewards": (_videochat_gqa, NOTHING),
+    "videochat_r1.smart_nframes": (_smart_nframes, ()),
+    "videochat_r1.smart_resize": (plan.smart_resize, ()),
 }
 
-# Parsers, metrics and sampling rules that are no rewards: they are skipped until their packages bring them.
+# Parsers, metrics and sharding that are no rewards: they are skipped until their packages bring them. VideoMind's frame
+# count is another rule than ours (it rounds to the nearest even number), although the recorded cases do not tell.
 NOT_REWARDS = frozenset(
     {
         "eval_custom_row_iou",
@@ -101,8 +112,6 @@ NOT_REWARDS = frozenset(
         "rextime.eval_submission",
         "rextime.temporal_iou_paired",
         "videochat_r1.eval.parse_timestamp_output",
-        "videochat_r1.smart_nframes",
-        "videochat_r1.smart_resize",
         "videochat_r1.split_data",
         "videomind.check_ans",
         "videomind.eval_auto",

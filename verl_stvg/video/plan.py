@@ -3,6 +3,10 @@
 The default grid is exact: frame k is the one shown at k / fps seconds, starting at 0, and the number of frames is a
 multiple of the temporal patch (2). At 2 fps one temporal unit is then one second (``second_per_grid == 1.0``), which is
 what Qwen2.5-VL was trained with and the only rate at which the stock actor and rollout can agree on a clock.
+
+Papers whose code reads videos with qwen-vl-utils trained on other frames: spread over the whole video, first and last
+included, and therefore at a rate near 2 fps that differs from video to video. ``rule="qwen_vl_utils"`` gives exactly
+those frames and sizes, and says their true rate.
 """
 
 import math
@@ -23,17 +27,27 @@ MAX_PIXELS = 768 * FACTOR * FACTOR
 MAX_FRAMES = 768
 MAX_RATIO = 200
 
+RULES = ("grid", "qwen_vl_utils")
+MIN_FRAMES = 4
+"""qwen-vl-utils' FPS_MIN_FRAMES."""
+TOTAL_PIXELS = 128_000 * FACTOR * FACTOR * 0.9
+"""Over all frames, used by qwen-vl-utils when a row names no budget: nine tenths of its MODEL_SEQ_LEN in tokens."""
+PROCESSOR_MIN_PIXELS = 4 * FACTOR * FACTOR
+PROCESSOR_MAX_PIXELS = 16384 * FACTOR * FACTOR
+"""Frames outside of these limits are resized again by Qwen2.5-VL's processor."""
+
 
 @dataclass(frozen=True)
 class SamplingPlan:
     """The frames to decode and the size to give them.
 
     Attributes:
-        frame_indices: (T,) zero-based indices into the source video, one per grid point, never decreasing.
-        timestamps: (T,) seconds of the grid points, ``k / fps``.
+        frame_indices: (T,) zero-based indices into the source video, never decreasing.
+        timestamps: (T,) seconds: of the grid points, ``k / fps``, or under ``qwen_vl_utils`` of the chosen frames.
         height: of every frame, pixels, a multiple of 28.
         width: of every frame, pixels, a multiple of 28.
-        fps: frames per second of the grid.
+        fps: frames per second: of the grid, or under ``qwen_vl_utils`` T over the video's duration (its
+            ``sample_fps``; with both ends included the frames lie a hair further apart than ``1 / fps``).
     """
 
     frame_indices: tuple[int, ...]
@@ -67,11 +81,12 @@ class SamplingPlan:
         return {"fps": self.fps, "total_num_frames": self.num_frames, "frames_indices": list(range(self.num_frames))}
 
 
-def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+def smart_resize(height: int, width: int, min_pixels: int, max_pixels: float) -> tuple[int, int]:
     """Size nearest to (height, width) with sides that are multiples of 28 and an area within the budget.
 
     The rule of Qwen2-VL's processor (and of qwen-vl-utils), so its results are fixed points: resizing again changes
-    nothing.
+    nothing. A frame that is long and narrow keeps a side of 28 where qwen-vl-utils rounds it down to 0; that is the
+    only case in which a frame is shrunk to more than ``max_pixels``.
 
     Raises:
         ValueError: sides below one pixel, aspect ratio over 200, or a budget that holds no 28 x 28 frame.
@@ -98,6 +113,61 @@ def smart_resize(height: int, width: int, min_pixels: int, max_pixels: int) -> t
     return h, w
 
 
+def smart_nframes(
+    num_frames: int, source_fps: float, fps: float = 2.0, min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES
+) -> int:
+    """How many frames qwen-vl-utils (0.0.10 to 0.0.14) samples: the video's duration at ``fps``, clamped, rounded down
+    to an even number.
+
+    Version 0.0.8 and VideoMind's copy of it round to the nearest even number instead.
+
+    Args:
+        num_frames: frames in the source.
+        source_fps: frames per second of the source.
+        fps: wanted rate.
+        min_frames: rounded up to an even number; sampled even from a video too short for it at ``fps``.
+        max_frames: rounded down to an even number; a longer video is sampled more thinly.
+
+    Raises:
+        ValueError: fewer than two frames to sample from, or ``max_frames`` below 2.
+    """
+    low = math.ceil(min_frames / TEMPORAL_PATCH) * TEMPORAL_PATCH
+    high = max_frames - max_frames % TEMPORAL_PATCH
+    wanted = min(max(num_frames / source_fps * fps, low), high, num_frames)
+    count = math.floor(wanted / TEMPORAL_PATCH) * TEMPORAL_PATCH
+    if count < TEMPORAL_PATCH:
+        raise ValueError(
+            f"a video of {num_frames} frames gives {count} with max_frames={max_frames}, and {TEMPORAL_PATCH} are "
+            "needed; raise max_frames or drop the row"
+        )
+    return count
+
+
+def spread(num_frames: int, count: int) -> tuple[int, ...]:
+    """Indices of ``count`` frames from the first to the last at equal distance, each rounded to the nearest.
+
+    Exact in integers. qwen-vl-utils rounds ``torch.linspace`` in float32: the same up to 12,000 frames at least, and
+    off by one at single frames of longer videos, at which ones depends on the processor's vector width.
+
+    Raises:
+        ValueError: fewer than two indices.
+    """
+    if count < 2:
+        raise ValueError(f"count must be at least 2 to include both ends, got {count}")
+    last, gaps = num_frames - 1, count - 1
+    return tuple((2 * k * last + gaps) // (2 * gaps) for k in range(count))
+
+
+def frame_budget(count: int, min_pixels: int, max_pixels: float, total_pixels: float) -> float:
+    """Largest area of a frame in qwen-vl-utils, pixels: a share of ``total_pixels``, within limits.
+
+    Two frames share one temporal patch, so each may have twice its share. The least is 5 % over ``min_pixels``, even if
+    ``count`` frames of that are over ``total_pixels``; the most is 768 tokens, or ``max_pixels`` if that is less.
+    """
+    share = min(MAX_PIXELS, total_pixels / count * TEMPORAL_PATCH)
+    return min(max_pixels, max(share, int(min_pixels * 1.05)))
+
+
 def plan_video(
     num_frames: int,
     source_fps: float,
@@ -109,28 +179,47 @@ def plan_video(
     min_pixels: int = MIN_PIXELS,
     max_pixels: int = MAX_PIXELS,
     total_pixels: int | None = None,
+    min_frames: int = MIN_FRAMES,
+    rule: str = "grid",
 ) -> SamplingPlan:
-    """Plan the exact grid for one video.
+    """Plan one video: by the exact grid, or as qwen-vl-utils 0.0.10 to 0.0.14 and then Qwen2.5-VL's processor do.
+
+    Under ``qwen_vl_utils`` frames smaller than `PROCESSOR_MIN_PIXELS` get the size to which the processor enlarges
+    them, so a long video may cost more tokens than `frame_budget` says: up to 8 per temporal unit.
 
     Args:
         num_frames: frames in the source.
         source_fps: frames per second of the source.
         width: of the source, pixels.
         height: of the source, pixels.
-        fps: grid rate; 2.0 keeps one temporal unit at one second.
-        max_frames: upper bound on T; a longer video is cut off by an error, never silently.
+        fps: grid rate; 2.0 keeps one temporal unit at one second. Under ``qwen_vl_utils`` the rate to come close to.
+        max_frames: upper bound on T. A longer video is an error in the grid, and under ``qwen_vl_utils`` sampled at a
+            lower rate.
         min_pixels: per frame.
         max_pixels: per frame.
         total_pixels: over all frames, counted as qwen-vl-utils does (two frames share one temporal patch).
+        min_frames: lower bound on T under ``qwen_vl_utils``; the grid has none.
+        rule: ``grid`` or ``qwen_vl_utils``.
 
     Raises:
-        ValueError: an empty video, a non-positive rate, a video with fewer than two grid points, or one whose grid
-            needs more than ``max_frames`` frames.
+        ValueError: an unknown rule, an empty video, a non-positive rate, a video with fewer than two grid points, or
+            one whose grid needs more than ``max_frames`` frames.
     """
+    if rule not in RULES:
+        raise ValueError(f"sampling rule {rule!r} is unknown; choose one of {', '.join(RULES)}")
     if num_frames < 1 or not source_fps > 0:
         raise ValueError(f"video has {num_frames} frames at {source_fps} fps; it is empty or its header is damaged")
     if not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
+    if rule == "qwen_vl_utils":
+        count = smart_nframes(num_frames, source_fps, fps, min_frames, max_frames)
+        total = TOTAL_PIXELS if total_pixels is None else total_pixels
+        budget = frame_budget(count, min_pixels, max_pixels, total)
+        h, w = smart_resize(height, width, min_pixels, budget)
+        if h * w < PROCESSOR_MIN_PIXELS:
+            h, w = smart_resize(h, w, PROCESSOR_MIN_PIXELS, PROCESSOR_MAX_PIXELS)
+        indices = spread(num_frames, count)
+        return SamplingPlan(indices, tuple(i / source_fps for i in indices), h, w, count / num_frames * source_fps)
     count = math.floor(num_frames / source_fps * fps + 1e-6)
     count -= count % TEMPORAL_PATCH
     if count < TEMPORAL_PATCH:
