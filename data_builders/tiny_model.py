@@ -108,9 +108,9 @@ class TinyConfig:
     id_weight: float = 3.0
     guide_layer: int = 2
     common_colors: int = 3  # the first of synthetic.COLORS; the others are rare words of the supervised pass,
-    rare_share: float = 0.04  # each sample about one drawn with this weight
-    stop_iou: float = 0.75  # the supervised pass ends when, on clips about common colours, greedy temporal IoU
-    stop_id: float = 0.8  # and ID accuracy have both reached these
+    rare_share: float = 0.03  # each sample about one drawn with this weight
+    stop_iou: float = 0.86  # the supervised pass ends when, on clips about common colours, greedy temporal IoU
+    stop_id: float = 0.93  # and ID accuracy have both reached these
     check_every: int = 5  # steps
     eval_clips: int = 96
 
@@ -636,6 +636,8 @@ def make(out_dir: str | os.PathLike, seed: int = 0, config: TinyConfig | None = 
         logger.info("%s is outdated and made again", out_dir)
 
     began = time.monotonic()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same model however many cores there are
     mend_transformers()
     processor = make_processor()
     model = make_untrained(config, processor.tokenizer, seed)
@@ -671,6 +673,7 @@ def make(out_dir: str | os.PathLike, seed: int = 0, config: TinyConfig | None = 
         work.rename(out_dir)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        torch.set_num_threads(threads)
     return out_dir
 
 

@@ -1,0 +1,53 @@
+"""Makes ``actor.freeze_vision_tower`` do what it says: verl 0.9.1 declares the key and reads it nowhere.
+
+A vision tower that is trained along drifts under the noise of policy gradients, and the language model then misreads
+what it read before; see docs/learning.md for what that costs.
+"""
+
+import logging
+
+logger = logging.getLogger(__name__)
+
+_wanted = False
+
+
+def mend_worker(engine_workers) -> None:
+    """Note what the actor's configuration says, in the process that will build the actor."""
+    worker = engine_workers.ActorRolloutRefWorker
+    stock = worker.__init__
+
+    def __init__(self, config, *args, **kwargs):
+        global _wanted
+        _wanted = bool(config.actor.get("freeze_vision_tower", False))
+        stock(self, config, *args, **kwargs)
+
+    worker.__init__ = __init__
+
+
+def mend_engine(transformer_impl) -> None:
+    """Freeze the vision tower of a model that is built to be trained."""
+    engine = transformer_impl.FSDPEngine
+    stock = engine._build_module
+
+    def _build_module(self):
+        module = stock(self)
+        if _wanted and not self.engine_config.forward_only:
+            freeze(module)
+        return module
+
+    engine._build_module = _build_module
+
+
+def freeze(module) -> None:
+    """Take the vision tower of a Hugging Face video language model out of training.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    visual = getattr(getattr(module, "model", module), "visual", None)
+    if visual is None:
+        raise ValueError(
+            f"actor.freeze_vision_tower is true and {type(module).__name__} has no vision tower; set it to false"
+        )
+    visual.requires_grad_(False)
+    logger.info("vision tower frozen: %d parameters", sum(p.numel() for p in visual.parameters()))
