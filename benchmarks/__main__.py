@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks import Row
 
 # name on the command line -> module with measure(options)
-MODULES = {"rewards": "benchmarks.rewards", "cache": "benchmarks.cache"}
+MODULES = {"rewards": "benchmarks.rewards", "cache": "benchmarks.cache", "markers": "benchmarks.markers"}
 
 HEADER = ("name", "ours", "other", "ratio", "goal", "met")
 

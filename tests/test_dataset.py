@@ -8,18 +8,17 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from data_builders.tiny_model import make_processor
 from verl_stvg import dataset as module
-from verl_stvg.dataset import VideoGroundingDataset, read_video
-from verl_stvg.video.decode import VideoError, read_frames
-from verl_stvg.video.once import Once
+from verl_stvg.dataset import RowError, VideoGroundingDataset, frame_store, read_video
+from verl_stvg.video.decode import VideoError
 
 
 @pytest.fixture
 def made(rows):
-    from data_builders.tiny_model import make_processor
-
     processor = make_processor()
-    config = OmegaConf.create({"max_prompt_length": 512, "check_videos": "exist"})
+    cache = {"enabled": False}
+    config = OmegaConf.create({"max_prompt_length": 512, "check_videos": "exist", "video_cache": cache})
     return VideoGroundingDataset(str(rows / "val.parquet"), processor.tokenizer, config, processor)
 
 
@@ -34,7 +33,7 @@ def test_prompt_length_without_decoding_is_the_processors(made):
     inputs = made.processor(
         text=[text], videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
     )
-    assert made._check_row(made.dataframe[0], "exist") == (None, inputs["input_ids"].shape[1])
+    assert made._check_row(made.dataframe[0], "exist", None) == (None, inputs["input_ids"].shape[1])
     assert inputs["second_per_grid_ts"].tolist() == [1.0]
     t, h, w = inputs["video_grid_thw"][0].tolist()
     assert (t * 2, h * 14, w * 14) == (frames.shape[0], *frames.shape[2:])  # the processor does not resize again
@@ -49,21 +48,31 @@ def test_rows_keep_what_verl_and_the_reward_need(made, rows):
     assert "videos" not in row and module.ROOT_KEY not in row
 
 
-def test_one_decode_however_many_ask(rows, monkeypatch):
-    calls = []
-
-    def counting(path, plan):
-        calls.append(path)
-        return read_frames(path, plan)
-
-    monkeypatch.setattr(module, "read_frames", counting)
-    monkeypatch.setattr(module, "_frames", Once(2**30, size=lambda frames: frames.nbytes))
+def test_one_decode_however_many_ask(rows, tmp_path):
     part = pq.read_table(rows / "val.parquet").to_pylist()[0]["videos"][0]
     part["video"] = str(rows / part["video"])
+    store = frame_store({"video_cache": {"folder": str(tmp_path)}})
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda _: read_video(part), range(32)))
-    assert len(calls) == 1
-    assert len({frames.data_ptr() for frames, _ in results}) == 1
+        results = list(pool.map(lambda _: read_video(part, store), range(32)))
+    assert store.cache.decodes == 1
+    assert all(frames == results[0][0] for frames, _ in results)
+
+
+def test_cache_settings(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert frame_store({}).folder == str(tmp_path / "verl_stvg/frames") and frame_store({}).max_bytes is None
+    assert frame_store({"video_cache": {"enabled": False, "folder": "/x"}}) is None
+    assert frame_store({"video_cache": {"folder": "/x", "max_gb": 2}}).max_bytes == 2 * 10**9
+    with pytest.raises(RowError, match="knows no foldr; its keys are"):
+        frame_store({"video_cache": {"foldr": "/x"}})
+
+
+def test_frames_outside_the_processors_limits_are_refused(rows):
+    processor = make_processor()
+    processor.video_processor.size = {"shortest_edge": 28 * 28, "longest_edge": 4 * 28 * 28}
+    config = OmegaConf.create({"max_prompt_length": 512, "check_videos": "exist"})
+    with pytest.raises(RowError, match="frames of 84x56 lie outside the limits of the model's processor, 784 to 3136"):
+        VideoGroundingDataset(str(rows / "val.parquet"), processor.tokenizer, config, processor)
 
 
 def test_a_replaced_file_is_read_again(rows, tmp_path):
@@ -73,31 +82,6 @@ def test_a_replaced_file_is_read_again(rows, tmp_path):
     first, _ = read_video(part)
     copy.write_bytes((rows / "videos/val_00001.mp4").read_bytes())
     assert not torch.equal(first, read_video(part)[0])
-
-
-def test_pixels_are_made_once_and_are_the_same(made):
-    from verl_stvg.rollout import SharedVideoProcessor
-
-    texts, videos = [], []
-    for k in range(3):
-        row = made[k]
-        texts.append(made.processor.apply_chat_template(row["raw_prompt"], add_generation_prompt=True, tokenize=False))
-        videos.append(made._process_multi_modal_info(row["raw_prompt"], 14, made.config)[1][0])
-
-    def process(k):
-        frames, metadata = videos[k]
-        return made.processor(
-            text=[texts[k]], videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
-        )
-
-    stock = [process(k) for k in range(3)]
-    made.processor.video_processor = shared = SharedVideoProcessor(made.processor.video_processor)
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda k: (k, process(k)), [0, 1, 2, 0, 1, 2, 0, 0, 1, 2]))
-    assert shared._pixels.computed == 3
-    for k, result in results:
-        assert result.keys() == stock[k].keys()
-        assert all(torch.equal(torch.as_tensor(result[name]), torch.as_tensor(stock[k][name])) for name in result)
 
 
 def test_missing_video_names_itself(tmp_path):

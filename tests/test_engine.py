@@ -23,36 +23,20 @@ from verl_stvg.dataset import VideoGroundingDataset
 pytestmark = pytest.mark.slow
 
 
-def run(folder, rows, model, *arguments):
-    """Two steps of the tiny recipe; returns the exit status, the metrics by step and the log."""
-    status = launch.train(
-        [
-            "--config-path",
-            "pkg://recipes.tiny",
-            "--config-name",
-            "tiny",
-            f"data.train_files={rows}/train.parquet",
-            f"data.val_files={rows}/val.parquet",
-            f"actor_rollout_ref.model.path={model}",
-            "data.train_batch_size=4",
-            "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-            "actor_rollout_ref.rollout.n=4",
-            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
-            "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=16",
-            "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
-            "trainer.total_training_steps=2",
-            "trainer.test_freq=2",
-            "data.val_max_samples=8",
-            f"trainer.default_local_dir={folder}/checkpoints",
-            f"trainer.rollout_data_dir={folder}/rollouts",
-            f"trainer.validation_data_dir={folder}/validation",
-            *arguments,
-        ],
-        folder,
-    )
-    metrics = folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
-    return status, {line["step"]: line["data"] for line in lines}, (folder / "train.log").read_text(errors="replace")
+SMALL = [
+    "data.train_batch_size=4",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=16",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
+]
+
+
+def metrics_of(folder):
+    """verl's metrics by step."""
+    path = folder / "metrics.jsonl"
+    return {line["step"]: line["data"] for line in lines(path)} if path.exists() else {}
 
 
 def lines(path):
@@ -64,7 +48,10 @@ def transformers_answers(model, rows, uids):
     processor = AutoProcessor.from_pretrained(model)
     network = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
     dataset = VideoGroundingDataset(
-        str(rows / "val.parquet"), processor.tokenizer, OmegaConf.create({"max_prompt_length": 512}), processor
+        str(rows / "val.parquet"),
+        processor.tokenizer,
+        OmegaConf.create({"max_prompt_length": 512, "video_cache": {"enabled": False}}),
+        processor,
     )
     found = {}
     for row in dataset:
@@ -90,14 +77,30 @@ def left_behind():
 
 
 def test_two_steps(tmp_path, rows, model):
-    status, metrics, log = run(
+    status = launch.train(
+        [
+            "--config-path",
+            "pkg://recipes.tiny",
+            "--config-name",
+            "tiny",
+            f"data.train_files={rows}/train.parquet",
+            f"data.val_files={rows}/val.parquet",
+            f"data.video_cache.folder={tmp_path}/frames",
+            f"actor_rollout_ref.model.path={model}",
+            *SMALL,
+            "actor_rollout_ref.actor.optim.lr=1e-3",
+            "trainer.total_training_steps=2",
+            "trainer.test_freq=2",
+            "trainer.save_freq=2",
+            "actor_rollout_ref.actor.checkpoint.save_contents=[model,hf_model]",
+            "data.val_max_samples=8",
+            f"trainer.default_local_dir={tmp_path}/checkpoints",
+            f"trainer.rollout_data_dir={tmp_path}/rollouts",
+            f"trainer.validation_data_dir={tmp_path}/validation",
+        ],
         tmp_path,
-        rows,
-        model,
-        "trainer.save_freq=2",
-        "actor_rollout_ref.actor.checkpoint.save_contents=[model,hf_model]",
-        "actor_rollout_ref.actor.optim.lr=1e-3",
     )
+    metrics, log = metrics_of(tmp_path), (tmp_path / "train.log").read_text(errors="replace")
     assert status == 0, log[-6000:]
     assert left_behind() == []
 
@@ -119,7 +122,9 @@ def test_two_steps(tmp_path, rows, model):
     saved = next((tmp_path / "checkpoints/global_step_2/actor").glob("**/model.safetensors"))
     before, after = load_file(model / "model.safetensors"), load_file(saved)
     assert before.keys() == after.keys()
-    assert sum(not torch.equal(before[name], after[name].to(before[name].dtype)) for name in before) > len(before) / 2
+    changed = {name for name in before if not torch.equal(before[name], after[name].to(before[name].dtype))}
+    trained = {name for name in before if "visual" not in name}  # the recipe freezes the vision tower
+    assert changed <= trained and len(changed) > 0.9 * len(trained)
     for step in (1, 2):
         assert metrics[step]["training/rollout_probs_diff_mean"] < 1e-4
     generated = {line["gts"]["uid"]: line["output"] for line in lines(tmp_path / "validation/2.jsonl")}
@@ -127,43 +132,30 @@ def test_two_steps(tmp_path, rows, model):
     assert transformers_answers(saved.parent, rows, generated) == generated
 
 
-def test_batches_of_one_length_train(tmp_path, rows, model):
-    """Every prompt has the same words and every answer the same number of tokens (verl's packing bug)."""
-    same = tmp_path / "same"
-    same.mkdir()
+def test_batches_of_one_length_train_and_ctrl_c_leaves_nothing(tmp_path, rows, model):
+    """Every prompt has the same words and every answer the same number of tokens (verl's packing bug); then Ctrl-C."""
     table = pq.read_table(rows / "train.parquet").to_pylist()
-    template = table[0]["prompt"]
     for row in table:
-        row["prompt"] = template
+        row["prompt"] = table[0]["prompt"]
         row["videos"][0]["video"] = str(rows / row["videos"][0]["video"])
-    pq.write_table(pa.Table.from_pylist(table, schema=ROW_SCHEMA), same / "train.parquet")
-    status, metrics, log = run(
-        tmp_path,
-        rows,
-        model,
-        f"data.train_files={same}/train.parquet",
-        "actor_rollout_ref.rollout.ignore_eos=true",
-        "trainer.total_training_steps=1",
-        "trainer.val_before_train=false",
-        "trainer.test_freq=-1",
+    pq.write_table(pa.Table.from_pylist(table, schema=ROW_SCHEMA), tmp_path / "train.parquet")
+    command = [sys.executable, "-m", "verl_stvg.cli", "train", "--run-dir", str(tmp_path), *SMALL]
+    command += [f"data.train_files={tmp_path}/train.parquet", f"data.val_files={rows}/val.parquet"]
+    command += [f"data.video_cache.folder={tmp_path}/frames", f"actor_rollout_ref.model.path={model}"]
+    command += ["actor_rollout_ref.rollout.ignore_eos=true", "trainer.val_before_train=false", "trainer.test_freq=-1"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored if these tests run in the background
     )
-    assert status == 0, log[-6000:]
-    assert metrics[1]["response_length/min"] == metrics[1]["response_length/max"] == 48
-    assert metrics[1]["prompt_length/min"] == metrics[1]["prompt_length/max"]
-
-
-def test_interrupted_run_leaves_nothing(tmp_path, rows, model):
-    """Ctrl-C in the middle of start-up, when Ray and vLLM are both there."""
-    command = [sys.executable, "-m", "verl_stvg.cli", "train", "--run-dir", str(tmp_path / "run")]
-    command += [f"data.train_files={rows}/train.parquet", f"data.val_files={rows}/val.parquet"]
-    command += [f"actor_rollout_ref.model.path={model}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 400
-    while time.monotonic() < deadline and not any(
-        "VLLM::" in title or "EngineCore" in title for title in left_behind()
-    ):
-        assert process.poll() is None, (tmp_path / "run/train.log").read_text()[-4000:]
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline and not metrics_of(tmp_path):
+        assert process.poll() is None, (tmp_path / "train.log").read_text(errors="replace")[-6000:]
         time.sleep(1)
     process.send_signal(signal.SIGINT)
     assert process.wait(90) == 130
     assert left_behind() == []
+    first = metrics_of(tmp_path)[1]
+    assert first["response_length/min"] == first["response_length/max"] == 48
+    assert first["prompt_length/min"] == first["prompt_length/max"]

@@ -2,10 +2,11 @@
 
 Differs from verl's own in four ways: video paths are relative to the parquet file, every row is checked when the
 dataset is built, prompt lengths are computed from the sampling plan instead of decoding every video, and one video is
-decoded once, not once per rollout.
+decoded once, into the frame cache, not once per rollout.
 """
 
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,14 +17,14 @@ import torch
 from omegaconf import DictConfig
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
+from verl_stvg.video.build import plan_of
 from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
-from verl_stvg.video.once import Once
-from verl_stvg.video.plan import SamplingPlan, plan_video
+from verl_stvg.video.plan import SamplingPlan
+from verl_stvg.video.refs import CachedFrames, FrameStore
 
 logger = logging.getLogger(__name__)
 
 ROOT_KEY = "video_root"
-PLAN_KEYS = ("fps", "max_frames", "min_pixels", "max_pixels", "total_pixels")
 CHECKS = ("exist", "probe", "decode")
 _SHOWN = 5
 
@@ -32,20 +33,35 @@ class RowError(ValueError):
     """Rows that cannot be trained on; the message lists the first ones, the total and the remedy."""
 
 
-_frames = Once(512 * 2**20, size=lambda frames: frames.nbytes)
+CACHE_KEYS = ("enabled", "folder", "max_gb")
 
 
-def plan_of(video: dict, info: VideoInfo) -> SamplingPlan:
-    """Sampling plan of one entry of a row's ``videos``; keys that are absent or None take the plan's defaults."""
-    chosen = {key: video[key] for key in PLAN_KEYS if video.get(key) is not None}
-    return plan_video(info.num_frames, info.fps, info.width, info.height, **chosen)
+def frame_store(config) -> FrameStore | None:
+    """The frame cache that verl's ``data`` configuration asks for (`VideoGroundingDataset`), None where it is off.
+
+    Raises:
+        RowError: unknown key under ``data.video_cache``.
+    """
+    given = dict(config.get("video_cache") or {})
+    if unknown := sorted(given.keys() - set(CACHE_KEYS)):
+        raise RowError(f"data.video_cache knows no {', '.join(unknown)}; its keys are {', '.join(CACHE_KEYS)}")
+    if not given.get("enabled", True):
+        return None
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(given.get("folder") or Path(home, "verl_stvg", "frames")).expanduser().absolute()
+    max_gb = given.get("max_gb")
+    max_bytes = None if max_gb is None else int(float(max_gb) * 10**9)
+    return FrameStore(str(folder), max_bytes)
 
 
 class VideoGroundingDataset(RLHFDataset):
     """Rows whose ``videos`` entries are ``{"video": path, "fps": ..., "max_pixels": ...}``.
 
     Beside verl's ``data`` keys it reads:
-        check_videos: ``exist``, ``probe`` (header and first frame; the default) or ``decode`` (every planned frame).
+        check_videos: ``exist``, ``probe`` (header and first frame; the default) or ``decode`` (every planned frame,
+            into the cache).
+        video_cache: ``folder`` (default: ``verl_stvg/frames`` in the user's cache folder), ``max_gb`` (default: no
+            bound), ``enabled`` (false: videos are decoded again and again and travel as pixels).
         video_root: folder that relative paths start from; default: the folder of the parquet file.
         filter_overlong_prompts: drop rows over ``max_prompt_length`` and say how many; otherwise they are an error.
 
@@ -77,8 +93,9 @@ class VideoGroundingDataset(RLHFDataset):
         check = self.config.get("check_videos") or "probe"
         if check not in CHECKS:
             raise RowError(f"data.check_videos={check} is unknown; choose one of {', '.join(CHECKS)}")
+        store = frame_store(self.config)
         with ThreadPoolExecutor(8) as pool:
-            results = list(pool.map(partial(self._check_row, check=check), rows))
+            results = list(pool.map(partial(self._check_row, check=check, store=store), rows))
         wrong = [(i, problem) for i, (problem, _) in enumerate(results) if problem]
         if wrong:
             self._refuse(rows, wrong, "cannot be used; mend or drop these rows")
@@ -109,7 +126,7 @@ class VideoGroundingDataset(RLHFDataset):
         files = ", ".join(map(str, self.original_data_files))
         raise RowError(f"{files}: {len(problems)} of {len(rows)} rows {verdict}\n" + "\n".join(lines))
 
-    def _check_row(self, row: dict, check: str) -> tuple[str | None, int]:
+    def _check_row(self, row: dict, check: str, store: FrameStore | None) -> tuple[str | None, int]:
         """What is wrong with a row (None if nothing), and the tokens of its prompt."""
         try:
             tokens = 0
@@ -122,8 +139,9 @@ class VideoGroundingDataset(RLHFDataset):
                 else:
                     info = probe(path)
                 plan = plan_of(video, info)
+                self._check_size(plan)
                 if check == "decode":
-                    read_frames(path, plan)
+                    store.frames(path, plan) if store else read_frames(path, plan)
                 tokens += plan.num_tokens - 1  # the template already holds one placeholder
             messages = self._build_messages(
                 {**row, self.prompt_key: [dict(m) for m in row[self.prompt_key]]}, self.prompt_key
@@ -136,6 +154,17 @@ class VideoGroundingDataset(RLHFDataset):
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             return f"{type(error).__name__ + ': ' if isinstance(error, KeyError) else ''}{error}", 0
 
+    def _check_size(self, plan: SamplingPlan) -> None:
+        """The processor must leave the plan's frames as they are, or prompt and pixels would not fit."""
+        limits = getattr(getattr(self.processor, "video_processor", None), "size", None)
+        if limits:
+            low, high = limits["shortest_edge"], limits["longest_edge"]
+            if not low <= plan.height * plan.width <= high:
+                raise ValueError(
+                    f"frames of {plan.width}x{plan.height} lie outside the limits of the model's processor, {low} to "
+                    f"{high} pixels; change the row's min_pixels and max_pixels, or the processor's size"
+                )
+
     def _build_messages(self, example: dict, key: str):
         videos = _with_root(example.get(self.video_key) or [], example.get(ROOT_KEY, ""))
         return super()._build_messages({**example, self.video_key: videos}, key)
@@ -147,7 +176,7 @@ class VideoGroundingDataset(RLHFDataset):
 
     @classmethod
     def _process_multi_modal_info(cls, messages: list[dict], image_patch_size, config: DictConfig):
-        """Images and audio as verl reads them; videos as ``(uint8 tensor (T, 3, H, W), metadata)`` of their plan."""
+        """Images and audio as verl reads them; videos as ``(frames, metadata)`` of their plan, see `read_video`."""
         videos, rest = [], []
         for message in messages:
             content = message.get("content")
@@ -156,20 +185,24 @@ class VideoGroundingDataset(RLHFDataset):
                 content = [item for item in content if item.get("type") != "video"]
             rest.append({**message, "content": content})
         images, _, audios = super()._process_multi_modal_info(rest, image_patch_size, config)
-        return images, [read_video(video) for video in videos] or None, audios
+        store = frame_store(config)
+        return images, [read_video(video, store) for video in videos] or None, audios
 
 
-def read_video(video: dict) -> tuple[torch.Tensor, dict]:
+def read_video(video: dict, store: FrameStore | None = None) -> tuple[CachedFrames | torch.Tensor, dict]:
     """Frames and metadata of one message part, for a Hugging Face processor or vLLM.
 
     Returns:
-        uint8 tensor (T, 3, H, W), and the metadata that makes the processor's rate the plan's, exactly.
+        the frames, which now lie in the store, or without one a uint8 tensor (T, 3, H, W); and the metadata that makes
+        the processor's rate the plan's, exactly.
     """
     path = video["video"]
     version = Path(path).stat().st_mtime_ns if Path(path).is_file() else None
     plan = plan_of(video, _probe_once(path, version))
-    frames = _frames.get((path, version, plan), lambda: read_frames(path, plan))
-    return torch.from_numpy(frames).permute(0, 3, 1, 2), plan.metadata()
+    if store:
+        store.frames(path, plan)
+        return CachedFrames(path, plan, store), plan.metadata()
+    return torch.from_numpy(read_frames(path, plan)).permute(0, 3, 1, 2), plan.metadata()
 
 
 @lru_cache(maxsize=65536)

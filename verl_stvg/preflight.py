@@ -38,6 +38,7 @@ OPEN_KEYS = (
 ADDED_KEYS = {
     "model_engine",
     "data.check_videos",
+    "data.video_cache",
     "data.video_root",
     "actor_rollout_ref.rollout.enable_sleep_mode",
     "actor_rollout_ref.actor.fsdp_config.mixed_precision",
@@ -73,6 +74,7 @@ def check(config: DictConfig) -> None:
         *unknown_keys(config),
         *missing_files(config),
         *indivisible_batches(config),
+        *cache_without_manager(config),
         *too_few_cpus(config),
         *too_little_memory(),
     ]
@@ -116,6 +118,19 @@ def check_rows(config: DictConfig) -> None:
             )
     with open_dict(config):
         config.data.check_videos = "exist"
+
+
+def cache_without_manager(config: DictConfig) -> list[str]:
+    """The frame cache hands out keys, and only our manager's workers can read them."""
+    from verl_stvg.dataset import frame_store
+
+    manager = str(OmegaConf.select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class") or "")
+    if frame_store(config.data) is None or "verl_stvg" in manager:
+        return []
+    return [
+        "data.video_cache needs actor_rollout_ref.rollout.agent.agent_loop_manager_class="
+        "verl_stvg.trainer.VideoGroundingLoopManager; set it, or data.video_cache.enabled=false"
+    ]
 
 
 def unknown_keys(config: DictConfig) -> list[str]:

@@ -1,66 +1,131 @@
-"""The agent loop of video grounding: verl's single turn, with pixels made once and failures that name the sample.
+"""The agent loop of video grounding: verl's single turn, where videos are keys and failures name their sample.
 
-verl runs the Hugging Face processor up to three times for each of the n rollouts of a prompt, on the same frames;
-here the pixels of a video are made by the first call and shared by the others.
+verl decodes a video n times per prompt, runs the Hugging Face processor up to three times for each rollout, and ships
+every trajectory's pixels through its queue. Here a prompt's videos stay `CachedFrames`: the grid is known from the
+plan, so tokens and positions need no pixels; vLLM's server gets a key that arrives as frames; and what the worker
+(`verl_stvg.worker`) puts into the queue are keys again.
 
 An exception in verl's agent loop ends, far from its cause, as "no materializable trajectories"; the sample's uid, its
 video and what went wrong must be in the message itself.
 """
 
+import json
+import time
+
+import torch
 from transformers import BatchFeature
+from transformers.video_utils import VideoMetadata
 from verl.experimental.agent_loop.agent_loop import register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
+from verl_stvg.dataset import frame_store
 from verl_stvg.video.once import Once
+from verl_stvg.video.refs import CachedFrames, Normalisation
 
 AGENT_NAME = "video_grounding"
+STATS = "video"
+"""Key of a trajectory's ``extra_fields`` under which its video costs travel to the trainer's metrics."""
 
 
 class RolloutError(RuntimeError):
     """One sample could not be rolled out; names its uid, its videos and the cause."""
 
 
-class SharedVideoProcessor:
-    """A video processor that answers a second call for the same frames from memory.
+class KeyedVideoProcessor:
+    """A Hugging Face video processor that answers for `CachedFrames` from their plan, without pixels.
 
-    Frames are the same if they are the same memory, which `verl_stvg.dataset.read_video` hands out for one video and
-    plan; an entry keeps its frames alive, so the memory cannot be another video's.
+    The prompt's tokens follow from the grid. ``pixel_values_videos`` of its answer has no rows; frames given as
+    tensors go to the processor itself.
 
     Args:
         inner: the video processor of a Hugging Face processor; every other attribute is its own.
-        max_bytes: of pixels kept.
     """
 
-    def __init__(self, inner, max_bytes: int = 512 * 2**20):
+    def __init__(self, inner):
         self._inner = inner
-        self._pixels = Once(max_bytes, size=lambda entry: entry[0]["pixel_values_videos"].nbytes)
+        self.normalisation = Normalisation.of(inner)
 
     def __getattr__(self, name):
         return getattr(self._inner, name)
 
     def __call__(self, videos, **kwargs) -> BatchFeature:
-        key = (tuple((v.data_ptr(), v.shape, v.stride(), v.dtype) for v in videos), repr(sorted(kwargs.items())))
-        features, _ = self._pixels.get(key, lambda: (self._inner(videos=videos, **kwargs), videos))
-        return BatchFeature(dict(features))
+        if not all(isinstance(video, CachedFrames) for video in videos):
+            return self._inner(videos=videos, **kwargs)
+        return BatchFeature(
+            {
+                "pixel_values_videos": torch.empty(0, self.normalisation.width),
+                "video_grid_thw": torch.tensor([video.plan.grid_thw for video in videos]),
+                "video_metadata": [VideoMetadata(**video.plan.metadata()) for video in videos],
+            }
+        )
+
+
+class SharedTokens:
+    """verl's token builder, which renders the prompt of n rollouts once where its videos are keys.
+
+    Args:
+        inner: the builder; every other attribute is its own.
+    """
+
+    _prompts = Once(64 * 2**20, size=lambda ids: 8 * len(ids))
+
+    def __init__(self, inner):
+        self._inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def build_initial_tokens(self, messages, *, videos=None, mm_inputs_out=None, **kwargs) -> list[int]:
+        """Token IDs of a prompt; features (`mm_inputs_out`) are left out, there are none without pixels."""
+        if not keyed(videos) or kwargs.get("images") or kwargs.get("audios"):
+            return self._inner.build_initial_tokens(messages, videos=videos, mm_inputs_out=mm_inputs_out, **kwargs)
+        key = json.dumps([messages, kwargs.get("tools")], default=str), tuple(frames.plan for frames, _ in videos)
+        return list(
+            self._prompts.get(key, lambda: tuple(self._inner.build_initial_tokens(messages, videos=videos, **kwargs)))
+        )
 
 
 @register(AGENT_NAME)
 class VideoGroundingAgentLoop(SingleTurnAgentLoop):
     """One prompt with videos, one answer (``rollout.agent.default_agent_loop=video_grounding``)."""
 
+    _counted: dict[str, float] = {}
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        video_processor = getattr(self.processor, "video_processor", None)
-        if video_processor is not None and not isinstance(video_processor, SharedVideoProcessor):
-            self.processor.video_processor = SharedVideoProcessor(video_processor)
+        self.continuous_token_builder = SharedTokens(self.continuous_token_builder)
 
     async def run(self, sampling_params, **kwargs):
+        began = time.perf_counter()
         try:
-            return await super().run(sampling_params, **kwargs)
+            output = await super().run(sampling_params, **kwargs)
         except Exception as error:
             extra = kwargs.get("extra_info") or {}
             videos = ", ".join(_videos(kwargs["raw_prompt"])) or "no video"
             raise RolloutError(f"sample {extra.get('uid', kwargs.get('index'))} with {videos}: {error}") from error
+        waited = time.perf_counter() - began - output.metrics.generate_sequences
+        output.extra_fields[STATS] = {"prepare_seconds": waited, **self._costs()}
+        return output
+
+    def _costs(self) -> dict[str, float]:
+        """What this process's cache has done since the last trajectory asked."""
+        store = frame_store(self.data_config)
+        if store is None:
+            return {}
+        cache = store.cache
+        now = {
+            "cache_hits": cache.hits,
+            "decodes": cache.decodes,
+            "decode_seconds": cache.seconds,
+            "decode_bytes": cache.bytes,
+        }
+        before, VideoGroundingAgentLoop._counted = VideoGroundingAgentLoop._counted, now
+        return {name: value - before.get(name, 0) for name, value in now.items()}
+
+
+def keyed(videos) -> bool:
+    """Whether a prompt's videos, pairs of frames and metadata, are all `CachedFrames`."""
+    return bool(videos) and all(isinstance(frames, CachedFrames) for frames, _ in videos)
 
 
 def _videos(messages) -> list[str]:

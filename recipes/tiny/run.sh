@@ -10,7 +10,7 @@ seed=${SEED:-0}
 run_dir=${RUN_DIR:-runs/tiny-$mode-$seed}
 case $mode in
   demo) steps=12 ;;
-  learn) steps=40 ;;
+  learn) steps=30 ;;
   *) echo "usage: $0 demo|learn [KEY=VALUE ...]" >&2; exit 2 ;;
 esac
 say() { printf '\n[%s] %s\n' "$1" "$2"; }
@@ -24,6 +24,7 @@ verl-stvg tiny-model "$cache/model"
 say "3/4 training" "$steps GRPO steps through verl: FSDP2 actor and reference, vLLM rollout; start-up takes 3 minutes, a step 15 to 20 s"
 verl-stvg train --recipe tiny --run-dir "$run_dir" \
   data.train_files="$cache/synthetic/train.parquet" data.val_files="$cache/synthetic/val.parquet" data.seed="$((seed + 1))" \
+  data.video_cache.folder="$cache/frames" \
   actor_rollout_ref.model.path="$cache/model" actor_rollout_ref.rollout.n=8 actor_rollout_ref.rollout.seed="$((seed + 1))" \
   trainer.total_training_steps="$steps" trainer.validation_data_dir="$run_dir/validation" "$@"
 

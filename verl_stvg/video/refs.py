@@ -1,0 +1,200 @@
+"""Videos that travel as keys: what is sent between processes is a path and a plan, never pixels.
+
+A prompt is rolled out n times and each rollout crosses three processes (agent loop, vLLM, actor). Sent as pixels, one
+minute of video is some hundred megabytes, n times over. The frames lie in the `FrameCache`; here are the objects that
+stand for them on the way: `CachedFrames` arrives in another process as a tensor of frames, `CachedPixels` turns into
+the processor's ``pixel_values_videos`` at the moment verl concatenates a micro batch.
+
+Pixels are made with the arithmetic of Hugging Face's Qwen2-VL video processor, to the bit; `Normalisation.of` checks
+that against the processor at hand and refuses another kind.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from verl_stvg.video.build import decode_into
+from verl_stvg.video.cache import FrameCache
+from verl_stvg.video.plan import SamplingPlan
+
+
+@dataclass(frozen=True)
+class FrameStore:
+    """Where frames are kept and how they are made; the same words in every process give the same cache.
+
+    Attributes:
+        folder: of the `FrameCache`.
+        max_bytes: bound of the cache, None for none.
+    """
+
+    folder: str
+    max_bytes: int | None = None
+
+    @property
+    def cache(self) -> FrameCache:
+        """This process's cache of that folder."""
+        return _cache(self.folder, self.max_bytes)
+
+    def frames(self, path: str, plan: SamplingPlan) -> np.ndarray:
+        """Frames of a video, from the cache or decoded into it: read-only uint8 (T, H, W, 3).
+
+        Raises:
+            VideoError: the video cannot be decoded.
+            CacheError: the cache cannot be written.
+        """
+        return self.cache.get(path, plan, decode_into)
+
+
+@cache
+def _cache(folder: str, max_bytes: int | None) -> FrameCache:
+    return FrameCache(Path(folder), max_bytes)
+
+
+@dataclass(frozen=True)
+class CachedFrames:
+    """The frames of one video and plan; pickled, they are a key, and unpickled a uint8 tensor (T, 3, H, W).
+
+    The receiving process reads them from the cache, or decodes the video where the cache lacks it.
+    """
+
+    path: str
+    plan: SamplingPlan
+    store: FrameStore
+
+    def tensor(self) -> torch.Tensor:
+        """The frames, uint8 (T, 3, H, W), memory of this tensor's own."""
+        return torch.from_numpy(np.array(self.store.frames(self.path, self.plan))).permute(0, 3, 1, 2)
+
+    def __reduce__(self):
+        return _arrive, (self.path, self.plan, self.store)
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def _arrive(path: str, plan: SamplingPlan, store: FrameStore) -> torch.Tensor:
+    return CachedFrames(path, plan, store).tensor()
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How a video processor turns bytes into patches.
+
+    Attributes:
+        mean: per channel, in units of a byte.
+        std: per channel, in units of a byte.
+        patch: side of a patch, pixels.
+        merge: patches per side of a token.
+        temporal_patch: frames per temporal unit.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    patch: int
+    merge: int
+    temporal_patch: int
+
+    @classmethod
+    def of(cls, processor) -> "Normalisation":
+        """The normalisation of a Hugging Face video processor.
+
+        Raises:
+            ValueError: on a small clip of all byte values its pixels differ from ours.
+        """
+        names = ("image_mean", "image_std", "patch_size", "merge_size", "temporal_patch_size", "rescale_factor")
+        missing = [name for name in names if getattr(processor, name, None) is None]
+        if missing or not (processor.do_rescale and processor.do_normalize and processor.do_convert_rgb):
+            raise ValueError(f"{type(processor).__name__} is not a video processor of the Qwen2-VL kind")
+        scale = 1.0 / processor.rescale_factor  # as transformers fuses the two steps
+        mean = tuple((torch.tensor(processor.image_mean) * scale).tolist())
+        std = tuple((torch.tensor(processor.image_std) * scale).tolist())
+        self = cls(mean, std, processor.patch_size, processor.merge_size, processor.temporal_patch_size)
+        side = self.patch * self.merge
+        shape = (2 * self.temporal_patch, side, 2 * side, 3)
+        clip = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        theirs = processor(videos=[torch.from_numpy(clip).permute(0, 3, 1, 2)], do_resize=False, return_tensors="pt")[
+            "pixel_values_videos"
+        ]
+        if theirs.shape[1:] != (self.width,) or not torch.equal(theirs, self.pixels([clip])):
+            raise ValueError(f"{type(processor).__name__} makes other pixels than Qwen2-VL's video processor")
+        return self
+
+    @property
+    def width(self) -> int:
+        """Values per patch."""
+        return 3 * self.temporal_patch * self.patch**2
+
+    def rows(self, plan: SamplingPlan) -> int:
+        """Patches of a plan's frames."""
+        return plan.num_frames // self.temporal_patch * (plan.height // self.patch) * (plan.width // self.patch)
+
+    def pixels(self, clips: Sequence[np.ndarray]) -> torch.Tensor:
+        """``pixel_values_videos`` of clips, each uint8 (T, H, W, 3): float32 (patches of all, `width`)."""
+        sizes = [clip.shape[0] * clip.shape[1] * clip.shape[2] * 3 // self.width for clip in clips]
+        out = torch.empty(sum(sizes), self.width)
+        for clip, part in zip(clips, out.split(sizes), strict=True):
+            self._fill(clip, part)
+        return out
+
+    def _fill(self, clip: np.ndarray, out: torch.Tensor) -> None:
+        frames, height, width, _ = clip.shape
+        p, m, t = self.patch, self.merge, self.temporal_patch
+        grid = (frames // t, t, height // (p * m), m, p, width // (p * m), m, p, 3)
+        patches = torch.from_numpy(np.array(clip)).view(grid).permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
+        view = out.view(patches.shape)
+        view.copy_(patches)
+        channel = (3, 1, 1, 1)
+        view.sub_(torch.tensor(self.mean).view(channel)).div_(torch.tensor(self.std).view(channel))
+
+
+@dataclass(frozen=True)
+class CachedPixels:
+    """``pixel_values_videos`` of one prompt, before they are needed: verl's ``torch.cat`` of a micro batch makes them.
+
+    Only ``torch.cat`` along the first axis is answered; it returns a float32 tensor, like that of the processor's
+    output, of all parts in order.
+    """
+
+    videos: tuple[tuple[str, SamplingPlan], ...]
+    store: FrameStore
+    normalisation: Normalisation
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Patches, values per patch."""
+        return sum(self.normalisation.rows(plan) for _, plan in self.videos), self.normalisation.width
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels this stands for."""
+        return 4 * self.shape[0] * self.shape[1]
+
+    @classmethod
+    def __torch_function__(cls, function: Callable, types, args=(), kwargs=None):
+        dim = (kwargs or {}).get("dim", args[1] if len(args) > 1 else 0)
+        if function is not torch.cat or dim != 0:
+            return NotImplemented
+        parts = args[0] if args else kwargs["tensors"]
+        out = torch.empty(sum(part.shape[0] for part in parts), parts[0].shape[1])
+        made, first = {}, 0
+        for part in parts:
+            here = out[first : first + part.shape[0]]
+            first += part.shape[0]
+            if not isinstance(part, cls):
+                here.copy_(part)
+            elif part in made:  # another rollout of the same prompt
+                here.copy_(made[part])
+            else:
+                part.fill(here)
+                made[part] = here
+        return out
+
+    def fill(self, out: torch.Tensor) -> None:
+        """Write the pixels to `out`, float32 of `shape`."""
+        sizes = [self.normalisation.rows(plan) for _, plan in self.videos]
+        for (path, plan), part in zip(self.videos, out.split(sizes), strict=True):
+            self.normalisation._fill(self.store.frames(path, plan), part)
