@@ -110,6 +110,8 @@ def test_two_steps(tmp_path, rows, model):
             assert 0 <= metrics[step][f"reward/{part}/mean"] <= 3
         assert metrics[step]["actor/kl_loss"] >= 0
         assert metrics[step]["rollout/missing"] == 0
+        assert metrics[step]["video/decodes"] == 0  # the checks before the run have put every video into the cache
+        assert 0 < metrics[step]["video/queue_bytes"] < 16 * 0.01 * (4 * 3 * 16 * 56 * 84)  # of the pixels of a row
     for step in (0, 2):
         for part in ("temporal_iou", "id_match", "format"):
             assert f"val-aux/verl_stvg/synthetic/{part}/mean@1" in metrics[step]
