@@ -100,7 +100,7 @@ def draw_ids(frame: np.ndarray, objects: Mapping[int, RLE], style: str | MarkerS
                 f"the mask of object {number} is {rle['size'][1]}x{rle['size'][0]} and the frame {width}x{height}; "
                 "draw IDs before the frame is resized, on the video that the masks were made from"
             )
-    centres = _centres(_runs(list(objects.values()))) if objects else []
+    centres = _centres(_runs(list(objects.values()), height, width)) if objects else []
     scale, thickness = look.font(height, width)
     strokes = (
         [(look.colour, thickness)] if look.edge is None else [(look.edge, 2 * thickness), (look.colour, thickness)]
@@ -124,7 +124,7 @@ def rle_centre(rle: RLE) -> tuple[int, int] | None:
 
     Source: STVG-R1, ``preprocess/mask2marker.py``.
     """
-    return _centres(_runs([rle]))[0]
+    return _centres(_runs([rle], *_size(rle)))[0]
 
 
 def rle_area(rle: RLE) -> int:
@@ -133,7 +133,7 @@ def rle_area(rle: RLE) -> int:
     Raises:
         ValueError: malformed RLE.
     """
-    return int(_lengths([rle])[0][1::2].sum())
+    return int(_lengths([rle], *_size(rle))[0][1::2].sum())
 
 
 def rle_box(rle: RLE) -> tuple[int, int, int, int] | None:
@@ -144,7 +144,7 @@ def rle_box(rle: RLE) -> tuple[int, int, int, int] | None:
     Raises:
         ValueError: malformed RLE.
     """
-    runs = _runs([rle])
+    runs = _runs([rle], *_size(rle))
     if not len(runs.row):
         return None
     left, top, right, bottom = (int(side[0]) for side in _extents(runs))
@@ -192,12 +192,11 @@ def _malformed(what: str) -> ValueError:
     return ValueError(f"malformed RLE: {what}; write masks with pycocotools.mask.encode on a Fortran-ordered array")
 
 
-def _runs(rles: Sequence[RLE]) -> _Runs:
-    """Runs of masks of equal size, of all at once because numpy costs more per call than per number."""
-    height, width = _size(rles[0])
-    lengths, ends, bounds = _lengths(rles)
+def _runs(rles: Sequence[RLE], height: int, width: int) -> _Runs:
+    """Runs of masks of one size, of all at once because numpy costs more per call than per number."""
+    lengths, ends, bounds = _lengths(rles, height, width)
     spans = list(zip(bounds[:-1], bounds[1:], strict=True))
-    first = np.array([0, *((end - begin) // 2 for begin, end in spans)]).cumsum()
+    first = np.array([0, *itertools.accumulate((end - begin) // 2 for begin, end in spans)])
     length = np.concatenate([lengths[begin + 1 : end : 2] for begin, end in spans])
     start = np.concatenate([ends[begin : end - 1 : 2] for begin, end in spans])
     column = start // height
@@ -213,9 +212,8 @@ def _runs(rles: Sequence[RLE]) -> _Runs:
     return _Runs(first, width * np.arange(len(rles)), column, row, last)
 
 
-def _lengths(rles: Sequence[RLE]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def _lengths(rles: Sequence[RLE], height: int, width: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Run lengths of background and object in turn, mask after mask; their running sum; and where each mask begins."""
-    height, width = _size(rles[0])
     counts = [rle["counts"] for rle in rles]
     if all(isinstance(each, str | bytes) for each in counts):
         lengths, bounds = _uncompressed([each.encode() if isinstance(each, str) else each for each in counts])
@@ -223,7 +221,7 @@ def _lengths(rles: Sequence[RLE]) -> tuple[np.ndarray, np.ndarray, list[int]]:
         lengths = _plain(counts[0])
         bounds = [0, len(lengths)]
     else:
-        parts = [_lengths([rle])[0] for rle in rles]
+        parts = [_lengths([rle], height, width)[0] for rle in rles]
         lengths, bounds = np.concatenate(parts), [0, *itertools.accumulate(map(len, parts))]
     ends = lengths.cumsum()
     for k, end in enumerate(bounds[1:]):
@@ -280,20 +278,20 @@ def _extents(runs: _Runs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
 
 
 def _centres(runs: _Runs) -> list[tuple[int, int] | None]:
-    sizes = np.diff(runs.first)
+    begin = runs.first[:-1]
+    sizes = runs.first[1:] - begin
     if not sizes.all():
         full = sizes.nonzero()[0]
-        kept = runs._replace(first=np.append(runs.first[full], len(runs.row)), offset=runs.offset[full])
+        kept = runs._replace(first=np.append(begin[full], len(runs.row)), offset=runs.offset[full])
         centres = iter(_centres(kept) if len(full) else ())
         return [next(centres) if size else None for size in sizes]
     left, top, right, bottom = _extents(runs)
     y = (top + bottom) // 2
-    rows = np.repeat(y, sizes)
-    met = ((runs.row <= rows) & (rows <= runs.last)).nonzero()[0]
-    owner = np.searchsorted(runs.first, met, side="right") - 1
-    number = np.bincount(owner, minlength=len(y))
-    total = np.bincount(owner, runs.column[met] - runs.offset[owner], minlength=len(y)).astype(np.int64)
-    x = np.where(number > 0, total // np.maximum(number, 1), (left + right) // 2)
+    rows = y.repeat(sizes)
+    met = (runs.row <= rows) & (rows <= runs.last)
+    number = np.add.reduceat(met, begin, dtype=np.int64)
+    total = np.add.reduceat(runs.column * met, begin)
+    x = np.where(number > 0, total // np.maximum(number, 1) - runs.offset, (left + right) // 2)
     return list(zip(x.tolist(), y.tolist(), strict=True))
 
 
