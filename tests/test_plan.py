@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tests.test_decode import write_counting_video
+from verl_stvg.video.decode import probe, read_frames
 from verl_stvg.video.plan import (
     FACTOR,
     MAX_PIXELS,
@@ -290,3 +293,13 @@ def test_metadata_gives_every_engine_the_true_rate(num_frames, source_fps):
     plan = plan_qwen(num_frames, source_fps, 640, 360)
     assert VideoMetadata(**plan.metadata()).sampled_fps == plan.fps
     assert plan.fps == plan.num_frames / num_frames * source_fps
+
+
+@pytest.mark.parametrize("rate", [5, 12, 24, 30])
+def test_the_decoder_reads_the_chosen_frames(tmp_path, rate):
+    path = write_counting_video(tmp_path / "count.mp4", frames=61, rate=rate)
+    info = probe(path)
+    plan = plan_qwen(info.num_frames, info.fps, info.width, info.height, min_pixels=3136, max_pixels=3136)
+    frames = read_frames(path, plan)
+    seen = np.rint((frames.mean(axis=(1, 2, 3)) - 20) / 3).astype(int)
+    assert seen.tolist() == list(plan.frame_indices) and seen[-1] == 60
