@@ -10,13 +10,13 @@ seed=${SEED:-0}
 run_dir=${RUN_DIR:-runs/tiny-$mode-$seed}
 case $mode in
   demo) steps=12 ;;
-  learn) steps=30 ;;
+  learn) steps=50 ;;
   *) echo "usage: $0 demo|learn [KEY=VALUE ...]" >&2; exit 2 ;;
 esac
 say() { printf '\n[%s] %s\n' "$1" "$2"; }
 
-say "1/4 data" "608 synthetic mp4 clips, coloured shapes with ID numbers, into $cache/synthetic (about a minute, once)"
-verl-stvg build synthetic "$cache/synthetic" --train 512 --val 96
+say "1/4 data" "704 synthetic mp4 clips, coloured shapes with ID numbers, into $cache/synthetic (about a minute, once)"
+verl-stvg build synthetic "$cache/synthetic" --train 512 --val 192
 
 say "2/4 model" "a Qwen2.5-VL of about 1 M parameters, warm-started on other clips, into $cache/model (about 3 minutes, once)"
 verl-stvg tiny-model "$cache/model"
