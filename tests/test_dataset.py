@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 
 from data_builders.tiny_model import make_processor
 from verl_stvg import dataset as module
-from verl_stvg.dataset import RowError, VideoGroundingDataset, frame_store, read_video
-from verl_stvg.video.decode import VideoError
+from verl_stvg.dataset import RowError, VideoGroundingDataset, frame_store, plan_of, read_video
+from verl_stvg.video.decode import VideoError, VideoInfo
+from verl_stvg.video.plan import plan_video
 
 
 @pytest.fixture
@@ -56,6 +57,13 @@ def test_one_decode_however_many_ask(rows, tmp_path):
         results = list(pool.map(lambda _: read_video(part, store), range(32)))
     assert store.cache.decodes == 1
     assert all(frames == results[0][0] for frames, _ in results)
+
+
+def test_a_row_chooses_the_rule_of_its_plan():
+    info = VideoInfo(899, 29.97, 640, 360)
+    assert plan_of({"video": "x"}, info) == plan_video(899, 29.97, 640, 360)
+    chosen = plan_of({"video": "x", "rule": "qwen_vl_utils", "fps": 1.0, "min_frames": 6, "fps_of_nobody": 3}, info)
+    assert chosen == plan_video(899, 29.97, 640, 360, rule="qwen_vl_utils", fps=1.0, min_frames=6)
 
 
 def test_cache_settings(monkeypatch, tmp_path):

@@ -23,7 +23,7 @@ from verl_stvg.video.cache import CacheError, FrameCache
 from verl_stvg.video.decode import VideoInfo, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan, plan_video
 
-PLAN_KEYS = ("fps", "max_frames", "min_pixels", "max_pixels", "total_pixels")
+PLAN_KEYS = ("rule", "fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")
 VIDEO_COLUMN = "videos"
 QUARANTINE = "quarantine.jsonl"
 _CHUNK = 16  # most videos per task: few enough for a smooth progress bar, many enough to be worth a task
@@ -34,7 +34,7 @@ class Job:
     """A video (absolute path) and what its row says about the plan, as (key, value) pairs of `PLAN_KEYS`."""
 
     video: str
-    options: tuple[tuple[str, float], ...]
+    options: tuple[tuple[str, float | str], ...]
 
 
 @dataclass(frozen=True)
