@@ -15,7 +15,12 @@ from pathlib import Path
 from benchmarks import Row
 
 # name on the command line -> module with measure(options)
-MODULES = {"rewards": "benchmarks.rewards", "cache": "benchmarks.cache", "markers": "benchmarks.markers"}
+MODULES = {
+    "rewards": "benchmarks.rewards",
+    "cache": "benchmarks.cache",
+    "markers": "benchmarks.markers",
+    "data_plane": "benchmarks.data_plane",
+}
 
 HEADER = ("name", "ours", "other", "ratio", "goal", "met")
 
