@@ -36,9 +36,11 @@ HOLD_SECONDS = 0.5
 _UNREADABLE = 100  # packets in a row that cannot be read: the rest of the file is missing
 _SAME = 0.002  # seconds by which decoders may differ about the time of one frame: rounding, far below 1 / 240
 
-Fetch = Callable[[str, list[float], int], Iterable[np.ndarray]]
-"""A decoder: ``fetch(path, times, threads)`` yields the frames presented at ``times`` (seconds after the first frame,
-increasing, each the time of a frame), uint8 (H, W, 3), RGB, in this order. 0 threads means as many as it likes.
+Fetch = Callable[[str, list[int], list[float], int], Iterable[np.ndarray]]
+"""A decoder: ``fetch(path, indices, times, threads)`` yields some frames, uint8 (H, W, 3), RGB.
+
+It is told which ones twice: by their zero-based indices in order of presentation, increasing, and by the times at which
+they are presented, seconds after the first frame. 0 threads means as many as it likes.
 """
 
 
@@ -127,7 +129,7 @@ def read_frames(
     frames = np.empty(shape, np.uint8) if out is None else out
     if frames.shape != shape or frames.dtype != np.uint8:
         raise ValueError(f"out must be uint8 {shape}, got {frames.dtype} {frames.shape}")
-    needed = _needed(plan, needs)
+    needed = needed_frames(plan, needs)
     fetch = load_decoder(decoder)
     clock = _Clock.read(path)
     shown = clock.on_show(plan.timestamps)
@@ -148,6 +150,29 @@ def read_frames(
     return frames
 
 
+def needed_frames(plan: SamplingPlan, needs: tuple[float, float] | None = None) -> np.ndarray:
+    """Which frames of a plan a span needs: those whose time, up to that of the next, meets it.
+
+    Args:
+        plan: frames at grid times.
+        needs: start and end in seconds; None for all of the plan.
+
+    Returns:
+        bool array (T,).
+
+    Raises:
+        ValueError: none.
+    """
+    if needs is None:
+        return np.ones(plan.num_frames, bool)
+    grid = np.asarray(plan.timestamps)
+    start, end = needs
+    needed = (grid > start - 1 / plan.fps) & (grid <= end)
+    if not needed.any():
+        raise ValueError(f"no frame lies in the span needed, {start} to {end} s; the plan goes from 0 to {grid[-1]} s")
+    return needed
+
+
 def load_decoder(name: str) -> Fetch | None:
     """The decoder of that name; None for PyAV, which is built in.
 
@@ -163,7 +188,8 @@ def load_decoder(name: str) -> Fetch | None:
         loaded = importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:  # torchcodec raises RuntimeError where it finds no FFmpeg
         remedy = "correct the name" if function else f"`pip install {name}` or use decoder=pyav"
-        raise DecoderError(f"decoder {name!r} cannot be imported ({error}); {remedy}") from error
+        reason = str(error).partition("\n")[0]
+        raise DecoderError(f"decoder {name!r} cannot be imported ({reason}); {remedy}") from error
     if not function:
         return _FETCH[name]
     if not hasattr(loaded, function):
@@ -242,16 +268,6 @@ class _Clock:
             if wrong > HOLD_SECONDS:
                 held[k] = -1
         return held
-
-
-def _needed(plan: SamplingPlan, needs: tuple[float, float] | None) -> np.ndarray:
-    """(T,) whether the time from a grid point to the next meets the span."""
-    grid = np.asarray(plan.timestamps)
-    start, end = needs or (grid[0], grid[-1])
-    needed = (grid > start - 1 / plan.fps) & (grid <= end)
-    if not needed.any():
-        raise ValueError(f"no frame lies in the span needed, {start} to {end} s; the plan's go to {grid[-1]} s")
-    return needed
 
 
 def _refuse_gaps(path: Path, plan: SamplingPlan, clock: _Clock, needed: np.ndarray, shown: np.ndarray) -> None:
@@ -370,7 +386,7 @@ def _decode_into(
 def _fetch_into(frames: np.ndarray, fetch: Fetch, path: Path, clock: _Clock, shown: np.ndarray, threads: int) -> None:
     indices = np.unique(shown[shown >= 0])
     try:
-        images = fetch(str(path), clock.times[indices].tolist(), threads)
+        images = fetch(str(path), indices.tolist(), clock.times[indices].tolist(), threads)
         for index, image in zip(indices, images, strict=True):
             frames[shown == index] = _resize(image, *frames.shape[1:3])
     except VideoError:
@@ -381,7 +397,7 @@ def _fetch_into(frames: np.ndarray, fetch: Fetch, path: Path, clock: _Clock, sho
         ) from error
 
 
-def _fetch_decord(path: str, times: list[float], threads: int) -> Iterator[np.ndarray]:
+def _fetch_decord(path: str, indices: list[int], times: list[float], threads: int) -> Iterator[np.ndarray]:
     import decord
 
     reader = decord.VideoReader(path, num_threads=threads)
@@ -394,13 +410,13 @@ def _fetch_decord(path: str, times: list[float], threads: int) -> Iterator[np.nd
         yield next(frame for number, frame in frames if number == index).asnumpy()
 
 
-def _fetch_torchcodec(path: str, times: list[float], threads: int) -> Iterator[np.ndarray]:
+def _fetch_torchcodec(path: str, indices: list[int], times: list[float], threads: int) -> Iterator[np.ndarray]:
     from torchcodec.decoders import VideoDecoder
 
     video = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=threads)
     begin = video.metadata.begin_stream_seconds
-    for time in times:
-        frame = video.get_frame_played_at(begin + time + _SAME / 4)
+    for index, time in zip(indices, times, strict=True):
+        frame = video.get_frame_at(index)  # get_frame_played_at errs where the rate varies
         _same_time(path, time, frame.pts_seconds - begin)
         yield frame.data.numpy()
 

@@ -1,0 +1,97 @@
+"""Which videos cannot be used, and why: a file of JSON lines that processes on all hosts write together.
+
+A video in quarantine is left out and reported; nothing ever takes its place. The file says which bytes were meant, by
+size and time of change, so that a video downloaded again is tried again without anybody tidying up.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A line of the manifest.
+
+    Attributes:
+        path: of the video, absolute.
+        size: bytes; None if there is no file.
+        mtime_ns: when it last changed, nanoseconds since the epoch; None if there is no file.
+        reason: the error's message.
+        stage: where it was found, for example ``probe`` or ``decode``.
+        time: when, seconds since the epoch.
+    """
+
+    path: str
+    size: int | None
+    mtime_ns: int | None
+    reason: str
+    stage: str
+    time: float
+
+
+class Quarantine:
+    """A manifest of unusable videos.
+
+    Args:
+        path: of the file; made with the first line.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._found: dict[str, Unusable] = {}
+        self._read = 0  # bytes of the file that are in `_found`
+
+    def add(self, video: str | Path, reason: object, stage: str) -> None:
+        """Record a video; does nothing if these bytes are recorded already.
+
+        The line is on disk when this returns. A line that a killed process left unfinished is skipped by all readers.
+        """
+        video = os.path.abspath(video)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if self.reason(video) is not None:
+                return
+            line = json.dumps(asdict(Unusable(video, *_identity(video), str(reason), stage, time.time()))) + "\n"
+            torn = self._read < os.fstat(file.fileno()).st_size
+            file.write(b"\n" * torn + line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def reason(self, video: str | Path) -> str | None:
+        """Why a video cannot be used; None if nothing is known against it or it has changed since."""
+        video = os.path.abspath(video)
+        self._refresh()
+        found = self._found.get(video)
+        return found.reason if found and (found.size, found.mtime_ns) == _identity(video) else None
+
+    def entries(self) -> list[Unusable]:
+        """The last line about each video, changed since or not, in the order in which they were first found."""
+        self._refresh()
+        return list(self._found.values())
+
+    def _refresh(self) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            lines = file.read().splitlines(keepends=True)
+        for line in lines:
+            if not line.endswith(b"\n"):  # being written, or its writer was killed
+                break
+            self._read += len(line)
+            with contextlib.suppress(json.JSONDecodeError):  # the beginning of a line whose writer was killed
+                entry = Unusable(**json.loads(line))
+                self._found[entry.path] = entry
+
+
+def _identity(video: str) -> tuple[int | None, int | None]:
+    if not os.path.exists(video):
+        return None, None
+    status = os.stat(video)
+    return status.st_size, status.st_mtime_ns
