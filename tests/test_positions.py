@@ -121,12 +121,14 @@ def test_upstream_vllm_still_needs_the_mend(run_python):
 
 @pytest.mark.slow
 def test_live_engine_and_transformers_give_the_same_answers(model, rows):
-    """The gate: fp32, greedy, 48 mp4 clips through both, on a model that knows the time."""
+    """The gate: fp32, greedy, 48 mp4 clips through both, on a model that knows the time; and positions at any rate."""
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     result = _parity(model, rows, 48, environment)
     same = sum(a == b for a, b in zip(result["vllm"], result["transformers"], strict=True))
     assert same == 48, f"{same} of 48 answers equal; probabilities differ by {result['mean']:.2g} on average"
     assert result["mean"] < 1e-4
+    assert len(result["positions"]) > 35
+    assert [name for name, same in result["positions"].items() if not same] == []
     # a model that cannot tell the time would pass whatever the clock says
     stock = _parity(model, rows, 48, environment | {"VLLM_PLUGINS": ""})
     assert sum(a == b for a, b in zip(stock["vllm"], stock["transformers"], strict=True)) < 40
