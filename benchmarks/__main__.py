@@ -20,6 +20,7 @@ MODULES = {
     "cache": "benchmarks.cache",
     "markers": "benchmarks.markers",
     "data_plane": "benchmarks.data_plane",
+    "decode": "benchmarks.decode",
 }
 
 HEADER = ("name", "ours", "other", "ratio", "goal", "met")
