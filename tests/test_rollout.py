@@ -21,8 +21,9 @@ from data_builders.tiny_model import make_processor
 from verl_stvg.dataset import VideoGroundingDataset
 from verl_stvg.rollout import KeyedVideoProcessor, SharedTokens, keyed
 from verl_stvg.trainer import video_metrics
-from verl_stvg.video.decode import read_frames
-from verl_stvg.video.refs import CachedPixels, Normalisation
+from verl_stvg.video.decode import VideoError, read_frames
+from verl_stvg.video.plan import plan_video
+from verl_stvg.video.refs import CachedPixels, FrameStore, Normalisation
 from verl_stvg.worker import StockWorker, VideoGroundingWorker
 
 SIZES = {"shortest_edge": 28 * 28, "longest_edge": 2**20}
@@ -146,6 +147,16 @@ def test_concatenation_makes_pixels_in_order(made):
     assert all(part.nbytes == pixels.nbytes for part, pixels in zip(parts, single, strict=True))
     with pytest.raises(TypeError):
         torch.cat(parts, dim=1)
+
+
+def test_a_decoder_that_hangs_costs_its_time_limit(rows, tmp_path, monkeypatch):
+    (tmp_path / "stuck.py").write_text("import time\n\ndef fetch(*args):\n    time.sleep(1e6)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    store = FrameStore(str(tmp_path / "frames"), decoder="stuck:fetch", timeout=1.0)
+    path = str(rows / "videos/val_00000.mp4")
+    with pytest.raises(VideoError, match="val_00000.mp4: the decoder gives no answer within 1 s"):
+        store.frames(path, plan_video(96, 12, 336, 224))
+    assert not list((tmp_path / "frames").glob("entries/*/*"))
 
 
 def test_costs_of_a_step_are_summed():

@@ -33,7 +33,7 @@ class RowError(ValueError):
     """Rows that cannot be trained on; the message lists the first ones, the total and the remedy."""
 
 
-CACHE_KEYS = ("enabled", "folder", "max_gb")
+CACHE_KEYS = ("enabled", "folder", "max_gb", "decoder", "timeout")
 
 
 def frame_store(config) -> FrameStore | None:
@@ -51,7 +51,7 @@ def frame_store(config) -> FrameStore | None:
     folder = Path(given.get("folder") or Path(home, "verl_stvg", "frames")).expanduser().absolute()
     max_gb = given.get("max_gb")
     max_bytes = None if max_gb is None else int(float(max_gb) * 10**9)
-    return FrameStore(str(folder), max_bytes)
+    return FrameStore(str(folder), max_bytes, given.get("decoder") or "pyav", float(given.get("timeout") or 60))
 
 
 class VideoGroundingDataset(RLHFDataset):
@@ -61,7 +61,9 @@ class VideoGroundingDataset(RLHFDataset):
         check_videos: ``exist``, ``probe`` (header and first frame; the default) or ``decode`` (every planned frame,
             into the cache).
         video_cache: ``folder`` (default: ``verl_stvg/frames`` in the user's cache folder), ``max_gb`` (default: no
-            bound), ``enabled`` (false: videos are decoded again and again and travel as pixels).
+            bound), ``decoder`` (``pyav``, the default, ``decord``, ``torchcodec`` or ``package.module:function``),
+            ``timeout`` (seconds after which a decoder is killed, default 60), ``enabled`` (false: videos are decoded
+            again and again, in this process, and travel as pixels).
         video_root: folder that relative paths start from; default: the folder of the parquet file.
         filter_overlong_prompts: drop rows over ``max_prompt_length`` and say how many; otherwise they are an error.
 

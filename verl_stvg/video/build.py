@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from verl_stvg.video.cache import CacheError, FrameCache
-from verl_stvg.video.decode import VideoInfo, probe, read_frames
+from verl_stvg.video.child import Decoder
+from verl_stvg.video.decode import VideoInfo, probe
 from verl_stvg.video.plan import SamplingPlan, plan_video
 
 PLAN_KEYS = ("rule", "fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")
@@ -47,13 +48,18 @@ class Outcome:
     reason: str = ""
 
 
-def decode_into(path: str | Path, plan: SamplingPlan, out: np.ndarray) -> None:
+def decode_into(path: str | Path, plan: SamplingPlan, out: np.memmap) -> None:
     """Decode the frames of a plan into ``out``, uint8 (T, H, W, 3): the one place where builders choose a decoder.
 
     Raises:
-        VideoError: see `verl_stvg.video.decode.read_frames`.
+        VideoError: the video cannot be used, crashes its decoder or takes over 60 s; see `verl_stvg.video.child`.
     """
-    out[...] = read_frames(path, plan)
+    _decoder().read_into(path, plan, out.filename, out.offset)
+
+
+@functools.cache
+def _decoder() -> Decoder:
+    return Decoder()
 
 
 def plan_of(video: dict, info: VideoInfo) -> SamplingPlan:

@@ -9,6 +9,7 @@ Pixels are made with the arithmetic of Hugging Face's Qwen2-VL video processor, 
 that against the processor at hand and refuses another kind.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from verl_stvg.video.build import decode_into
-from verl_stvg.video.cache import FrameCache
+from verl_stvg.video.cache import DECODE_POLICY, FrameCache
+from verl_stvg.video.child import Decoder
 from verl_stvg.video.plan import SamplingPlan
 
 
@@ -29,29 +30,43 @@ class FrameStore:
     Attributes:
         folder: of the `FrameCache`.
         max_bytes: bound of the cache, None for none.
+        decoder: see `verl_stvg.video.decode.read_frames`.
+        timeout: seconds after which a decoder that does not answer is killed.
     """
 
     folder: str
     max_bytes: int | None = None
+    decoder: str = "pyav"
+    timeout: float = 60.0
 
     @property
     def cache(self) -> FrameCache:
         """This process's cache of that folder."""
-        return _cache(self.folder, self.max_bytes)
+        return _cache(self.folder, self.max_bytes, DECODE_POLICY if self.decoder == "pyav" else self.decoder)
 
     def frames(self, path: str, plan: SamplingPlan) -> np.ndarray:
         """Frames of a video, from the cache or decoded into it: read-only uint8 (T, H, W, 3).
+
+        Decoding runs in a child process, which a video may crash or hang.
 
         Raises:
             VideoError: the video cannot be decoded.
             CacheError: the cache cannot be written.
         """
-        return self.cache.get(path, plan, decode_into)
+        return self.cache.get(path, plan, self._decode)
+
+    def _decode(self, path: str, plan: SamplingPlan, out: np.memmap) -> None:
+        _decoder(self.decoder, self.timeout).read_into(path, plan, out.filename, out.offset)
 
 
 @cache
-def _cache(folder: str, max_bytes: int | None) -> FrameCache:
-    return FrameCache(Path(folder), max_bytes)
+def _cache(folder: str, max_bytes: int | None, policy: str) -> FrameCache:
+    return FrameCache(Path(folder), max_bytes, policy)
+
+
+@cache
+def _decoder(name: str, timeout: float) -> Decoder:
+    return Decoder(name, timeout, workers=os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
