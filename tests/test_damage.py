@@ -307,7 +307,12 @@ def test_a_truncated_download_serves_the_rows_before_its_end(wholes, tmp_path, c
     end = np.flatnonzero(needed_frames(whole.plan, SPAN))[-1] + 1
     assert given[:end].all() and not given[-1]
     np.testing.assert_array_equal(frames[:end], whole.frames[:end])
-    assert f"{(~given).sum()} of 12 frames are lost, outside the span needed, and black" in caplog.text
+    said = f"{(~given).sum()} of 12 frames are lost, outside the span needed, and black"
+    assert said in caplog.text
+    caplog.clear()
+    with Decoder() as decoder:
+        np.testing.assert_array_equal(decoder.read(path, whole.plan, SPAN), frames)
+        assert said in caplog.text  # what the child logs, its parent says
 
 
 def test_files_without_a_clip(tmp_path):
@@ -350,6 +355,10 @@ def chat(path, indices, times, threads):
 def short(path, indices, times, threads):
     yield np.zeros((84, 84, 3), np.uint8)
 
+def grey(path, indices, times, threads):
+    for _ in indices:
+        yield np.zeros((84, 84), np.uint8)
+
 def modules(path, indices, times, threads):
     raise RuntimeError(f"imported {sorted({'torch', 'verl', 'ray', 'vllm'} & sys.modules.keys())}")
 """
@@ -387,6 +396,11 @@ def test_what_a_library_prints_is_no_answer(wholes, fakes):
     with Decoder("fake_decoders:chat") as decoder:
         for _ in range(2):
             assert not decoder.read(wholes["tail"].path, wholes["tail"].plan).any()
+
+
+def test_a_decoder_that_breaks_the_rules_is_no_fault_of_the_video(wholes, fakes):
+    with Decoder("fake_decoders:grey") as decoder, pytest.raises(DecoderError, match=r"gives uint8 \(84, 84\)"):
+        decoder.read(wholes["tail"].path, wholes["tail"].plan)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ imports neither torch nor verl, and not the main module of its parent, which in 
 """
 
 import json
+import logging
 import os
 import queue
 import resource
@@ -27,6 +28,8 @@ import numpy as np
 
 from verl_stvg.video.decode import DecoderError, VideoError, VideoInfo, load_decoder, needed_frames, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan
+
+logger = logging.getLogger(__name__)
 
 START_SECONDS = 60.0
 """Time for a child to import its decoder, on a machine that is busy."""
@@ -56,7 +59,7 @@ class Decoder:
             VideoError: the video cannot be used, crashes the decoder or takes too long.
             DecoderError: the decoder cannot be used at all.
         """
-        return VideoInfo(**self._call({"path": os.path.abspath(path)}))
+        return VideoInfo(**self._call({"path": os.path.abspath(path)})["info"])
 
     def read(self, path: str | Path, plan: SamplingPlan, needs: tuple[float, float] | None = None) -> np.ndarray:
         """`verl_stvg.video.decode.read_frames` in a child: uint8 array (T, H, W, 3).
@@ -103,7 +106,11 @@ class Decoder:
             os.posix_fallocate(file, offset, plan.num_frames * plan.height * plan.width * 3)
         finally:
             os.close(file)
-        request = {"path": os.path.abspath(path), "plan": vars(plan), "needs": needs}
+        request = {
+            "path": os.path.abspath(path),
+            "plan": vars(plan),
+            "needs": needs and [float(time) for time in needs],
+        }
         self._call({**request, "out": out_path, "offset": offset})
 
     def close(self) -> None:
@@ -143,6 +150,8 @@ class Decoder:
             if child is not None and not unharmed:
                 child.kill()
             idle.put(child if unharmed else None)
+        for note in answer["notes"]:
+            logger.warning("%s", note)
         if "error" in answer:
             raise _ERRORS[answer["error"]](answer["message"])
         return answer
@@ -218,6 +227,8 @@ def _serve(decoder: str, timeout: float, threads: int, parent: int) -> None:
         _send(answers, {})
     except DecoderError as error:
         _send(answers, {"error": "DecoderError", "message": str(error)})
+    notes = _Notes()
+    logging.getLogger("verl_stvg").addHandler(notes)
     poll = select.poll()
     poll.register(0, select.POLLIN)
     while os.getppid() == parent:
@@ -229,7 +240,19 @@ def _serve(decoder: str, timeout: float, threads: int, parent: int) -> None:
         signal.setitimer(signal.ITIMER_REAL, timeout + _GRACE)
         answer = _handle(json.loads(line), decoder, threads)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        _send(answers, answer)
+        _send(answers, {**answer, "notes": notes.messages})
+        notes.messages = []
+
+
+class _Notes(logging.Handler):
+    """What the child logs while it works on a request, for its parent to log."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 def _send(pipe: int, answer: dict) -> None:
@@ -240,7 +263,7 @@ def _handle(request: dict, decoder: str, threads: int) -> dict:
     path = request["path"]
     try:
         if "plan" not in request:
-            return vars(probe(path))
+            return {"info": vars(probe(path))}
         plan = SamplingPlan(**request["plan"])
         try:
             shape = (plan.num_frames, plan.height, plan.width, 3)

@@ -15,6 +15,8 @@ Damage (PyAV only; the other decoders refuse a damaged file at best, and decord 
   than it should (at the very beginning by the first one after it, at most that much too early). This is logged.
 - What lies further inside a lost stretch, or past the end of a truncated file, is never made up. If the caller needs
   it, the video is refused. If it does not (``needs``), the frame is black, and this is logged.
+- Time stamps are believed unless they contradict the order in which the pictures come out. A header that lies about all
+  of time consistently (its time scale) cannot be found out from the file; compare `probe` with what the row records.
 """
 
 import importlib
@@ -48,7 +50,7 @@ class VideoError(ValueError):
     """A video that cannot be used; the message names the file, the reason and the remedy."""
 
 
-class DecoderError(ValueError):
+class DecoderError(RuntimeError):
     """A decoder that cannot be used, whatever the video: unknown, not installed, or it breaks the rules of `Fetch`."""
 
 
@@ -161,7 +163,7 @@ def needed_frames(plan: SamplingPlan, needs: tuple[float, float] | None = None) 
         bool array (T,).
 
     Raises:
-        ValueError: none.
+        ValueError: no frame is needed.
     """
     if needs is None:
         return np.ones(plan.num_frames, bool)
@@ -388,8 +390,10 @@ def _fetch_into(frames: np.ndarray, fetch: Fetch, path: Path, clock: _Clock, sho
     try:
         images = fetch(str(path), indices.tolist(), clock.times[indices].tolist(), threads)
         for index, image in zip(indices, images, strict=True):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise DecoderError(f"the decoder must give uint8 (H, W, 3), and gives {image.dtype} {image.shape}")
             frames[shown == index] = _resize(image, *frames.shape[1:3])
-    except VideoError:
+    except (VideoError, DecoderError):
         raise
     except Exception as error:  # foreign code: there is no list of what it raises
         raise VideoError(
