@@ -280,6 +280,22 @@ def test_damaged_files_give_right_frames_or_a_reason(wholes, tmp_path, step):
     assert not any(quarantine.reason(path) for _, path in used)
 
 
+def test_threads_of_a_decoder_change_nothing(wholes, tmp_path):
+    with Decoder(timeout=LIMIT, threads=1) as one, Decoder(timeout=LIMIT, threads=4) as four:
+        for number, case in list(enumerate(damaged(wholes)))[3::10]:
+            path, plan = tmp_path / f"{number}{case.suffix}", wholes[case.base].plan
+            path.write_bytes(case.data)
+            np.testing.assert_array_equal(outcome(one, path, plan), outcome(four, path, plan))
+
+
+def outcome(decoder: Decoder, path: Path, plan: SamplingPlan) -> np.ndarray | str:
+    """Frames, or why there are none."""
+    try:
+        return decoder.read(path, plan)
+    except VideoError as error:
+        return str(error)
+
+
 def read_span(decoder: Decoder, path: Path, plan: SamplingPlan) -> np.ndarray | None:
     """Frames for a row that is about `SPAN` only, None if that is lost too."""
     try:

@@ -23,6 +23,7 @@ import importlib
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -338,17 +339,16 @@ def _decode(path: Path, threads: int, keep: Container[int] | None = None) -> Ite
         context = stream.codec_context
         context.thread_count = threads
         droppable = keep is not None and context.name == "h264"  # elsewhere layers blur what depends on what
-        for packet in _packets(container):
+        for packet in chain(_packets(container), [None]):  # at last, what the decoder still holds
+            if isinstance(packet, av.FFmpegError):
+                yield packet
+                continue
+            if droppable and packet is not None:
+                context.skip_frame = "DEFAULT" if _stamp(packet) in keep else "NONREF"
             try:
-                if not isinstance(packet, av.Packet):
-                    yield packet
-                    continue
-                if droppable:
-                    context.skip_frame = "DEFAULT" if _stamp(packet) in keep else "NONREF"
-                yield from packet.decode()
+                yield from context.decode(packet)
             except av.error.FFmpegError as error:
                 yield error
-        yield from context.decode(None)
 
 
 def _in_order(frames: Iterable[av.VideoFrame | av.FFmpegError]) -> Iterator[av.VideoFrame | None]:
@@ -370,6 +370,8 @@ def _decode_into(
     """Fill the frames that are on show; whether all are there. With ``skip`` any damage ends it."""
     wanted = set(clock.stamps[shown[shown >= 0]].tolist())
     left = wanted.copy()
+    last = max(k for k, stamp in enumerate(clock.order) if stamp in wanted)
+    until = max(stamp for stamp in clock.order[: last + 1] if stamp is not None)  # a B-frame needs a later frame whole
     for frame in _in_order(_decode(path, threads, wanted if skip else None)):
         if frame is None and skip:
             return False
@@ -377,7 +379,7 @@ def _decode_into(
             left.remove(frame.pts)
             at = shown == np.searchsorted(clock.stamps, frame.pts)
             frames[at] = _resize(frame.to_ndarray(format="rgb24"), *frames.shape[1:3])
-        if not left:
+        if not left and frame is not None and frame.pts >= until:
             break
     return not left
 
