@@ -449,7 +449,7 @@ time.sleep(1000)
 
 @pytest.mark.parametrize(("name", "limit"), [("pyav", 1.0), ("fake_decoders:hang", 3.0 + 1.0)])
 def test_a_child_does_not_outlive_its_parent(wholes, fakes, tmp_path, name, limit):
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", PARENT, str(wholes["tail"].path), name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
         pid = int(parent.stdout.readline())
