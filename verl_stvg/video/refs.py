@@ -66,7 +66,7 @@ def _cache(folder: str, max_bytes: int | None, policy: str) -> FrameCache:
 
 @cache
 def _decoder(name: str, timeout: float) -> Decoder:
-    return Decoder(name, timeout, workers=os.cpu_count() or 1)
+    return Decoder(name, timeout, workers=os.cpu_count() or 1, threads=1)
 
 
 @dataclass(frozen=True)
@@ -166,17 +166,20 @@ class Normalisation:
         view.sub_(torch.tensor(self.mean).view(channel)).div_(torch.tensor(self.std).view(channel))
 
 
-@dataclass(frozen=True)
 class CachedPixels:
     """``pixel_values_videos`` of one prompt, before they are needed: verl's ``torch.cat`` of a micro batch makes them.
 
     Only ``torch.cat`` along the first axis is answered; it returns a float32 tensor, like that of the processor's
-    output, of all parts in order.
+    output, of all parts in order. No dataclass: verl's queue would send one as a dictionary.
+
+    Args:
+        videos: path and plan of each video, in the order of the prompt.
+        store: where their frames are.
+        normalisation: how the model's processor makes pixels.
     """
 
-    videos: tuple[tuple[str, SamplingPlan], ...]
-    store: FrameStore
-    normalisation: Normalisation
+    def __init__(self, videos: tuple[tuple[str, SamplingPlan], ...], store: FrameStore, normalisation: Normalisation):
+        self.videos, self.store, self.normalisation = videos, store, normalisation
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -201,11 +204,11 @@ class CachedPixels:
             first += part.shape[0]
             if not isinstance(part, cls):
                 here.copy_(part)
-            elif part in made:  # another rollout of the same prompt
-                here.copy_(made[part])
+            elif part.videos in made:  # another rollout of the same prompt
+                here.copy_(made[part.videos])
             else:
                 part.fill(here)
-                made[part] = here
+                made[part.videos] = here
         return out
 
     def fill(self, out: torch.Tensor) -> None:
