@@ -48,7 +48,10 @@ def test_interrupt_and_termination(tmp_path):
     for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         pid, log = tmp_path / f"pid{expected}", tmp_path / f"log{expected}"
         code = DETACHED.format(ending="time.sleep(600)")
-        process = subprocess.Popen([sys.executable, "-c", outer, code, str(pid), str(log)])
+        process = subprocess.Popen(
+            [sys.executable, "-c", outer, code, str(pid), str(log)],
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+        )
         while not (pid.exists() and pid.read_text()):
             assert process.poll() is None
             time.sleep(0.1)
