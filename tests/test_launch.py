@@ -50,7 +50,7 @@ def test_interrupt_and_termination(tmp_path):
         code = DETACHED.format(ending="time.sleep(600)")
         process = subprocess.Popen(
             [sys.executable, "-c", outer, code, str(pid), str(log)],
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in background jobs
         )
         while not (pid.exists() and pid.read_text()):
             assert process.poll() is None
