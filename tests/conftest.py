@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("shared machine", deadline=None)  # no test is timed: other programs may be running
+settings.load_profile("shared machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("CACHE", ROOT / ".cache")).resolve()

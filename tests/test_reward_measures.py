@@ -3,13 +3,10 @@
 import math
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from reward_fns import measures
-
-settings.register_profile("shared machine", deadline=None)
-settings.load_profile("shared machine")
 
 SECONDS = st.floats(0, 1000).map(lambda value: round(value, 3))
 ANY = st.floats(allow_nan=False, width=64)

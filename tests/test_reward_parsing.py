@@ -14,9 +14,6 @@ from hypothesis import strategies as st
 from benchmarks.rewards import READERS, hostile_texts
 from reward_fns import formats, grading, parsing
 
-settings.register_profile("shared machine", deadline=None)
-settings.load_profile("shared machine")
-
 PIECES = ["<answer>", "</answer>", "<think>", "</think>", "<glue>", "</glue>", "\n", " ", "x", "\u00a0", "<answer"]
 TAGGED = st.lists(st.sampled_from(PIECES), max_size=14).map("".join)
 NUMBERS = ["1", "2.", "3", ".", "45", " to ", " and ", " TO ", "to", " ", "x", "-", "٣"]

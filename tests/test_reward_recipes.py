@@ -16,9 +16,6 @@ from benchmarks.rewards import TYPICAL, fuzz, hostile_texts, mutated, typical
 from reward_fns import RECIPES, get_recipe, stvg_r1, thinking, time_r1, videochat_r1
 from verl_stvg.reward import DATA_SOURCES, compute_score, find_recipe
 
-settings.register_profile("shared machine", deadline=None)
-settings.load_profile("shared machine")
-
 ROOT = Path(__file__).resolve().parent.parent
 REASON = "<think>It happens from <timestep>5 to 11</timestep>, first 5.00 to 11.00.</think>\n"
 BOXES = ", ".join(f'"{10 + frame}": [10, 20, 60, 120]' for frame in range(8))
