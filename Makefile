@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 
 help:
 	@echo "make demo    train a tiny video model with GRPO on the real engine, on a CPU, and show what it learned (15 minutes)"
-	@echo "make test    every test (25 minutes)          make quick   the fast ones (2 minutes)"
+	@echo "make test    every test (about 30 min)         make quick   the fast ones (2 minutes)"
 	@echo "make learn   the longer run, SEED=0, 1, 2     make doctor  check this machine"
 	@echo "make lint    ruff                             make clean   remove everything that was made here"
 
