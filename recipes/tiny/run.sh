@@ -10,7 +10,7 @@ seed=${SEED:-0}
 run_dir=${RUN_DIR:-runs/tiny-$mode-$seed}
 case $mode in
   demo) steps=12 ;;
-  learn) steps=50 ;;
+  learn) steps=60 ;;
   *) echo "usage: $0 demo|learn [KEY=VALUE ...]" >&2; exit 2 ;;
 esac
 say() { printf '\n[%s] %s\n' "$1" "$2"; }
