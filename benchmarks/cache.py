@@ -21,10 +21,9 @@ import av
 import numpy as np
 
 from benchmarks import Options, Row
-from verl_stvg.video.build import decode_into
-from verl_stvg.video.cache import FrameCache
 from verl_stvg.video.decode import probe, read_frames
 from verl_stvg.video.plan import SamplingPlan, plan_video
+from verl_stvg.video.store import FrameStore
 
 QUERIES, VIDEOS = 12_408, 5_338
 SECONDS, SPREAD, SHORTEST = 30.6, 5.0, 6.0  # of a video: mean, standard deviation, least
@@ -65,8 +64,9 @@ def write_video(path: Path, seconds: float, seed: int, size: int = 0) -> Path:
 _COLD = """
 import json, sys, time
 from benchmarks import cache
+from verl_stvg.video.cache import FrameCache
 plan = cache.plan_of_seconds(cache.SECONDS)
-frames = cache.FrameCache(sys.argv[1])
+frames = FrameCache(sys.argv[1])
 begin = time.thread_time()
 frames.get(sys.argv[2], plan, None)
 print(json.dumps(1e3 * (time.thread_time() - begin)))
@@ -78,15 +78,15 @@ def hits(options: Options, rounds: int = 5) -> Iterator[Row]:
     plan = plan_of_seconds(SECONDS)
     with tempfile.TemporaryDirectory() as folder:
         video = write_video(Path(folder, "video.mp4"), SECONDS, options.seed, _FILE_BYTES)
-        cache = FrameCache(Path(folder, "cache"))
-        pixels = cache.get(video, plan, decode_into).nbytes
+        store = FrameStore(str(Path(folder, "cache")))
+        pixels = store.frames(video, plan).nbytes
         cold = warm = decoding = math.inf
         for _ in range(rounds):
-            command = [sys.executable, "-c", _COLD, cache.folder, video]
+            command = [sys.executable, "-c", _COLD, store.folder, video]
             answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             cold = min(cold, json.loads(answer))
             begin = time.thread_time()
-            cache.get(video, plan, decode_into)
+            store.frames(video, plan)
             warm = min(warm, 1e3 * (time.thread_time() - begin))
         for _ in range(2):
             begin = time.process_time()
@@ -105,23 +105,23 @@ def space(options: Options) -> Iterator[Row]:
     pixels = [plan.num_frames * plan.height * plan.width * 3 for plan in plans]
     per_query = [pixels[k % VIDEOS] for k in range(QUERIES)]
     with tempfile.TemporaryDirectory() as folder:
-        cache, beyond = FrameCache(Path(folder, "cache")), 0
+        store, beyond = FrameStore(str(Path(folder, "cache"))), 0
         for k in range(SAMPLE):
-            video, before = write_video(Path(folder, f"{k}.mp4"), lengths[k], k), cache.stats().bytes
-            cache.get(video, plans[k], decode_into)
-            beyond = max(beyond, cache.stats().bytes - before - pixels[k])
+            video, before = write_video(Path(folder, f"{k}.mp4"), lengths[k], k), store.cache.stats().bytes
+            store.frames(video, plans[k])
+            beyond = max(beyond, store.cache.stats().bytes - before - pixels[k])
     ours, other = sum(pixels) + VIDEOS * beyond, 4 * sum(per_query)
     name = f"GB, {QUERIES:,} queries on {VIDEOS:,} videos, vs float32 per query ({beyond:,} bytes of header per entry)"
     yield Row(name, ours / 1e9, other / 1e9, other / ours, ">= 9x smaller", other >= 9 * ours)
 
 
 def _read_queries(folder: Path, queries: list[Path]) -> int:
-    cache = FrameCache(folder)
+    store = FrameStore(str(folder))
     for video in queries:
         info = probe(video)
         plan = plan_video(info.num_frames, info.fps, info.width, info.height, min_pixels=784, max_pixels=28 * 784)
-        cache.get(video, plan, decode_into)
-    return cache.decodes
+        store.frames(video, plan)
+    return store.cache.decodes
 
 
 def decodes(options: Options, processes: int = 3, videos: int = 4, queries: int = 3) -> Iterator[Row]:

@@ -13,8 +13,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from unittest import mock
 
-import av
-import numpy as np
 import psutil
 from hydra import compose, initialize_config_module
 from omegaconf import open_dict
@@ -22,6 +20,7 @@ from verl.trainer.ppo.v1 import agent_loop_tq
 from verl.workers.rollout.replica import TokenOutput
 
 from benchmarks import Options, Row
+from benchmarks.decode import write_clip
 from data_builders import tiny_model
 from verl_stvg.rollout import SharedTokens
 from verl_stvg.video.once import Once
@@ -29,24 +28,7 @@ from verl_stvg.worker import StockWorker, VideoGroundingWorker
 
 N = 8
 CLIPS = {"480x360, 30 s": (480, 360, 30), "1280x720, 20 s": (1280, 720, 20)}
-SOURCE_FPS = 30
 ROUNDS = 3
-
-
-def write_clip(path: Path, width: int, height: int, seconds: int) -> None:
-    """An H.264 clip at 30 fps in which a textured picture pans and shapes cross it."""
-    rng = np.random.default_rng(0)
-    coarse = rng.integers(0, 256, (height // 20 + 2, width // 10 + 2, 3), dtype=np.uint8)
-    picture = coarse.repeat(20, axis=0).repeat(20, axis=1)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=SOURCE_FPS)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for k in range(seconds * SOURCE_FPS):
-            image = picture[:height, k % width : k % width + width].copy()
-            left = 7 * k % (width - 64)
-            image[height // 3 : height // 3 + 64, left : left + 64] = (240, 60, 60)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
 
 
 class FixedAnswer:

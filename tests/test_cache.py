@@ -29,10 +29,12 @@ from typer.testing import CliRunner
 from verl_stvg import preflight
 from verl_stvg.cache_cli import app, parse_size, size_text
 from verl_stvg.video import cache as module
-from verl_stvg.video.build import QUARANTINE, Job, build, decode_into, plan_of, read_jobs
+from verl_stvg.video.build import QUARANTINE, Job, build, plan_of, read_jobs
 from verl_stvg.video.cache import CacheError, FrameCache
 from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan, plan_video
+from verl_stvg.video.quarantine import Quarantine
+from verl_stvg.video.store import FrameStore
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG_AGO = 1_000_000_000
@@ -97,7 +99,7 @@ def test_frames_are_those_of_the_decoder_then_and_later(tmp_path, folder):
     path = write_video(tmp_path / "a.mp4", 1)
     plan = plan_for(path)
     cache = FrameCache(folder)
-    frames = cache.get(path, plan, decode_into)
+    frames = cache.get(path, plan, FrameStore(str(folder)).decode_into)
     assert (cache.hits, cache.misses, cache.decodes, cache.bytes) == (0, 1, 1, frames.nbytes) and cache.seconds > 0
     later = FrameCache(folder)
     for found in (frames, later.get(path, plan, no_decoder), later.find(later.key(path, plan))):
@@ -223,7 +225,7 @@ def _get_all(folder: Path, paths: list[Path], log: Path, start) -> None:
     def counted(path, plan, out):
         with log.open("a") as file:
             file.write(f"{path}\n")
-        decode_into(path, plan, out)
+        FrameStore(str(folder)).decode_into(path, plan, out)
 
     cache, plans = FrameCache(folder), [plan_for(path) for path in paths]
     start.wait()
@@ -601,16 +603,21 @@ def test_each_video_and_plan_is_one_job(two_clips, tmp_path):
         read_jobs([tmp_path / "text.parquet"])
 
 
+def states_of(outcomes) -> list[str]:
+    return [outcome.state for done in outcomes for outcome in done]
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_built_once_with_the_plans_of_training(two_clips, folder, workers):
     jobs = read_jobs([two_clips])
-    states = [outcome.state for done in build(jobs, folder, workers=workers) for outcome in done]
-    assert states == ["built"] * 4
+    assert states_of(build(jobs, FrameStore(str(folder)), workers)) == ["built"] * 4
     cache = FrameCache(folder)
     for job in jobs:
         plan = plan_of(dict(job.options), probe(job.video))
         np.testing.assert_array_equal(cache.get(job.video, plan, no_decoder), read_frames(job.video, plan))
-    assert [outcome.state for done in build(jobs, folder, workers=1) for outcome in done] == ["present"] * 4
+    assert [outcome.state for done in build(jobs, FrameStore(str(folder)), workers=1) for outcome in done] == [
+        "present"
+    ] * 4
 
 
 def test_rows_are_planned_as_the_dataset_plans_them():
@@ -626,12 +633,12 @@ def test_a_broken_video_stops_nothing_and_is_listed(two_clips, folder, tmp_path)
     (tmp_path / "0.mp4").write_bytes(b"<html>")
     status, said = invoke("build", two_clips, "--cache", folder, "--workers", "1")
     assert status == 1 and FrameCache(folder).stats().entries == 2
-    records = [json.loads(line) for line in (folder / QUARANTINE).read_text().splitlines()]
-    assert [record["video"] for record in records] == [str(tmp_path / "0.mp4")] * 2
-    assert "not a readable video" in records[0]["reason"] and records[0]["options"]["fps"] == 2
+    [record] = Quarantine(folder / QUARANTINE).entries()
+    assert record.path == str(tmp_path / "0.mp4") and record.size == len("<html>")
+    assert "not a readable video" in record.reason
     (tmp_path / "kept.mp4").rename(tmp_path / "0.mp4")
     status, said = invoke("build", two_clips, "--cache", folder, "--workers", "1")
-    assert status == 0 and not (folder / QUARANTINE).exists()
+    assert status == 0 and Quarantine(folder / QUARANTINE).entries() == []
     assert FrameCache(folder).stats().entries == 4
 
 
@@ -674,7 +681,11 @@ def test_built_on_a_ray_cluster(two_clips, folder, monkeypatch):
     try:
         while isinstance(answer := preflight.cluster_cpus("auto"), str):
             assert server.poll() is None and time.monotonic() < deadline, answer
-        states = [outcome.state for done in build(read_jobs([two_clips]), folder, on_ray=True) for outcome in done]
+        states = [
+            outcome.state
+            for done in build(read_jobs([two_clips]), FrameStore(str(folder)), on_ray=True)
+            for outcome in done
+        ]
     finally:
         server.terminate()
         server.wait(60)
@@ -686,4 +697,4 @@ def test_no_ray_cluster(two_clips, folder, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(preflight, "_CLUSTER_SECONDS", 15)
     with pytest.raises(CacheError, match="no Ray cluster answers .* leave out --ray"):
-        list(build(read_jobs([two_clips]), folder, on_ray=True))
+        list(build(read_jobs([two_clips]), FrameStore(str(folder)), on_ray=True))

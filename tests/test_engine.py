@@ -111,6 +111,7 @@ def test_two_steps(tmp_path, rows, model):
         assert metrics[step]["actor/kl_loss"] >= 0
         assert metrics[step]["rollout/missing"] == 0
         assert metrics[step]["video/decodes"] == 0  # the checks before the run have put every video into the cache
+        assert metrics[step]["actor/video/load_seconds"] > 0 and metrics[step]["actor/video/load_bytes"] > 0
         assert 0 < metrics[step]["video/queue_bytes"] < 16 * 0.01 * (4 * 3 * 16 * 56 * 84)  # of the pixels of a row
     for step in (0, 2):
         for part in ("temporal_iou", "id_match", "format"):

@@ -51,6 +51,8 @@ def build(
     video_root: Annotated[
         Path | None, typer.Option(help="Folder that paths in the rows start from; default: each parquet file's.")
     ] = None,
+    decoder: Annotated[str, typer.Option(help="pyav, decord, torchcodec or module:function, as in training.")] = "pyav",
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds after which a decoder is killed.")] = 60.0,
 ) -> None:
     """Decode every video and plan of the rows into the cache, once; what is there is skipped. Exit status 1 if a video
     cannot be used: quarantine.jsonl in the cache names it and the reason.
@@ -58,18 +60,20 @@ def build(
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from verl_stvg.video import build as builder
+    from verl_stvg.video.store import FrameStore
 
+    store = FrameStore(str(cache), max_bytes, decoder, timeout)
     jobs = builder.read_jobs(rows, video_root)
     outcomes: list[builder.Outcome] = []
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     try:
         with Progress(*columns) as progress:
             bar = progress.add_task("decoding", total=len(jobs))
-            for done in builder.build(jobs, cache, max_bytes, workers or len(os.sched_getaffinity(0)), ray):
+            for done in builder.build(jobs, store, workers or len(os.sched_getaffinity(0)), ray):
                 outcomes += done
                 progress.advance(bar, len(done))
     finally:
-        quarantine = builder.write_quarantine(cache, outcomes)
+        quarantine = builder.note_failures(cache, outcomes)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     built = sum(outcome.state == "built" for outcome in outcomes)
     held = sum(outcome.bytes for outcome in outcomes)

@@ -14,13 +14,14 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from verl_stvg.video.build import plan_of
 from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan
-from verl_stvg.video.refs import CachedFrames, FrameStore
+from verl_stvg.video.refs import CachedFrames
+from verl_stvg.video.store import FrameStore
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,13 @@ def frame_store(config) -> FrameStore | None:
     max_gb = given.get("max_gb")
     max_bytes = None if max_gb is None else int(float(max_gb) * 10**9)
     return FrameStore(str(folder), max_bytes, given.get("decoder") or "pyav", float(given.get("timeout") or 60))
+
+
+def switch_cache_off(config, reason: object) -> None:
+    """Let the videos of a whole verl configuration travel as pixels, as in stock verl, and warn."""
+    logger.warning("the frame cache is off for this run and pixels travel, as in stock verl: %s", reason)
+    with open_dict(config):
+        config.data.video_cache = {"enabled": False}
 
 
 class VideoGroundingDataset(RLHFDataset):
@@ -130,6 +138,7 @@ class VideoGroundingDataset(RLHFDataset):
 
     def _check_row(self, row: dict, check: str, store: FrameStore | None) -> tuple[str | None, int]:
         """What is wrong with a row (None if nothing), and the tokens of its prompt."""
+        look, decode = (store.probe, store.frames) if store else (probe, read_frames)
         try:
             tokens = 0
             for video in _with_root(row.get(self.video_key) or [], row[ROOT_KEY]):
@@ -137,13 +146,13 @@ class VideoGroundingDataset(RLHFDataset):
                 if check == "exist":
                     if not Path(path).is_file():
                         raise VideoError(f"{path}: no such video")
-                    info = _recorded_info(row) or probe(path)
+                    info = _recorded_info(row) or look(path)
                 else:
-                    info = probe(path)
+                    info = look(path)
                 plan = plan_of(video, info)
                 self._check_size(plan)
                 if check == "decode":
-                    store.frames(path, plan) if store else read_frames(path, plan)
+                    decode(path, plan)
                 tokens += plan.num_tokens - 1  # the template already holds one placeholder
             messages = self._build_messages(
                 {**row, self.prompt_key: [dict(m) for m in row[self.prompt_key]]}, self.prompt_key
@@ -200,7 +209,7 @@ def read_video(video: dict, store: FrameStore | None = None) -> tuple[CachedFram
     """
     path = video["video"]
     version = Path(path).stat().st_mtime_ns if Path(path).is_file() else None
-    plan = plan_of(video, _probe_once(path, version))
+    plan = plan_of(video, _probe_once(path, version, store))
     if store:
         store.frames(path, plan)
         return CachedFrames(path, plan, store), plan.metadata()
@@ -208,8 +217,8 @@ def read_video(video: dict, store: FrameStore | None = None) -> tuple[CachedFram
 
 
 @lru_cache(maxsize=65536)
-def _probe_once(path: str, version: int | None) -> VideoInfo:
-    return probe(path)
+def _probe_once(path: str, version: int | None, store: FrameStore | None) -> VideoInfo:
+    return store.probe(path) if store else probe(path)
 
 
 def _with_root(videos: list[dict], root: str) -> list[dict]:

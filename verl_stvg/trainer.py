@@ -5,7 +5,6 @@ trainer's process (``rollout.agent.agent_loop_manager_class``), so it brings the
 trajectories carry keys instead of pixels.
 """
 
-import logging
 from collections import defaultdict
 from pathlib import Path
 from uuid import uuid4
@@ -13,17 +12,15 @@ from uuid import uuid4
 import numpy as np
 import ray
 import transfer_queue as tq
-from omegaconf import open_dict
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
-from verl_stvg.dataset import frame_store
+from verl_stvg.dataset import frame_store, switch_cache_off
 from verl_stvg.rollout import STATS
 from verl_stvg.worker import VideoGroundingWorker
 
-logger = logging.getLogger(__name__)
 _NODE_SECONDS = 60
 
 
@@ -50,9 +47,7 @@ class VideoGroundingLoopManager(AgentLoopManagerTQ):
         log_metrics()
         reason = why_pixels_must_travel(config)
         if reason:
-            logger.warning("the frame cache is off for this run and pixels travel, as in stock verl: %s", reason)
-            with open_dict(config):
-                config.data.video_cache = {"enabled": False}
+            switch_cache_off(config, reason)
         super().__init__(config, *args, **kwargs)
         self.agent_loop_workers_class = ray.remote(VideoGroundingWorker)
 

@@ -3,18 +3,14 @@
 It lies apart from the agent loop, which verl imports in the middle of importing its worker.
 """
 
-import logging
 import pickle
 
 import torch
-from omegaconf import open_dict
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
-from verl_stvg.dataset import frame_store
+from verl_stvg.dataset import frame_store, switch_cache_off
 from verl_stvg.rollout import STATS, KeyedVideoProcessor, keyed
 from verl_stvg.video.refs import CachedPixels
-
-logger = logging.getLogger(__name__)
 
 # verl's worker is declared as a Ray actor, of which there are no subclasses; this is the class it was made from
 StockWorker = AgentLoopWorkerTQ.__ray_metadata__.modified_class
@@ -34,9 +30,7 @@ class VideoGroundingWorker(StockWorker):
         try:
             self.processor.video_processor = KeyedVideoProcessor(video_processor)
         except ValueError as reason:
-            logger.warning("the frame cache is off for this run and pixels travel, as in stock verl: %s", reason)
-            with open_dict(config):
-                config.data.video_cache = {"enabled": False}
+            switch_cache_off(config, reason)
 
     def _compute_multi_modal_inputs(self, output, input_ids) -> dict:
         data = output.multi_modal_data or {}

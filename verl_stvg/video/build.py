@@ -3,26 +3,22 @@
 It knows rows and videos but neither verl nor torch, so that a worker starts in half a second.
 """
 
-import functools
-import json
 import math
 import multiprocessing
-import os
 import platform
 import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import av
-import numpy as np
 import pyarrow.parquet as pq
 
-from verl_stvg.video.cache import CacheError, FrameCache
-from verl_stvg.video.child import Decoder
-from verl_stvg.video.decode import VideoInfo, probe
+from verl_stvg.video.cache import CacheError
+from verl_stvg.video.decode import VideoInfo
 from verl_stvg.video.plan import SamplingPlan, plan_video
+from verl_stvg.video.quarantine import Quarantine
+from verl_stvg.video.store import FrameStore
 
 PLAN_KEYS = ("rule", "fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")
 VIDEO_COLUMN = "videos"
@@ -46,20 +42,6 @@ class Outcome:
     state: str
     bytes: int = 0
     reason: str = ""
-
-
-def decode_into(path: str | Path, plan: SamplingPlan, out: np.memmap) -> None:
-    """Decode the frames of a plan into ``out``, uint8 (T, H, W, 3): the one place where builders choose a decoder.
-
-    Raises:
-        VideoError: the video cannot be used, crashes its decoder or takes over 60 s; see `verl_stvg.video.child`.
-    """
-    _decoder().read_into(path, plan, out.filename, out.offset)
-
-
-@functools.cache
-def _decoder() -> Decoder:
-    return Decoder()
 
 
 def plan_of(video: dict, info: VideoInfo) -> SamplingPlan:
@@ -92,34 +74,31 @@ def read_jobs(files: Iterable[str | Path], video_root: str | Path | None = None)
     return list(jobs)
 
 
-def build(
-    jobs: list[Job], folder: Path, max_bytes: int | None = None, workers: int = 1, on_ray: bool = False
-) -> Iterator[list[Outcome]]:
+def build(jobs: list[Job], store: FrameStore, workers: int = 1, on_ray: bool = False) -> Iterator[list[Outcome]]:
     """Do all jobs and yield outcomes as they come; a video that cannot be used is an outcome, not an exception.
 
     Interrupted, it loses nothing: done again, it skips what is there.
 
     Args:
         jobs: of `read_jobs`.
-        folder: of the cache; with Ray, one that every node shares.
-        max_bytes: bound of the cache.
+        store: the cache and its decoder; with Ray, in a folder that every node shares.
         workers: processes on this machine; 1 works in this process. With Ray, the cluster's processors count instead.
         on_ray: use the running Ray cluster.
 
     Raises:
         CacheError: the folder cannot take entries, or no cluster answers.
     """
-    folder = folder.resolve()
+    store = replace(store, folder=str(Path(store.folder).resolve()))
     if on_ray:
-        yield from _build_on_ray(jobs, folder, max_bytes)
+        yield from _build_on_ray(jobs, store)
     elif workers == 1:
         for job in jobs:
-            yield build_chunk([job], folder, max_bytes)
+            yield build_chunk([job], store)
     else:
-        yield from _build_here(jobs, folder, max_bytes, workers)
+        yield from _build_here(jobs, store, workers)
 
 
-def _build_here(jobs: list[Job], folder: Path, max_bytes: int | None, workers: int) -> Iterator[list[Outcome]]:
+def _build_here(jobs: list[Job], store: FrameStore, workers: int) -> Iterator[list[Outcome]]:
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
@@ -127,15 +106,13 @@ def _build_here(jobs: list[Job], folder: Path, max_bytes: int | None, workers: i
         (signal.SIGINT, signal.SIG_IGN),
     )
     try:
-        for future in as_completed(
-            [pool.submit(build_chunk, chunk, folder, max_bytes) for chunk in _chunks(jobs, workers)]
-        ):
+        for future in as_completed([pool.submit(build_chunk, chunk, store) for chunk in _chunks(jobs, workers)]):
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _build_on_ray(jobs: list[Job], folder: Path, max_bytes: int | None) -> Iterator[list[Outcome]]:
+def _build_on_ray(jobs: list[Job], store: FrameStore) -> Iterator[list[Outcome]]:
     import ray
 
     from verl_stvg import preflight
@@ -147,9 +124,9 @@ def _build_on_ray(jobs: list[Job], folder: Path, max_bytes: int | None) -> Itera
         )
     ray.init(address="auto", log_to_driver=False)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(store.folder).mkdir(parents=True, exist_ok=True)
         task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(build_chunk)
-        waiting = [task.remote(chunk, folder, max_bytes, made=True) for chunk in _chunks(jobs, max(1, cpus))]
+        waiting = [task.remote(chunk, store, made=True) for chunk in _chunks(jobs, max(1, cpus))]
         while waiting:
             ready, waiting = ray.wait(waiting)
             yield from ray.get(ready)
@@ -162,62 +139,47 @@ def _chunks(jobs: list[Job], workers: int) -> list[list[Job]]:
     return [jobs[start : start + size] for start in range(0, len(jobs), size)]
 
 
-def build_chunk(jobs: list[Job], folder: Path, max_bytes: int | None, made: bool = False) -> list[Outcome]:
+def build_chunk(jobs: list[Job], store: FrameStore, made: bool = False) -> list[Outcome]:
     """Do some jobs in this process.
 
     Args:
         jobs: of `read_jobs`.
-        folder: of the cache.
-        max_bytes: bound of the cache.
+        store: the cache and its decoder.
         made: the folder has been made, so that not seeing it means that this node does not share it.
 
     Raises:
         CacheError: the folder cannot take entries.
     """
-    if made and not folder.is_dir():
+    if made and not Path(store.folder).is_dir():
         raise CacheError(
-            f"{folder}: does not exist on node {platform.node()}; put cache and videos on a folder that all nodes share"
+            f"{store.folder}: does not exist on node {platform.node()}; put cache and videos on a folder that all "
+            "nodes share"
         )
-    return [_build_one(_cache(folder, max_bytes), job) for job in jobs]
+    return [_build_one(store, job) for job in jobs]
 
 
-@functools.cache
-def _cache(folder: Path, max_bytes: int | None) -> FrameCache:
-    return FrameCache(folder, max_bytes)
-
-
-def _build_one(cache: FrameCache, job: Job) -> Outcome:
-    before = cache.decodes
+def _build_one(store: FrameStore, job: Job) -> Outcome:
+    before = store.cache.decodes
     try:
-        plan = plan_of(dict(job.options), probe(job.video))
-        size = cache.get(job.video, plan, decode_into).nbytes
+        plan = plan_of(dict(job.options), store.probe(job.video))
+        size = store.frames(job.video, plan).nbytes
     except CacheError:
         raise
-    except (ValueError, OSError, av.error.FFmpegError) as error:
+    except (ValueError, OSError) as error:
         return Outcome(job, "failed", reason=str(error))
-    return Outcome(job, "built" if cache.decodes > before else "present", size)
+    return Outcome(job, "built" if store.cache.decodes > before else "present", size)
 
 
-def write_quarantine(folder: Path, outcomes: list[Outcome]) -> Path:
-    """Bring ``quarantine.jsonl`` up to date: one line per failure with video, options of its plan and reason.
-
-    Lines about other videos stay; those about videos that work now go, and an empty file with them.
+def note_failures(folder: Path, outcomes: list[Outcome]) -> Path:
+    """Bring the quarantine of a cache up to date: failures go in, videos of which nothing failed come out.
 
     Returns:
         path of the file.
     """
-    path = folder / QUARANTINE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    seen = {outcome.job.video for outcome in outcomes}
-    records = [record for record in map(json.loads, lines) if record["video"] not in seen]
-    for outcome in outcomes:
-        if outcome.state == "failed":
-            records.append({"video": outcome.job.video, "options": dict(outcome.job.options), "reason": outcome.reason})
-    if not records:
-        path.unlink(missing_ok=True)
-        return path
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    temporary.rename(path)
-    return path
+    quarantine = Quarantine(folder / QUARANTINE)
+    failed = {outcome.job.video: outcome.reason for outcome in outcomes if outcome.state == "failed"}
+    for video, reason in failed.items():
+        quarantine.add(video, reason, "build")
+    for video in {outcome.job.video for outcome in outcomes} - failed.keys():
+        quarantine.clear(video)
+    return quarantine.path

@@ -52,16 +52,15 @@ class Quarantine:
         The line is on disk when this returns. A line that a killed process left unfinished is skipped by all readers.
         """
         video = os.path.abspath(video)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if self.reason(video) is not None:
-                return
-            line = json.dumps(asdict(Unusable(video, *_identity(video), str(reason), stage, time.time()))) + "\n"
-            torn = self._read < os.fstat(file.fileno()).st_size
-            file.write(b"\n" * torn + line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        if self.reason(video) is None:
+            self._append(asdict(Unusable(video, *_identity(video), str(reason), stage, time.time())))
+
+    def clear(self, video: str | Path) -> None:
+        """Take a video out, because it turned out to be usable; does nothing if it is not in."""
+        video = os.path.abspath(video)
+        self._refresh()
+        if video in self._found:
+            self._append({"path": video, "reason": None})
 
     def reason(self, video: str | Path) -> str | None:
         """Why a video cannot be used; None if nothing is known against it or it has changed since."""
@@ -75,6 +74,18 @@ class Quarantine:
         self._refresh()
         return list(self._found.values())
 
+    def _append(self, record: dict) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._refresh()
+            if record["reason"] is not None and self.reason(record["path"]) is not None:  # another was faster
+                return
+            torn = self._read < os.fstat(file.fileno()).st_size
+            file.write(b"\n" * torn + json.dumps(record).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
     def _refresh(self) -> None:
         if not self.path.exists():
             return
@@ -86,8 +97,11 @@ class Quarantine:
                 break
             self._read += len(line)
             with contextlib.suppress(json.JSONDecodeError):  # the beginning of a line whose writer was killed
-                entry = Unusable(**json.loads(line))
-                self._found[entry.path] = entry
+                record = json.loads(line)
+                if record["reason"] is None:
+                    self._found.pop(record["path"], None)
+                else:
+                    self._found[record["path"]] = Unusable(**record)
 
 
 def _identity(video: str) -> tuple[int | None, int | None]:

@@ -9,64 +9,16 @@ Pixels are made with the arithmetic of Hugging Face's Qwen2-VL video processor, 
 that against the processor at hand and refuses another kind.
 """
 
-import os
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from verl_stvg.video.cache import DECODE_POLICY, FrameCache
-from verl_stvg.video.child import Decoder
 from verl_stvg.video.plan import SamplingPlan
-
-
-@dataclass(frozen=True)
-class FrameStore:
-    """Where frames are kept and how they are made; the same words in every process give the same cache.
-
-    Attributes:
-        folder: of the `FrameCache`.
-        max_bytes: bound of the cache, None for none.
-        decoder: see `verl_stvg.video.decode.read_frames`.
-        timeout: seconds after which a decoder that does not answer is killed.
-    """
-
-    folder: str
-    max_bytes: int | None = None
-    decoder: str = "pyav"
-    timeout: float = 60.0
-
-    @property
-    def cache(self) -> FrameCache:
-        """This process's cache of that folder."""
-        return _cache(self.folder, self.max_bytes, DECODE_POLICY if self.decoder == "pyav" else self.decoder)
-
-    def frames(self, path: str, plan: SamplingPlan) -> np.ndarray:
-        """Frames of a video, from the cache or decoded into it: read-only uint8 (T, H, W, 3).
-
-        Decoding runs in a child process, which a video may crash or hang.
-
-        Raises:
-            VideoError: the video cannot be decoded.
-            CacheError: the cache cannot be written.
-        """
-        return self.cache.get(path, plan, self._decode)
-
-    def _decode(self, path: str, plan: SamplingPlan, out: np.memmap) -> None:
-        _decoder(self.decoder, self.timeout).read_into(path, plan, out.filename, out.offset)
-
-
-@cache
-def _cache(folder: str, max_bytes: int | None, policy: str) -> FrameCache:
-    return FrameCache(Path(folder), max_bytes, policy)
-
-
-@cache
-def _decoder(name: str, timeout: float) -> Decoder:
-    return Decoder(name, timeout, workers=os.cpu_count() or 1, threads=1)
+from verl_stvg.video.store import FrameStore
 
 
 @dataclass(frozen=True)
@@ -143,10 +95,6 @@ class Normalisation:
         """Values per patch."""
         return 3 * self.temporal_patch * self.patch**2
 
-    def rows(self, plan: SamplingPlan) -> int:
-        """Patches of a plan's frames."""
-        return plan.num_frames // self.temporal_patch * (plan.height // self.patch) * (plan.width // self.patch)
-
     def pixels(self, clips: Sequence[np.ndarray]) -> torch.Tensor:
         """``pixel_values_videos`` of clips, each uint8 (T, H, W, 3): float32 (patches of all, `width`)."""
         sizes = [clip.shape[0] * clip.shape[1] * clip.shape[2] * 3 // self.width for clip in clips]
@@ -184,12 +132,7 @@ class CachedPixels:
     @property
     def shape(self) -> tuple[int, int]:
         """Patches, values per patch."""
-        return sum(self.normalisation.rows(plan) for _, plan in self.videos), self.normalisation.width
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the pixels this stands for."""
-        return 4 * self.shape[0] * self.shape[1]
+        return sum(math.prod(plan.grid_thw) for _, plan in self.videos), self.normalisation.width
 
     @classmethod
     def __torch_function__(cls, function: Callable, types, args=(), kwargs=None):
@@ -197,6 +140,7 @@ class CachedPixels:
         if function is not torch.cat or dim != 0:
             return NotImplemented
         parts = args[0] if args else kwargs["tensors"]
+        began = time.perf_counter()
         out = torch.empty(sum(part.shape[0] for part in parts), parts[0].shape[1])
         made, first = {}, 0
         for part in parts:
@@ -209,10 +153,33 @@ class CachedPixels:
             else:
                 part.fill(here)
                 made[part.videos] = here
+        _loaded["load_seconds"] += time.perf_counter() - began
+        _loaded["load_bytes"] += out.nbytes
         return out
 
     def fill(self, out: torch.Tensor) -> None:
         """Write the pixels to `out`, float32 of `shape`."""
-        sizes = [self.normalisation.rows(plan) for _, plan in self.videos]
+        sizes = [math.prod(plan.grid_thw) for _, plan in self.videos]
         for (path, plan), part in zip(self.videos, out.split(sizes), strict=True):
             self.normalisation._fill(self.store.frames(path, plan), part)
+
+
+_loaded = {"load_seconds": 0.0, "load_bytes": 0.0}  # by this process, since it last reported
+
+
+def report_loads(engine_base) -> None:
+    """Let verl's engines report what making pixels costs them: ``actor/video/load_seconds`` and ``load_bytes``.
+
+    Per rank and update: what went into the update itself and, in the same process, into log-probabilities before it.
+    """
+    engine = engine_base.BaseEngine
+    stock = engine.train_batch
+
+    def train_batch(self, data, loss_function):
+        outputs = stock(self, data, loss_function)
+        if self.is_mp_src_rank_with_outputs():
+            outputs["metrics"].update({f"video/{name}": [value] for name, value in _loaded.items()})
+        _loaded.update(dict.fromkeys(_loaded, 0.0))
+        return outputs
+
+    engine.train_batch = train_batch
