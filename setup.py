@@ -8,11 +8,13 @@ ROOT = Path(__file__).parent
 
 CORE = [
     "av>=14",
+    "ijson>=3.3",
     "jinja2",
     "numpy",
     "opencv-python-headless>=4.10,<5",
     "pyarrow>=19",
     "pycocotools>=2.0.8",
+    "pydantic>=2.7",
     "pyyaml",
     "rich",
     "tqdm",
