@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.test_decode import write_counting_video
@@ -303,3 +303,37 @@ def test_the_decoder_reads_the_chosen_frames(tmp_path, rate):
     frames = read_frames(path, plan)
     seen = np.rint((frames.mean(axis=(1, 2, 3)) - 20) / 3).astype(int)
     assert seen.tolist() == list(plan.frame_indices) and seen[-1] == 60
+
+
+@settings(max_examples=200)
+@given(
+    frames=st.integers(100, 2000),
+    source_fps=st.sampled_from([10.0, 24.0, 25.0, 29.97, 30.0]),
+    rule=st.sampled_from(["grid", "qwen_vl_utils"]),
+    data=st.data(),
+)
+def test_a_part_is_planned_like_a_video_of_its_own(frames, source_fps, rule, data):
+    first = data.draw(st.integers(0, frames - 90))
+    last = data.draw(st.integers(first + 90, frames))
+    size = {"width": 640, "height": 360, "rule": rule, "fps": 1.0, "max_frames": 1000}
+    part = plan_video(frames, source_fps, video_start=first / source_fps, video_end=last / source_fps, **size)
+    own = plan_video(last - first, source_fps, **size)
+    assert (part.grid_thw, part.fps, part.metadata()) == (own.grid_thw, own.fps, own.metadata())
+    assert [k - first for k in part.frame_indices] == list(own.frame_indices)
+    assert part.timestamps == pytest.approx([first / source_fps + time for time in own.timestamps])
+
+
+@pytest.mark.parametrize("part", [(5.0, 5.0), (5.0, 4.0), (-1.0, 4.0), (20.0, 25.0), (0.0, 12.0), (10.5, None)])
+def test_a_part_outside_of_the_video_is_refused(part):
+    with pytest.raises(ValueError, match="empty or outside of the video, which lasts 10.00 s"):
+        plan_video(300, 30.0, 640, 360, video_start=part[0], video_end=part[1])
+
+
+def test_frames_of_a_part_are_those_of_the_file(tmp_path):
+    path = write_counting_video(tmp_path / "a.mp4", 78, 15)
+    info = probe(path)
+    size = {"min_pixels": info.width * info.height, "max_pixels": info.width * info.height}
+    plan = plan_video(info.num_frames, info.fps, info.width, info.height, video_start=2.0, video_end=4.0, **size)
+    assert list(plan.frame_indices) == [30, 38, 45, 52] and plan.timestamps == (2.0, 2.5, 3.0, 3.5)
+    whole = plan_video(info.num_frames, info.fps, info.width, info.height, **size)
+    np.testing.assert_array_equal(read_frames(path, plan), read_frames(path, whole)[4:8])

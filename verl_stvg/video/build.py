@@ -20,7 +20,10 @@ from verl_stvg.video.plan import SamplingPlan, plan_video
 from verl_stvg.video.quarantine import Quarantine
 from verl_stvg.video.store import FrameStore
 
-PLAN_KEYS = ("rule", "fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels")
+PLAN_KEYS = (
+    *("rule", "fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels"),
+    *("video_start", "video_end"),
+)
 VIDEO_COLUMN = "videos"
 QUARANTINE = "quarantine.jsonl"
 _CHUNK = 16  # most videos per task: few enough for a smooth progress bar, many enough to be worth a task

@@ -10,7 +10,7 @@ those frames and sizes, and says their true rate.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 PATCH = 14
 """Side of a vision patch in pixels (Qwen2.5-VL)."""
@@ -43,7 +43,8 @@ class SamplingPlan:
 
     Attributes:
         frame_indices: (T,) zero-based indices into the source video, never decreasing.
-        timestamps: (T,) seconds: of the grid points, ``k / fps``, or under ``qwen_vl_utils`` of the chosen frames.
+        timestamps: (T,) seconds of the file: of the grid points, ``k / fps`` after the first, or under
+            ``qwen_vl_utils`` of the chosen frames.
         height: of every frame, pixels, a multiple of 28.
         width: of every frame, pixels, a multiple of 28.
         fps: frames per second: of the grid, or under ``qwen_vl_utils`` T over the video's duration (its
@@ -181,6 +182,8 @@ def plan_video(
     total_pixels: int | None = None,
     min_frames: int = MIN_FRAMES,
     rule: str = "grid",
+    video_start: float = 0.0,
+    video_end: float | None = None,
 ) -> SamplingPlan:
     """Plan one video: by the exact grid, or as qwen-vl-utils 0.0.10 to 0.0.14 and then Qwen2.5-VL's processor do.
 
@@ -200,10 +203,12 @@ def plan_video(
         total_pixels: over all frames, counted as qwen-vl-utils does (two frames share one temporal patch).
         min_frames: lower bound on T under ``qwen_vl_utils``; the grid has none.
         rule: ``grid`` or ``qwen_vl_utils``.
+        video_start: seconds of the file at which what the model sees begins; its clock starts from 0 there.
+        video_end: seconds of the file at which it ends, at most a second after the file does; None: with the file.
 
     Raises:
-        ValueError: an unknown rule, an empty video, a non-positive rate, a video with fewer than two grid points, or
-            one whose grid needs more than ``max_frames`` frames.
+        ValueError: an unknown rule, an empty video, a part that is empty or outside of the video, a non-positive rate,
+            a video with fewer than two grid points, or one whose grid needs more than ``max_frames`` frames.
     """
     if rule not in RULES:
         raise ValueError(f"sampling rule {rule!r} is unknown; choose one of {', '.join(RULES)}")
@@ -211,6 +216,22 @@ def plan_video(
         raise ValueError(f"video has {num_frames} frames at {source_fps} fps; it is empty or its header is damaged")
     if not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
+    if video_start or video_end is not None:
+        first, last = _part(num_frames, source_fps, video_start, video_end)
+        limits = {
+            "max_frames": max_frames,
+            "min_frames": min_frames,
+            "min_pixels": min_pixels,
+            "max_pixels": max_pixels,
+        }
+        plan = plan_video(
+            last - first, source_fps, width, height, fps=fps, total_pixels=total_pixels, rule=rule, **limits
+        )
+        return replace(
+            plan,
+            frame_indices=tuple(first + k for k in plan.frame_indices),
+            timestamps=tuple(first / source_fps + time for time in plan.timestamps),
+        )
     if rule == "qwen_vl_utils":
         count = smart_nframes(num_frames, source_fps, fps, min_frames, max_frames)
         total = TOTAL_PIXELS if total_pixels is None else total_pixels
@@ -238,3 +259,16 @@ def plan_video(
     times = tuple(k / fps for k in range(count))
     indices = tuple(min(round(t * source_fps), num_frames - 1) for t in times)
     return SamplingPlan(indices, times, h, w, float(fps))
+
+
+def _part(num_frames: int, source_fps: float, start: float, end: float | None) -> tuple[int, int]:
+    """First frame of a part of a video, and the one after its last."""
+    duration = num_frames / source_fps
+    last = num_frames if end is None else min(num_frames, round(end * source_fps))
+    first = round(start * source_fps)
+    if first < 0 or first >= last or (end is not None and end > duration + 1):
+        raise ValueError(
+            f"the part from {start} to {end} s is empty or outside of the video, which lasts {duration:.2f} s; correct "
+            "video_start and video_end of the row"
+        )
+    return first, last
