@@ -6,13 +6,13 @@ all of that once, so that nothing behind it has to know where a record came from
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 Interval = tuple[Seconds, Seconds]
-"""Start and end in seconds of what the model is shown; readers keep them as annotated, reversed ones included."""
+"""Start and end of what the model is shown, as annotated, reversed ones included; see `Record.unit`."""
 Box = tuple[Seconds, Seconds, Seconds, Seconds]
 """xyxy in pixels of the original video."""
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -42,7 +42,9 @@ class Record(_Strict):
         key: unique within set and split, and the same whenever the set is read: the row's uid is made of it.
         video: path relative to the video root as the set names it; its ending may be missing or another.
         query: the sentence as annotated.
-        intervals: in seconds of what is shown (of `clip`, if there is one); empty where the split has no ground truth.
+        unit: of `intervals`: seconds; for sets that say neither seconds nor a rate, zero-based frames, the second one
+            not included, or fractions of the duration. The builder turns them into seconds with the video's own rate.
+        intervals: of what is shown (of `clip`, if there is one); empty where the split has no ground truth.
         duration: of what is shown, as annotated, seconds.
         clip: the part of the file that is shown, in seconds of the file; None: all of it.
         tube: of the target.
@@ -57,6 +59,7 @@ class Record(_Strict):
     key: Text
     video: Text
     query: Text
+    unit: Literal["seconds", "frames", "fractions"] = "seconds"
     intervals: tuple[Interval, ...] = ()
     duration: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     clip: Interval | None = None

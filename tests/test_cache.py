@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 
 from verl_stvg import preflight
 from verl_stvg.cache_cli import app, parse_size, size_text
+from verl_stvg.parallel import NoCluster
 from verl_stvg.video import cache as module
 from verl_stvg.video.build import QUARANTINE, Job, build, plan_of, read_jobs
 from verl_stvg.video.cache import CacheError, FrameCache
@@ -164,7 +165,7 @@ def test_a_video_is_hashed_once_for_all_processes(clip, folder, monkeypatch):
     os.utime(clip, (LONG_AGO, LONG_AGO))
     cache, plan = FrameCache(folder), small_plan()
     key = cache.key(clip, plan)
-    monkeypatch.setattr(module, "_hash_file", no_decoder)
+    monkeypatch.setattr(module, "hash_file", no_decoder)
     assert cache.key(clip, plan) == FrameCache(folder).key(clip, plan) == key
     monkeypatch.undo()
     (record,) = (path for path in folder.glob("videos/*/*"))
@@ -681,11 +682,7 @@ def test_built_on_a_ray_cluster(two_clips, folder, monkeypatch):
     try:
         while isinstance(answer := preflight.cluster_cpus("auto"), str):
             assert server.poll() is None and time.monotonic() < deadline, answer
-        states = [
-            outcome.state
-            for done in build(read_jobs([two_clips]), FrameStore(str(folder)), on_ray=True)
-            for outcome in done
-        ]
+        states = states_of(build(read_jobs([two_clips]), FrameStore(str(folder)), on_ray=True))
     finally:
         server.terminate()
         server.wait(60)
@@ -696,5 +693,5 @@ def test_built_on_a_ray_cluster(two_clips, folder, monkeypatch):
 def test_no_ray_cluster(two_clips, folder, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     monkeypatch.setattr(preflight, "_CLUSTER_SECONDS", 15)
-    with pytest.raises(CacheError, match="no Ray cluster answers .* leave out --ray"):
+    with pytest.raises(NoCluster, match="no Ray cluster answers .* leave out --ray"):
         list(build(read_jobs([two_clips]), FrameStore(str(folder)), on_ray=True))

@@ -3,17 +3,15 @@
 It knows rows and videos but neither verl nor torch, so that a worker starts in half a second.
 """
 
-import math
-import multiprocessing
+import functools
 import platform
-import signal
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from verl_stvg.parallel import work
 from verl_stvg.video.cache import CacheError
 from verl_stvg.video.decode import VideoInfo
 from verl_stvg.video.plan import SamplingPlan, plan_video
@@ -26,7 +24,6 @@ PLAN_KEYS = (
 )
 VIDEO_COLUMN = "videos"
 QUARANTINE = "quarantine.jsonl"
-_CHUNK = 16  # most videos per task: few enough for a smooth progress bar, many enough to be worth a task
 
 
 @dataclass(frozen=True)
@@ -89,57 +86,13 @@ def build(jobs: list[Job], store: FrameStore, workers: int = 1, on_ray: bool = F
         on_ray: use the running Ray cluster.
 
     Raises:
-        CacheError: the folder cannot take entries, or no cluster answers.
+        CacheError: the folder cannot take entries.
+        NoCluster: Ray was asked for and does not answer.
     """
     store = replace(store, folder=str(Path(store.folder).resolve()))
     if on_ray:
-        yield from _build_on_ray(jobs, store)
-    elif workers == 1:
-        for job in jobs:
-            yield build_chunk([job], store)
-    else:
-        yield from _build_here(jobs, store, workers)
-
-
-def _build_here(jobs: list[Job], store: FrameStore, workers: int) -> Iterator[list[Outcome]]:
-    pool = ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        signal.signal,  # Ctrl-C reaches every process of the terminal; workers finish what they have begun
-        (signal.SIGINT, signal.SIG_IGN),
-    )
-    try:
-        for future in as_completed([pool.submit(build_chunk, chunk, store) for chunk in _chunks(jobs, workers)]):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _build_on_ray(jobs: list[Job], store: FrameStore) -> Iterator[list[Outcome]]:
-    import ray
-
-    from verl_stvg import preflight
-
-    cpus = preflight.cluster_cpus("auto")  # asked by a process of its own, with a time limit
-    if isinstance(cpus, str):
-        raise CacheError(
-            f"no Ray cluster answers ({cpus}); start one (`ray start --head`), set RAY_ADDRESS, or leave out --ray"
-        )
-    ray.init(address="auto", log_to_driver=False)
-    try:
         Path(store.folder).mkdir(parents=True, exist_ok=True)
-        task = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(build_chunk)
-        waiting = [task.remote(chunk, store, made=True) for chunk in _chunks(jobs, max(1, cpus))]
-        while waiting:
-            ready, waiting = ray.wait(waiting)
-            yield from ray.get(ready)
-    finally:
-        ray.shutdown()
-
-
-def _chunks(jobs: list[Job], workers: int) -> list[list[Job]]:
-    size = min(_CHUNK, math.ceil(len(jobs) / (4 * workers))) or 1
-    return [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    yield from work(functools.partial(build_chunk, store=store, made=on_ray), jobs, workers, on_ray)
 
 
 def build_chunk(jobs: list[Job], store: FrameStore, made: bool = False) -> list[Outcome]:

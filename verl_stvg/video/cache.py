@@ -270,7 +270,7 @@ class FrameCache:
             record = self.folder / "videos" / name[:2] / name
             content = _read_record(record)
             if content is None:
-                content = _hash_file(real)
+                content = hash_file(real)
                 if time.time() - changed < _SETTLED_SECONDS or _identity(real)[0] != identity:
                     return content
                 _write_record(record, content)
@@ -489,7 +489,8 @@ def _identity(real: str) -> tuple[str, float]:
     return f"{real}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}", status.st_mtime
 
 
-def _hash_file(path: str) -> str:
+def hash_file(path: str) -> str:
+    """Hash of a file's bytes: 32 hexadecimal digits (XXH3, 128 bits)."""
     digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(2**20))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):

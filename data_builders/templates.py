@@ -1,0 +1,240 @@
+"""Prompts: one named, versioned template per paper and mode, in our own words, with the contract of its answers.
+
+A policy is bound to its prompt, so a template that changes gets another version, and rows say which one they were made
+with. Each template names the reward that reads its answers, the paper's way of sampling frames, and what the paper does
+with annotations that cannot be right.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_TOKEN_AREA = 28 * 28
+_STVG_PIXELS = {"rule": "qwen_vl_utils", "min_pixels": 16 * _TOKEN_AREA, "total_pixels": 2048 * _TOKEN_AREA}
+_TIME_PIXELS = {"rule": "qwen_vl_utils", "min_pixels": 16 * _TOKEN_AREA, "total_pixels": 3584 * _TOKEN_AREA}
+_TEMPORAL_PIXELS = {"rule": "qwen_vl_utils", "min_pixels": 4 * _TOKEN_AREA, "total_pixels": 2048 * _TOKEN_AREA}
+
+_THINK = "First reason inside <think> </think>"
+_STEPS = (
+    f"{_THINK}; moments or ranges that matter may be marked as <timestep>12.54</timestep> or "
+    "<timestep>12.54 to 17.83</timestep>. "
+)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A prompt and what belongs to it.
+
+    Attributes:
+        name: on the command line.
+        version: raised with every change of the text.
+        recipe: reward that reads the answers, of `reward_fns`.
+        text: of the user's turn, with ``{query}`` and, for questions, ``{options}``.
+        paper: whose contract it keeps.
+        needs: what a record must have: ``interval``, ``target`` (an object ID), ``tube`` or ``options``.
+        system: text of the system's turn; None leaves it to the chat template.
+        video_first: whether the video stands before the text.
+        videos: how frames are sampled, keys of `verl_stvg.video.plan.plan_video`.
+        past_end: what the paper does with intervals that end after the video: keep or clip.
+    """
+
+    name: str
+    version: int
+    recipe: str
+    text: str
+    paper: str
+    needs: str = "interval"
+    system: str | None = None
+    video_first: bool = False
+    videos: Mapping[str, Any] = field(default_factory=lambda: _TIME_PIXELS)
+    past_end: str = "keep"
+
+    @property
+    def id(self) -> str:
+        """Name and version."""
+        return f"{self.name}/{self.version}"
+
+    def messages(self, query: str, options: tuple[str, ...] = (), prompt: str | None = None) -> list[dict[str, str]]:
+        """Chat messages of a row, with ``<video>`` where the video goes.
+
+        Args:
+            query: normalised as the row wants it.
+            options: of a multiple-choice question, without letters.
+            prompt: a set's own user text, instead of the template's.
+        """
+        listed = "; ".join(f"({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))
+        text = prompt if prompt is not None else self.text.replace("{options}", listed).replace("{query}", query)
+        turns = [{"role": "system", "content": self.system}] if self.system else []
+        return [*turns, {"role": "user", "content": f"<video>{text}" if self.video_first else f"{text}<video>"}]
+
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+_MOMENT = (
+    'A video comes with this event: "{query}". Determine the exact period of time in which it happens. '
+    f"{_STEPS}Then give its start and end inside <answer> </answer>, in seconds with two decimals, joined by "
+    '"to", for example: <answer>12.54 to 17.83</answer>'
+)
+_MOMENT_ONLY = (
+    'A video comes with this event: "{query}". Determine the exact period of time in which it happens. '
+    'Give its start and end inside <answer> </answer>, in seconds with two decimals, joined by "to", for example: '
+    "<answer>12.54 to 17.83</answer>"
+)
+_JSON_SYSTEM = (
+    "Before you answer, think the question through as an inner monologue inside <think> </think>. Then give the final "
+    "answer inside <answer> </answer>, as JSON."
+)
+_GROUNDED = (
+    'Answer this question about the video: "{query}". Options: {options}. '
+    f"{_STEPS}Then give the letter of the right option inside <answer> </answer>, and the periods of the video that "
+    "show it inside <glue> </glue>, in seconds, as a list. For example: "
+    "<answer>A</answer><glue>[(5.20, 10.40), (31.00, 33.75)]</glue>"
+)
+_GROUNDED_ONLY = (
+    'Answer this question about the video: "{query}". Options: {options}. '
+    "Give the letter of the right option inside <answer> </answer>, and the periods of the video that show it inside "
+    "<glue> </glue>, in seconds, as a list. For example: "
+    "<answer>A</answer><glue>[(5.20, 10.40), (31.00, 33.75)]</glue>"
+)
+
+_TEMPLATES = (
+    Template(
+        "stvg_r1",
+        1,
+        "stvg_r1",
+        "Every object in this video carries a red number at its centre; the number is the ID of the object. The video "
+        'comes with this event: "{query}". Do two things. 1. Find the exact period of time in which the event happens. '
+        "2. Find the ID of the object that the event is about. "
+        f'{_THINK}: about when it happens, with times in seconds with two decimals, single ones or two joined by "to", '
+        "and about who it is, with the ID of the object. Then give the result inside <answer> </answer>, times in "
+        "seconds with two decimals, in this form: Target ID: [ID], Time range: [start] to [end]. For example: "
+        "<answer>Target ID: 3, Time range: 4.25 to 9.75</answer>",
+        "STVG-R1, section 1.8",
+        needs="target",
+        videos=_STVG_PIXELS,
+    ),
+    Template(
+        "stvg_boxes",
+        1,
+        "stvg_boxes",
+        'The video comes with this event: "{query}". Find when it happens, and where the one it is about is in every '
+        f"frame of that time. {_THINK}. Then give the result inside <answer> </answer>, as JSON: seconds, and boxes as "
+        "[x1, y1, x2, y2] in pixels by number of the frame. For example: "
+        '<answer>{"time": [4.25, 9.75], "boxes": {"128": [30, 40, 90, 200]}}</answer>',
+        "ours; the answer has OneThinker's form",
+        needs="tube",
+        videos=_STVG_PIXELS,
+    ),
+    Template("timezero", 1, "timezero", _MOMENT, "TimeZero, STVG-R1 section 6.2"),
+    Template("time_r1", 1, "time_r1", _MOMENT, "Time-R1, STVG-R1 section 6.2"),
+    Template(
+        "temporal_r1",
+        1,
+        "temporal_r1",
+        'For the query "{query}", when does what it describes happen in the video?',
+        "Temporal-R1, sections 1.5 and 5.2",
+        system=_JSON_SYSTEM,
+        video_first=True,
+        videos=_TEMPORAL_PIXELS,
+    ),
+    Template(
+        "temporal_r1_keys",
+        1,
+        "temporal_r1",
+        'For the query "{query}", when does what it describes happen in the video? Answer with the keys "start_time" '
+        'and "end_time", in seconds, as texts, for example: '
+        '<answer>{"start_time": "12.54", "end_time": "17.83"}</answer>',
+        "Temporal-R1 with the keys named, which the paper leaves to the reward to teach",
+        system=_JSON_SYSTEM,
+        video_first=True,
+        videos=_TEMPORAL_PIXELS,
+    ),
+    Template(
+        "temporal_r1_mcq",
+        1,
+        "temporal_r1_mcq",
+        'Answer this question about the video: "{query}". Options: {options}. Give the letter of the right one, for '
+        'example: <answer>{"option": "B"}</answer>',
+        "Temporal-R1, section 2.3; ours, the authors' is not public",
+        needs="options",
+        system=_JSON_SYSTEM,
+        video_first=True,
+        videos=_TEMPORAL_PIXELS,
+    ),
+    Template(
+        "temporal_r1_gqa",
+        1,
+        "temporal_r1_gqa",
+        'Answer this question about the video: "{query}". Options: {options}. Give the letter of the right one, and '
+        "when the video shows it, in seconds, for example: "
+        '<answer>{"option": "B", "start_time": "12.54", "end_time": "17.83"}</answer>',
+        "Temporal-R1, section 2.3; ours, the authors' is not public",
+        needs="options",
+        system=_JSON_SYSTEM,
+        video_first=True,
+        videos=_TEMPORAL_PIXELS,
+    ),
+    Template("videochat_r1", 1, "videochat_r1", _MOMENT, "VideoChat-R1, VideoTG-R1 section 4.1"),
+    Template(
+        "videochat_r1_gqa", 1, "videochat_r1_gqa", _GROUNDED, "VideoChat-R1, VideoTG-R1 section 4.2", needs="options"
+    ),
+    Template(
+        "videochat_r1_gqa_nothink",
+        1,
+        "videochat_r1_gqa_nothink",
+        _GROUNDED_ONLY,
+        "VideoChat-R1, VideoTG-R1 section 4.2",
+        needs="options",
+    ),
+    Template("videotg_r1", 1, "videotg_r1", _MOMENT, "VideoTG-R1, section 4.1", past_end="clip"),
+    Template(
+        "videotg_r1_nothink", 1, "videotg_r1_nothink", _MOMENT_ONLY, "VideoTG-R1 without reasoning", past_end="clip"
+    ),
+)
+TEMPLATES = {template.name: template for template in _TEMPLATES}
+
+
+def normalise(query: str) -> str:
+    """A query as the papers train on it: stripped, in lower case, without one full stop at its end."""
+    query = query.strip().lower()
+    return query[:-1] if query.endswith(".") else query
+
+
+def perfect_answer(recipe: str, truth: Mapping[str, Any]) -> str:
+    """A completion that says exactly the ground truth, in the form that a reward of `reward_fns` reads.
+
+    Args:
+        recipe: name of the reward.
+        truth: ground truth of a row.
+
+    Raises:
+        ValueError: no such reward.
+    """
+    start, end = (_seconds(truth[key]) if truth.get(key) is not None else "" for key in ("start", "end"))
+    option = str(truth.get("option") or truth.get("answer"))
+    glue = ", ".join(f"({_seconds(s)}, {_seconds(e)})" for s, e in truth.get("intervals") or ())
+    boxes = {str(int(truth.get("first_frame") or 0) + k): list(box) for k, box in enumerate(truth.get("boxes") or ())}
+    ids = " and ".join(str(int(found)) for found in truth.get("object_ids") or ())
+    answers = {
+        "stvg_r1": lambda: f"Target ID: {int(truth['object_id'])}, Time range: {start} to {end}",
+        "stvg_r1_multi": lambda: f"Target ID: {ids}, Time range: {start} to {end}",
+        "stvg_boxes": lambda: json.dumps({"time": [float(start), float(end)], "boxes": boxes}),
+        "temporal_r1": lambda: json.dumps({"start_time": start, "end_time": end}),
+        "temporal_r1_mcq": lambda: json.dumps({"option": option}),
+        "temporal_r1_gqa": lambda: json.dumps({"option": option, "start_time": start, "end_time": end}),
+        "r1v": lambda: option,
+        "videochat_r1_gqa": lambda: f"{option}</answer><glue>[{glue}]</glue>",
+        "videochat_r1_5": lambda: f"[({start}, {end})]",
+        **dict.fromkeys(("timezero", "time_r1", "videochat_r1", "videotg_r1"), lambda: f"{start} to {end}"),
+    }
+    form = recipe.removesuffix("_nothink").removesuffix("_strict").removesuffix("_visible")
+    if form not in answers:
+        raise ValueError(f"no reward {recipe!r}; choose one of {', '.join(sorted(answers))}")
+    body = answers[form]()
+    answer = f"<answer>{body}" if body.endswith("</glue>") else f"<answer>{body}</answer>"
+    return answer if recipe.endswith(("_nothink", "_r1_5")) else f"<think>It is so.</think>\n{answer}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.6f}"

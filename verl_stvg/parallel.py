@@ -1,0 +1,83 @@
+"""Many small jobs on this machine's processors or on a Ray cluster, results as they come.
+
+For offline passes over a data set: their commands start in half a second, so it imports neither torch nor verl, and Ray
+only when it is asked for.
+"""
+
+import math
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+_CHUNK = 16  # most jobs per task: few enough for a smooth progress bar, many enough to be worth a task
+
+
+class NoCluster(ValueError):
+    """No Ray cluster answers."""
+
+
+def work(
+    task: Callable[[list[Job]], list[Result]], jobs: list[Job], workers: int = 1, on_ray: bool = False
+) -> Iterator[list[Result]]:
+    """Do all jobs, some at a time, and yield their results in the order in which they are done.
+
+    Args:
+        task: does some jobs; picklable.
+        jobs: picklable.
+        workers: processes on this machine; 1 works in this process. With Ray, the cluster's processors count instead.
+        on_ray: use the running Ray cluster.
+
+    Raises:
+        NoCluster: Ray was asked for and does not answer.
+    """
+    if on_ray:
+        yield from _on_ray(task, jobs)
+    elif workers == 1:
+        for job in jobs:
+            yield task([job])
+    else:
+        yield from _here(task, jobs, workers)
+
+
+def _here(task, jobs: list, workers: int) -> Iterator[list]:
+    pool = ProcessPoolExecutor(
+        workers,
+        multiprocessing.get_context("spawn"),
+        signal.signal,  # Ctrl-C reaches every process of the terminal; workers finish what they have begun
+        (signal.SIGINT, signal.SIG_IGN),
+    )
+    try:
+        for future in as_completed([pool.submit(task, chunk) for chunk in _chunks(jobs, workers)]):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _on_ray(task, jobs: list) -> Iterator[list]:
+    import ray
+
+    from verl_stvg import preflight
+
+    cpus = preflight.cluster_cpus("auto")  # asked by a process of its own, with a time limit
+    if isinstance(cpus, str):
+        raise NoCluster(
+            f"no Ray cluster answers ({cpus}); start one (`ray start --head`), set RAY_ADDRESS, or leave out --ray"
+        )
+    ray.init(address="auto", log_to_driver=False)
+    try:
+        remote = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(lambda jobs: task(jobs))
+        waiting = [remote.remote(chunk) for chunk in _chunks(jobs, max(1, cpus))]
+        while waiting:
+            ready, waiting = ray.wait(waiting)
+            yield from ray.get(ready)
+    finally:
+        ray.shutdown()
+
+
+def _chunks(jobs: list, workers: int) -> list[list]:
+    size = min(_CHUNK, math.ceil(len(jobs) / (4 * workers))) or 1
+    return [jobs[start : start + size] for start in range(0, len(jobs), size)]
