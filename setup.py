@@ -49,7 +49,12 @@ setup(
     packages=find_packages(
         include=["verl_stvg*", "recipes*", "data_builders*", "reward_fns*", "eval*"], exclude=["tests*"]
     ),
-    package_data={"recipes": ["*/*.yaml", "*/*.md", "*/*.sh"], "reward_fns": ["py.typed"], "eval": ["*.html"]},
+    package_data={
+        "recipes": ["*/*.yaml", "*/*.md", "*/*.sh"],
+        "reward_fns": ["py.typed"],
+        "eval": ["*.html"],
+        "data_builders": ["*.html"],
+    },
     install_requires=CORE,
     extras_require={"cpu": CPU, "gpu": GPU, "objects": OBJECTS, "dev": DEV},
     entry_points={

@@ -50,7 +50,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
     for number, line in text_lines(path):
         try:
             found = json.loads(line, object_pairs_hook=_once)
-        except (json.JSONDecodeError, Twice) as error:
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or a tower of brackets
             raise AnnotationError(f"{path}: line {number}: {error}; {_AGAIN}") from error
         if not isinstance(found, dict):
             raise AnnotationError(f"{path}: line {number} is not a JSON object; {_AGAIN}")
@@ -89,7 +89,7 @@ def json_whole(path: Path) -> Any:
     with _opened(path) as file:
         try:
             return json.loads(file.read().decode("utf-8-sig"), object_pairs_hook=_once)
-        except (json.JSONDecodeError, UnicodeDecodeError, Twice) as error:
+        except (ValueError, RecursionError) as error:
             raise AnnotationError(f"{path}: {error}; {_AGAIN}") from error
 
 
@@ -113,8 +113,10 @@ def csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[s
     reader = csv.DictReader(io.StringIO(text, newline=""))
     if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
         raise AnnotationError(f"{path}: has no column {', '.join(missing)}; {_AGAIN}")
-    for row in reader:
-        yield reader.line_num, row
+    try:
+        yield from ((reader.line_num, row) for row in reader)
+    except csv.Error as error:
+        raise AnnotationError(f"{path}: line {reader.line_num}: {error}; {_AGAIN}") from error
 
 
 def plain_pickle(path: Path) -> Any:

@@ -4,10 +4,12 @@ Sets differ in units, in where they count from and in how they say that somethin
 all of that once, so that nothing behind it has to know where a record came from.
 """
 
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
@@ -42,11 +44,12 @@ class Record(_Strict):
         key: unique within set and split, and the same whenever the set is read: the row's uid is made of it.
         video: path relative to the video root as the set names it; its ending may be missing or another.
         query: the sentence as annotated.
-        unit: of `intervals`: seconds; for sets that say neither seconds nor a rate, zero-based frames, the second one
-            not included, or fractions of the duration. The builder turns them into seconds with the video's own rate.
+        unit: of `intervals` and `clip`: seconds; for sets that say neither seconds nor a rate, zero-based frames, the
+            second one not included; or fractions of the duration. The builder turns them into seconds with the rate and
+            the duration of the file.
         intervals: of what is shown (of `clip`, if there is one); empty where the split has no ground truth.
         duration: of what is shown, as annotated, seconds.
-        clip: the part of the file that is shown, in seconds of the file; None: all of it.
+        clip: the part of the file that is shown, counted from the file's start; None: all of it.
         tube: of the target.
         masks: of the target, COCO run lengths (size, counts) or None for each frame, from the first frame on.
         options: of a multiple-choice question, without letters.
@@ -110,3 +113,65 @@ def _tuples(found: Any) -> Any:
 
 def _is_box(found: Any) -> bool:
     return isinstance(found, list | tuple) and len(found) == 4 and all(type(v) in (int, float) for v in found)
+
+
+# --- what readers say about entries -----------------------------------------------------------------------------------
+
+NUMBER = (int, float)
+_NAMES = {str: "text", int: "an integer", float: "a number", list: "a list", dict: "an object", bool: "true or false"}
+
+
+def fault(entry: Any, wanted: dict[str, type | tuple[type, ...]]) -> str | None:
+    """What first is wrong with the fields that a reader works with before `record` sees them; None: nothing.
+
+    Args:
+        entry: of an annotation file, of any type.
+        wanted: fields by name with the type that each has to have; `object` for one that may be anything, null too.
+    """
+    if not isinstance(entry, dict):
+        return f"is not an object, found {entry!r:.60}"
+    for name, kind in wanted.items():
+        if name not in entry:
+            return f"{name}: missing"
+        if not isinstance(entry[name], kind):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            return f"{name}: should be {' or '.join(map(_NAMES.get, kinds))}, found {entry[name]!r:.60}"
+        if isinstance(entry[name], str) and not entry[name].strip():
+            return f"{name}: is blank"
+    return None
+
+
+def flaw(entry: Any, fields: tuple[str, ...]) -> str | None:
+    """What keeps an entry from being an object in which none of the fields is missing, or None."""
+    if not isinstance(entry, dict):
+        return f"is not an object, found {entry!r:.60}"
+    missing = [name for name in fields if entry.get(name) is None]
+    return f"{', '.join(missing)}: missing or null" if missing else None
+
+
+def is_number(found: Any) -> bool:
+    """Whether a value of a JSON file is a number; true and false are none."""
+    return type(found) in (int, float)
+
+
+def chosen(entry: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Those of the named fields that an entry has."""
+    return {name: entry[name] for name in names if name in entry}
+
+
+def letters(options: Any) -> list[str]:
+    """Letters that the options of a question go by."""
+    return list(string.ascii_uppercase[: len(options)]) if isinstance(options, list | tuple) else []
+
+
+def once(entries: Entries) -> Entries:
+    """The entries, with a problem in place of every record whose key an earlier one has."""
+    seen: set[int] = set()  # hashes: a million of them take less than the keys
+    for entry in entries:
+        if not isinstance(entry, Record):
+            yield entry
+        elif (mark := xxhash.xxh3_64_intdigest(entry.key.encode())) in seen:
+            yield Problem(entry.where, f"names the same row as an earlier entry: {entry.key!r:.60}")
+        else:
+            seen.add(mark)
+            yield entry

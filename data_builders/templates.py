@@ -195,6 +195,17 @@ _TEMPLATES = (
 TEMPLATES = {template.name: template for template in _TEMPLATES}
 
 
+def find(name: str) -> Template:
+    """The template of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in TEMPLATES:
+        raise ValueError(f"no template {name!r}; choose one of {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]
+
+
 def normalise(query: str) -> str:
     """A query as the papers train on it: stripped, in lower case, without one full stop at its end."""
     query = query.strip().lower()

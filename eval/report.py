@@ -3,14 +3,13 @@
 A mean that rises says little by itself: it may come from fewer malformed answers, from answers that are all alike, or
 from grounding. The page therefore sets the held-out numbers, with intervals, beside the training curves of every reward
 part and beside clips with truth and both answers drawn on frames and on one time line. This module reads the files of a
-run and computes numbers and geometry; all markup stands in `report.html`, rendered by jinja2 (torch brings it along).
+run and computes numbers and geometry; all markup stands in `report.html`, rendered by jinja2.
 
 The page reads runs whose reward is `stvg_r1`: answers are parsed by that module, never here.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections import defaultdict
@@ -18,14 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import jinja2
 import numpy as np
 import pyarrow.parquet as pq
 
 from reward_fns import stvg_r1
-from verl_stvg.video.decode import VideoError, probe, read_frames
-from verl_stvg.video.plan import SamplingPlan
+from verl_stvg.video.decode import VideoError
+from verl_stvg.video.thumbnails import thumbnails
 
 PARTS = {"temporal_iou": "Temporal IoU", "id_match": "ID accuracy", "format": "Format"}
 """Reward parts of `stvg_r1` and their headings; each lies in [0, 1]."""
@@ -632,7 +630,8 @@ def _clips(run: Run) -> tuple[list[dict], list[str]]:
         frames, aspect = [], (3, 2)
         if row:
             try:
-                frames, aspect = _frames(row["video"], duration, budget)
+                pictures, aspect = thumbnails(row["video"], NUM_FRAMES, FRAME_SIDE, budget, end=duration)
+                frames = [{"time": one.time, "text": f"{one.time:.1f}", "source": one.source} for one in pictures]
             except VideoError as error:
                 unseen.append(str(error).replace(str(row["video"]), row["video"].name))
             if tracks is None:
@@ -713,31 +712,6 @@ def _tracks(row: Mapping) -> dict | None:
         for found in record["objects"]
     }
     return {"objects": objects, "size": record["size"], "fps": float(record["fps"])}
-
-
-def _frames(path: Path, duration: float, budget: int) -> tuple[list[dict], tuple[int, int]]:
-    """Frames in the middle of equal slices of a clip as data URIs with their times (seconds), and their (W, H)."""
-    info = probe(path)
-    scale = min(1.0, FRAME_SIDE / max(info.width, info.height))
-    width, height = max(1, round(info.width * scale)), max(1, round(info.height * scale))
-    length = min(duration, info.duration)
-    times = tuple((k + 0.5) * length / NUM_FRAMES for k in range(NUM_FRAMES))
-    indices = tuple(min(int(time * info.fps + 0.5), info.num_frames - 1) for time in times)
-    plan = SamplingPlan(indices, times, height, width, NUM_FRAMES / length)
-    frames = [
-        {"time": time, "text": f"{time:.1f}", "source": _jpeg(image, budget)}
-        for time, image in zip(times, read_frames(path, plan), strict=True)
-    ]
-    return frames, (width, height)
-
-
-def _jpeg(image: np.ndarray, budget: int) -> str:
-    """Data URI of an RGB image, in the best quality that fits into `budget` bytes, or in the least."""
-    for quality in (88, 80, 70, 55, 40, 25):
-        data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
-        if len(data) <= budget:
-            break
-    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
 
 
 def _boxes(frame: Mapping, spans: Mapping[str, tuple], tracks: Mapping) -> list[dict]:

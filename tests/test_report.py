@@ -14,6 +14,7 @@ import pytest
 from data_builders import synthetic
 from eval import report
 from reward_fns import RECIPES
+from verl_stvg.video import thumbnails
 
 NUM_VAL, STEPS, GROUP = 12, 12, 8
 SOURCE = "verl_stvg/synthetic"
@@ -403,7 +404,7 @@ def test_axes_hold_their_values(values):
 
 def test_pictures_keep_to_their_budget():
     noise = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
-    sizes = [len(report._jpeg(noise, budget)) for budget in (10**6, 12_000)]
+    sizes = [len(thumbnails._jpeg(noise, budget)) for budget in (10**6, 12_000)]
     assert sizes[1] < sizes[0] and sizes[1] <= 12_000 * 4 / 3 + 30
 
 

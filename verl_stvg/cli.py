@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from verl_stvg import data_cli
 from verl_stvg.cache_cli import app as cache_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-build_app = typer.Typer(no_args_is_help=True, help="Build rows for training.")
-app.add_typer(build_app, name="build")
+app.add_typer(data_cli.build_app, name="build")
 app.add_typer(cache_app, name="cache")
+app.command()(data_cli.check)
+app.command()(data_cli.show)
 
 
 def main() -> None:
@@ -63,19 +65,6 @@ def tiny_model(
     from data_builders import tiny_model as maker
 
     maker.make(out, seed=seed)
-
-
-@build_app.command()
-def synthetic(
-    out: Annotated[Path, typer.Argument(help="Folder of the data set.")],
-    train_clips: Annotated[int, typer.Option("--train")] = 512,
-    val_clips: Annotated[int, typer.Option("--val")] = 96,
-    seed: int = 0,
-) -> None:
-    """Synthetic clips of moving shapes: mp4 files, masks, annotations, and verl's rows."""
-    from data_builders import synthetic as builder
-
-    builder.build(out, train_clips, val_clips, seed)
 
 
 @app.command()

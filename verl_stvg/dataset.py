@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig, open_dict
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from verl_stvg.video.build import plan_of
+from verl_stvg.video.build import plan_of, root_of
 from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan
 from verl_stvg.video.refs import CachedFrames
@@ -72,7 +72,8 @@ class VideoGroundingDataset(RLHFDataset):
             bound), ``decoder`` (``pyav``, the default, ``decord``, ``torchcodec`` or ``package.module:function``),
             ``timeout`` (seconds after which a decoder is killed, default 60), ``enabled`` (false: videos are decoded
             again and again, in this process, and travel as pixels).
-        video_root: folder that relative paths start from; default: the folder of the parquet file.
+        video_root: folder that relative paths start from; default: what `manifest.json` beside the parquet file says,
+            else the folder of the file.
         filter_overlong_prompts: drop rows over ``max_prompt_length`` and say how many; otherwise they are an error.
 
     Raises:
@@ -87,8 +88,8 @@ class VideoGroundingDataset(RLHFDataset):
                     f"{original}: no such file; build the rows first, or correct data.train_files / val_files"
                 )
             part = datasets.load_dataset("parquet", data_files=str(local))["train"]
-            root = self.config.get(ROOT_KEY) or str(Path(original).expanduser().resolve().parent)
-            parts.append(part.add_column(ROOT_KEY, [root] * len(part)))
+            root = root_of(Path(original).expanduser().resolve(), self.config.get(ROOT_KEY))
+            parts.append(part.add_column(ROOT_KEY, [str(root)] * len(part)))
         self.dataframe = datasets.concatenate_datasets(parts)
         if not len(self.dataframe):
             raise RowError(f"{', '.join(map(str, self.original_data_files))}: no rows; build them again")

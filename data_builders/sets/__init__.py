@@ -1,7 +1,7 @@
 """The annotation sets: one module each, which knows the published layout and nothing else.
 
 A set says for each split which files it needs and reads them into `Record`; see `AnnotationSet`. To add one, write a
-module with a `SET`, name it in `_MODULES`, and put a small fixture in the published layout into its test.
+module with `SETS`, name it in `NAMES`, and put a small fixture in the published layout into its test.
 """
 
 import importlib
@@ -37,6 +37,7 @@ class AnnotationSet:
         splits: files of each split (``train``, ``val``, ``test``), the annotation first.
         read: takes the files of a split, in that order, and the split's name; yields records in the file's order.
         template: of the prompts, unless the user names another.
+        named: further files, which the annotation names.
     """
 
     name: str
@@ -45,16 +46,39 @@ class AnnotationSet:
     splits: Mapping[str, tuple[Source, ...]]
     read: Callable[[tuple[Path | None, ...], str], Entries]
     template: str
+    named: Callable[[tuple[Path | None, ...]], list[Path]] = lambda files: []
 
 
-_MODULES = ("charades_sta",)
+NAMES = {
+    "activitynet": "activitynet",
+    "activitynet_rtl": "activitynet_rtl",
+    "charades_sta": "charades_sta",
+    "cosmo_cap": "cosmo_cap",
+    "didemo": "didemo",
+    "generic": "generic",
+    "hc_stvg_v1": "hc_stvg",
+    "hc_stvg_v2": "hc_stvg",
+    "hirest_grounding": "hirest",
+    "hirest_step": "hirest",
+    "internvid_vtime": "internvid_vtime",
+    "mevis": "mevis",
+    "nextgqa": "nextgqa",
+    "queryd": "queryd",
+    "qvhighlights": "qvhighlights",
+    "rextime": "rextime",
+    "st_align": "st_align",
+    "tacos": "tacos",
+    "temporal_r1": "temporal_r1",
+    "timerft": "timerft",
+    "tvgbench": "tvgbench",
+    "vidstg": "vidstg",
+}
+"""Module of every set, so that the command line knows the names without importing them."""
 
 
 @cache
 def all_sets() -> dict[str, AnnotationSet]:
     """Every set by its name."""
-    found = {}
-    for module in _MODULES:
-        for one in importlib.import_module(f"{__name__}.{module}").SETS:
-            found[one.name] = one
-    return dict(sorted(found.items()))
+    modules = [importlib.import_module(f"{__name__}.{module}") for module in dict.fromkeys(NAMES.values())]
+    found = {one.name: one for module in modules for one in module.SETS}
+    return {name: found[name] for name in NAMES}

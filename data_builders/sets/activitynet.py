@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from data_builders.read import json_entries, json_whole
+from data_builders.read import AnnotationError, json_entries, json_whole
 from data_builders.records import Entries, Problem, record
 from data_builders.sets import AnnotationSet, Source
 
@@ -15,11 +16,24 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
     and 29 ends past the duration; val_2 is what others call test.
     """
     path, durations = files
-    known = json_whole(durations) if durations else {}
-    yield from sentences(json_entries(path), durations=known)
+    yield from sentences(json_entries(path), durations=known_durations(durations))
 
 
-def sentences(entries: Iterator[tuple[str, dict]], duration_key: str = "duration", durations: dict | None = None):
+def known_durations(path: Path | None) -> dict[str, Any]:
+    """What a ``durations.json`` says, by video; nothing where there is none.
+
+    Raises:
+        AnnotationError: it cannot be read, or is no object.
+    """
+    found = json_whole(path) if path else {}
+    if not isinstance(found, dict):
+        raise AnnotationError(f"{path}: holds no JSON object of durations by video; download or export the file again")
+    return found
+
+
+def sentences(
+    entries: Iterator[tuple[str, Any]], duration_key: str = "duration", durations: dict[str, Any] | None = None
+) -> Entries:
     """Records of ``{video: {duration, timestamps: [[s, e], ...], sentences: [...]}}``, times in seconds.
 
     Args:
@@ -38,6 +52,9 @@ def sentences(entries: Iterator[tuple[str, dict]], duration_key: str = "duration
         if len(entry["timestamps"]) != len(entry["sentences"]):
             counts = f"{len(entry['timestamps'])} timestamps for {len(entry['sentences'])} sentences"
             yield Problem(where, counts)
+            continue
+        if nulls := [key for key in dict.fromkeys(("duration", duration_key)) if entry.get(key, 0) is None]:
+            yield Problem(where, f"{', '.join(nulls)}: null, should be a number of seconds")
             continue
         duration = entry.get("duration", entry.get(duration_key, (durations or {}).get(video)))
         for k, (times, sentence) in enumerate(zip(entry["timestamps"], entry["sentences"], strict=True)):

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from data_builders.read import json_entries, json_whole, text_lines
+from data_builders.read import json_entries, text_lines
 from data_builders.records import Entries, Problem, record
 from data_builders.sets import AnnotationSet, Source
-from data_builders.sets.activitynet import sentences
+from data_builders.sets.activitynet import known_durations, sentences
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
@@ -16,9 +16,9 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
     """
     path, durations = files
     if path.suffix == ".json":
-        yield from sentences(json_entries(path), "video_duration")
+        yield from sentences(json_entries(path), "video_duration", known_durations(durations))
         return
-    known = json_whole(durations) if durations else {}
+    known = known_durations(durations)
     counts: dict[str, int] = {}
     for number, line in text_lines(path):
         where = f"line {number}"
@@ -28,12 +28,12 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
             yield Problem(where, f"not of the form VIDEO start end##sentence: {line!r:.60}")
             continue
         video, *times = fields
+        counts[video] = counts.get(video, 0) + 1
         try:
             interval = tuple(map(float, times))
         except ValueError:
             yield Problem(where, f"times are no numbers: {line!r:.60}")
             continue
-        counts[video] = counts.get(video, 0) + 1
         yield record(
             f"{where} ({video})",
             key=f"{video}/{counts[video] - 1}",
@@ -55,7 +55,7 @@ SETS = (
                 Source(("durations.json",), required=False),
             ),
             "test": (
-                Source(("charades_sta_test.txt", "charades_test.json", "test.json")),
+                Source(("charades_sta_test.txt", "charades_test.json", "test.json", "val.json")),
                 Source(("durations.json",), required=False),
             ),
         },

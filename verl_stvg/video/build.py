@@ -4,6 +4,7 @@ It knows rows and videos but neither verl nor torch, so that a worker starts in 
 """
 
 import functools
+import json
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -50,12 +51,24 @@ def plan_of(video: dict, info: VideoInfo) -> SamplingPlan:
     return plan_video(info.num_frames, info.fps, info.width, info.height, **chosen)
 
 
+def root_of(file: Path, given: str | Path | None = None) -> Path:
+    """Folder that relative paths of a parquet file's videos start from.
+
+    The given one; else the one that the ``manifest.json`` beside the file names; else the file's own.
+    """
+    if given:
+        return Path(given).expanduser().resolve()
+    manifest = file.parent / "manifest.json"
+    root = json.loads(manifest.read_text(encoding="utf-8")).get("video_root") if manifest.is_file() else None
+    return (file.parent / (root or ".")).resolve()
+
+
 def read_jobs(files: Iterable[str | Path], video_root: str | Path | None = None) -> list[Job]:
     """Every distinct video and plan of the rows, in their order.
 
     Args:
         files: parquet files with a column ``videos``, as `verl_stvg.dataset` reads them.
-        video_root: folder that relative paths start from; default: the folder of each parquet file.
+        video_root: see `root_of`.
 
     Raises:
         ValueError: a missing file, or one without the column.
@@ -66,7 +79,7 @@ def read_jobs(files: Iterable[str | Path], video_root: str | Path | None = None)
             raise ValueError(f"{file}: no such file; build the rows first, or correct the path")
         if VIDEO_COLUMN not in pq.read_schema(file).names:
             raise ValueError(f"{file}: has no column {VIDEO_COLUMN!r}; build the rows again")
-        root = Path(video_root or file.parent).resolve()
+        root = root_of(file, video_root)
         for videos in pq.read_table(file, columns=[VIDEO_COLUMN])[VIDEO_COLUMN].to_pylist():
             for video in videos or ():
                 options = tuple((key, video[key]) for key in PLAN_KEYS if video.get(key) is not None)

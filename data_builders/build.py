@@ -1,0 +1,370 @@
+"""From an annotation set to verl's rows: one command, the same bytes from the same input, wrong annotations said aloud.
+
+Two passes over the annotation, so that memory does not grow with the rows: the first checks every entry and collects
+the videos, the second writes. Nothing is dropped without a reason and a count, in the manifest and in the data card.
+The folder appears when all of it is written; until then what was found out about videos is kept beside it.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_builders.read import AnnotationError, json_lines
+from data_builders.records import Entries, Problem, once
+from data_builders.row import CHOICES, ROW_SCHEMA, Drop, Policies, RowMaker, Video
+from data_builders.sets import AnnotationSet
+from data_builders.templates import TEMPLATES, Template
+from data_builders.videos import Facts, UnknownVideo, VideoRoot, check_name, probe_all
+from verl_stvg.video.plan import RULES
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1  # raise it whenever the same arguments would give other files
+SPLITS = ("train", "val", "test")
+MANIFEST = "manifest.json"
+_SHOWN = 5
+_BATCH = 1000  # rows per row group
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to build.
+
+    Attributes:
+        source: the set.
+        annotations: folder of its files, or the one annotation file of the one split.
+        out: folder that is made.
+        videos: root of the videos; None takes names as they are and looks into nothing.
+        splits: of the set; empty for those whose files are there.
+        template: of the prompts.
+        rule: of frame sampling; None is the template's paper.
+        policies: see `Policies`.
+        targets: JSON lines with uid and object_id, for templates that ask who.
+        probe: look into every video.
+        workers: see `verl_stvg.parallel.work`.
+        on_ray: see `verl_stvg.parallel.work`.
+    """
+
+    source: AnnotationSet
+    annotations: Path
+    out: Path
+    videos: Path | None = None
+    splits: tuple[str, ...] = ()
+    template: Template | None = None
+    rule: str | None = None
+    policies: Policies = field(default_factory=Policies)
+    targets: Path | None = None
+    probe: bool = True
+    workers: int = 1
+    on_ray: bool = False
+
+
+def build(job: Job, progress: Callable[[str, int, int], None] = lambda *_: None) -> dict:
+    """Write the rows of a set and return the manifest.
+
+    Files: a parquet file for each split, ``manifest.json``, and ``README.md``, the data card. A folder that holds the
+    same already is kept.
+
+    Args:
+        job: what to build.
+        progress: called with the step's name, how much is done and of how much.
+
+    Raises:
+        AnnotationError: a file that cannot be read, entries that cannot be used, unknown videos.
+        ValueError: arguments that do not fit together, or a folder that holds something else.
+    """
+    template = job.template or TEMPLATES[job.source.template]
+    _check(job, template)
+    files = {split: _files(job, split) for split in _splits(job)}
+    manifest = _manifest(job, template, files)
+    if job.out.exists():
+        return _kept(job.out, manifest)
+    targets = _targets(job.targets) if job.targets else {}
+    names = _first_pass(job, files, progress)
+    work = job.out.with_name(f".{job.out.name}.unfinished")
+    work.mkdir(parents=True, exist_ok=True)
+    videos, unusable = _look_into(job, names, work / "videos.jsonl", progress)
+    for split, paths in files.items():
+        maker = RowMaker(job.source.name, split, template, job.policies, job.rule, targets)
+        path = work / f"{split}.parquet"
+        counts = _write(path, maker, once(job.source.read(paths, split)), videos, progress)
+        manifest["splits"][split].update(counts, sha256=_sha256(path))
+    manifest["unusable_videos"] = unusable
+    (work / "videos.jsonl").unlink(missing_ok=True)
+    _write_text(work / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    _write_text(work / "README.md", card(manifest))
+    work.rename(job.out)
+    return manifest
+
+
+# --- arguments and files ----------------------------------------------------------------------------------------------
+
+
+def _check(job: Job, template: Template) -> None:
+    chosen = asdict(job.policies) | {"rule": job.rule}
+    for name, choices in {**CHOICES, "rule": RULES}.items():
+        if chosen[name] is not None and chosen[name] not in choices:
+            raise ValueError(f"{name}={chosen[name]!r} is unknown; choose one of {', '.join(choices)}")
+    if template.needs == "target" and job.targets is None:
+        raise ValueError(
+            f"template {template.name} asks for the ID of an object, which annotations do not have; give --targets, or "
+            "choose another template: stvg_boxes asks for boxes, time_r1 for times only"
+        )
+    if job.policies.duration_from == "file" and not (job.videos and job.probe):
+        raise ValueError("duration_from=file needs the files: give --videos, and leave out --no-probe")
+
+
+def _splits(job: Job) -> list[str]:
+    unknown = [split for split in job.splits if split not in job.source.splits]
+    if unknown:
+        raise ValueError(f"{job.source.name} has no split {', '.join(unknown)}; it has {', '.join(job.source.splits)}")
+    if not job.annotations.exists():
+        raise AnnotationError(f"{job.annotations}: no such file or folder; correct --annotations")
+    if job.annotations.is_file() and len(job.splits) != 1:
+        raise ValueError(f"{job.annotations} is one file: say which split it is, with --split")
+    if job.splits:
+        return [split for split in SPLITS if split in job.splits]
+    found = [split for split in SPLITS if split in job.source.splits and _present(job, split)]
+    if not found:
+        wanted = "; ".join(f"{split}: {' or '.join(sources[0].names)}" for split, sources in job.source.splits.items())
+        raise AnnotationError(f"{job.annotations}: holds no annotation of {job.source.name} ({wanted})")
+    return found
+
+
+def _present(job: Job, split: str) -> bool:
+    return any((job.annotations / name).exists() for name in job.source.splits[split][0].names)
+
+
+def _files(job: Job, split: str) -> tuple[Path | None, ...]:
+    single, folder = job.annotations.is_file(), job.annotations
+    paths: list[Path | None] = [job.annotations] if single else []
+    folder = folder.parent if single else folder
+    for source in job.source.splits[split][len(paths) :]:
+        found = next((folder / name for name in source.names if (folder / name).exists()), None)
+        if found is None and source.required:
+            raise AnnotationError(f"{folder}: {job.source.name} {split} needs {' or '.join(source.names)}; download it")
+        paths.append(found)
+    return tuple(paths)
+
+
+def _targets(path: Path) -> dict[str, int]:
+    found = {}
+    for number, line in json_lines(path):
+        uid, target = line.get("uid"), line.get("object_id")
+        if not isinstance(uid, str) or type(target) is not int or target < 0:
+            raise AnnotationError(f"{path}: line {number} lacks uid (text) or object_id (integer, not negative)")
+        if found.setdefault(uid, target) != target:
+            raise AnnotationError(f"{path}: line {number}: {uid} has two targets, {found[uid]} and {target}")
+    return found
+
+
+# --- first pass: entries and videos -----------------------------------------------------------------------------------
+
+
+def _first_pass(job: Job, files: dict[str, tuple[Path | None, ...]], progress) -> dict[str, str]:
+    """Every video that is named, by name, with its path; refuses what the policies do not drop."""
+    root = VideoRoot(job.videos) if job.videos else None
+    paths: dict[str, str] = {}
+    wrong: list[str] = []
+    count = 0
+    for split, sources in files.items():
+        before = count
+        for entry in once(job.source.read(sources, split)):
+            count += 1
+            if count % _BATCH == 0:
+                progress("reading", count, 0)
+            if isinstance(entry, Problem):
+                wrong.append(f"{sources[0]}: {entry.where}: {entry.what}")
+                continue
+            if entry.video not in paths:
+                try:
+                    paths[entry.video] = _path(entry.video, root)
+                except UnknownVideo as error:
+                    wrong.append(f"{sources[0]}: {entry.where}: {error}")
+                    paths[entry.video] = ""
+        if count == before:
+            raise AnnotationError(f"{sources[0]}: no entries; download it again")
+    if wrong and job.policies.bad_entries == "error":
+        shown = "\n".join(f"  {line}" for line in wrong[:_SHOWN])
+        more = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise AnnotationError(
+            f"{len(wrong)} entries of {job.source.name} cannot be used; mend them, or drop and count them with "
+            f"--bad-entries drop\n{shown}{more}"
+        )
+    return paths
+
+
+def _path(name: str, root: VideoRoot | None) -> str:
+    if root:
+        return root.find(name)
+    check_name(name)
+    return name if PurePosixPath(name).suffix else f"{name}.mp4"
+
+
+def _look_into(
+    job: Job, names: dict[str, str], journal: Path, progress
+) -> tuple[dict[str, Video | str], dict[str, str]]:
+    """Each name's video, or why it cannot be used; and the unusable ones by path."""
+    paths = sorted({path for path in names.values() if path})
+    facts: dict[str, Facts | str] = {}
+    if job.videos and job.probe:
+        for found in probe_all(job.videos, paths, journal, job.workers, job.on_ray):
+            facts.update(found)
+            progress("looking into videos", len(facts), len(paths))
+    root = f"{job.videos}/" if job.videos else ""
+    unusable = {path: facts[path].replace(root, "") for path in paths if isinstance(facts.get(path), str)}
+    videos: dict[str, Video | str] = {}
+    for name, path in names.items():
+        if not path:
+            videos[name] = "unknown video"
+        elif path in unusable:
+            videos[name] = "unusable video"
+        else:
+            videos[name] = Video(path, facts.get(path))
+    return videos, unusable
+
+
+# --- second pass: rows ------------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, maker: RowMaker, entries: Entries, videos: dict, progress) -> dict:
+    """Write the rows of a split and return its counts."""
+    drops: Counter[str] = Counter()
+    used: set[str] = set()
+    count = 0
+    with pq.ParquetWriter(path, ROW_SCHEMA, compression="zstd") as writer:
+        batch: list[dict] = []
+        for row in _rows(maker, entries, videos, drops):
+            row["extra_info"]["index"] = count
+            used.add(row["videos"][0]["video"])
+            batch.append(row)
+            count += 1
+            if len(batch) == _BATCH:
+                writer.write_table(pa.Table.from_pylist(batch, ROW_SCHEMA))
+                batch = []
+                progress(f"writing {maker.split}", count, 0)
+        writer.write_table(pa.Table.from_pylist(batch, ROW_SCHEMA))
+    if not count:
+        reasons = ", ".join(f"{reason}: {number}" for reason, number in drops.most_common())
+        raise AnnotationError(f"{maker.dataset} {maker.split}: no row is left ({reasons})")
+    return {"rows": count, "videos": len(used), "dropped": dict(sorted(drops.items()))}
+
+
+def _rows(maker: RowMaker, entries: Entries, videos: dict, drops: Counter) -> Iterator[dict]:
+    for entry in entries:
+        if isinstance(entry, Problem):
+            drops["malformed entry"] += 1
+            continue
+        video = videos[entry.video]
+        if isinstance(video, str):
+            drops[video] += 1
+            continue
+        try:
+            yield from maker.rows(entry, video)
+        except Drop as reason:
+            drops[str(reason)] += 1
+
+
+# --- manifest and card ------------------------------------------------------------------------------------------------
+
+
+def _manifest(job: Job, template: Template, files: dict[str, tuple[Path | None, ...]]) -> dict:
+    policies = asdict(job.policies) | {"past_end": job.policies.past_end or template.past_end}
+    return {
+        "format_version": FORMAT_VERSION,
+        "dataset": job.source.name,
+        "title": job.source.title,
+        "home": job.source.home,
+        "template": template.id,
+        "recipe": template.recipe,
+        "rule": job.rule or template.videos["rule"],
+        "policies": policies,
+        "video_root": os.path.relpath(job.videos, job.out) if job.videos else None,
+        "probed": bool(job.videos and job.probe),
+        "targets": _sha256(job.targets) if job.targets else None,
+        "versions": {"verl_stvg": version("verl-stvg"), "pyarrow": pa.__version__, "python": platform.python_version()},
+        "splits": {
+            split: {"annotations": {p.name: _sha256(p) for p in (*paths, *job.source.named(paths)) if p is not None}}
+            for split, paths in files.items()
+        },
+    }
+
+
+def _kept(out: Path, manifest: dict) -> dict:
+    """The manifest of a folder that holds the same already."""
+    path = out / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{out} holds something else; choose another --out")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    same = {key: value for key, value in manifest.items() if key != "splits"}
+    differs = [key for key, value in same.items() if found.get(key) != value]
+    for split, part in manifest["splits"].items():
+        if found["splits"].get(split, {}).get("annotations") != part["annotations"]:
+            differs.append(split)
+    differs += [split for split in found["splits"] if split not in manifest["splits"]]
+    if differs:
+        raise ValueError(
+            f"{out} was built from something else ({', '.join(differs)}); remove it, or choose another --out"
+        )
+    for split, part in found["splits"].items():
+        if _sha256(out / f"{split}.parquet") != part["sha256"]:
+            raise ValueError(f"{out / split}.parquet is damaged; remove {out} and build again")
+    logger.info("%s: complete already", out)
+    return found
+
+
+def card(manifest: dict) -> str:
+    """The data card: what is in the folder, where it came from and what was left out, in words."""
+    lines = [
+        f"# {manifest['dataset']}",
+        "",
+        f"{manifest['title']}.",
+        "",
+        f"Annotations: {manifest['home']}. Prompt template `{manifest['template']}`, reward `{manifest['recipe']}`, "
+        f"frames by rule `{manifest['rule']}`.",
+        "",
+        "| split | rows | videos | left out |",
+        "|---|---|---|---|",
+    ]
+    for split, part in manifest["splits"].items():
+        left = "; ".join(f"{reason}: {count}" for reason, count in part["dropped"].items()) or "nothing"
+        lines.append(f"| {split} | {part['rows']:,} | {part['videos']:,} | {left} |")
+    lines += ["", "What was done with annotations that cannot be right (training only):", ""]
+    lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in manifest["policies"].items()]
+    if manifest["unusable_videos"]:
+        lines += ["", "Videos that cannot be used:", ""]
+        lines += [f"- `{path}`: {reason}" for path, reason in manifest["unusable_videos"].items()]
+    root = manifest["video_root"]
+    lines += [
+        "",
+        f"Paths of videos start from `{root}`." if root else "Paths of videos start from a root of yours.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _sha256(path: Path) -> str:
+    """Of a file, or of all files of a folder with their names."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{_sha256(file)}".encode())
+        return digest.hexdigest()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

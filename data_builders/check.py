@@ -1,0 +1,320 @@
+"""What is wrong with rows, found before a GPU is rented.
+
+Each finding is one that spoils a run without stopping it: an interval that the video does not reach can never be
+answered, a ground truth that earns nothing gives no gradient, and a video that is in training and in a benchmark makes
+the benchmark worthless.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pyarrow.parquet as pq
+
+from data_builders.templates import perfect_answer
+from data_builders.videos import Facts
+from verl_stvg.parallel import work
+from verl_stvg.reward import find_recipe
+from verl_stvg.video.build import plan_of, root_of
+from verl_stvg.video.cache import hash_file
+from verl_stvg.video.child import Decoder
+from verl_stvg.video.decode import VideoInfo
+
+COLUMNS = ("data_source", "prompt", "videos", "reward_model", "extra_info")
+SLACK = 1.0
+"""Seconds by which an interval may end after its video and still count as covered: a step of the clock."""
+_ENOUGH = 1e-3  # of the reward, for the digits of a perfect answer
+_YOUTUBE = re.compile(r"(?:^|[_/])([A-Za-z0-9_-]{11})(?:[._/]|$)")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something wrong.
+
+    Attributes:
+        file: parquet file, as given.
+        row: position in it.
+        uid: of the row.
+        problem: kind, the same words for the same kind.
+        detail: what it is here.
+        serious: spoils training or a benchmark; otherwise worth knowing.
+    """
+
+    file: str
+    row: int
+    uid: str
+    problem: str
+    detail: str
+    serious: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.file} row {self.row} ({self.uid}): {self.problem}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What was looked at."""
+
+    rows: int
+    videos: int
+
+
+@dataclass
+class _Seen:
+    """What is remembered of a row: enough for comparisons, small enough for a hundred thousand."""
+
+    file: int
+    row: int
+    uid: str
+    video: str
+    same: bytes  # hash of video, part and query
+    truth: bytes  # hash of the interval and the target besides
+    evaluation: bool
+    end: float | None
+    plan: tuple
+
+
+def check(
+    files: list[Path],
+    video_root: Path | None = None,
+    decode: bool = True,
+    workers: int = 1,
+    on_ray: bool = False,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> tuple[list[Finding], Counts]:
+    """Look for everything that `Finding` can be, in the order of files and rows.
+
+    Args:
+        files: parquet files; those of training and evaluation together, so that they can be compared.
+        video_root: see `verl_stvg.video.build.root_of`.
+        decode: every planned frame, not only the header.
+        workers: see `verl_stvg.parallel.work`.
+        on_ray: see `verl_stvg.parallel.work`.
+        progress: called with videos done and their number.
+
+    Raises:
+        ValueError: a file that is missing or has no rows of ours.
+    """
+    findings: list[Finding] = []
+    seen: list[_Seen] = []
+    for number, file in enumerate(files):
+        root = root_of(file.resolve(), video_root)
+        for position, row in enumerate(rows_of(file)):
+            findings += (Finding(str(file), position, *found) for found in row_problems(row))
+            seen.append(_remember(row, number, position, root))
+    plans: dict[str, list[tuple]] = defaultdict(list)
+    for one in seen:
+        if one.plan not in plans[one.video]:
+            plans[one.video].append(one.plan)
+    looks: dict[str, tuple[Facts | str, dict[tuple, str]]] = {}
+    for found in work(functools.partial(_look, decode), list(plans.items()), workers, on_ray):
+        looks.update(found)
+        progress(len(looks), len(plans))
+    for one in seen:
+        findings += (Finding(str(files[one.file]), one.row, one.uid, *p) for p in _video_problems(one, looks))
+    findings += _twins(files, seen)
+    findings += _leaks(files, seen, looks)
+    order = {str(file): k for k, file in enumerate(files)}
+    findings.sort(key=lambda finding: (order[finding.file], finding.row))
+    return findings, Counts(len(seen), len(plans))
+
+
+def tally(findings: list[Finding]) -> dict[str, int]:
+    """How often each kind of problem was found, the most frequent first."""
+    return dict(Counter(finding.problem for finding in findings).most_common())
+
+
+def write(findings: list[Finding], path: Path) -> None:
+    """Write findings as JSON lines."""
+    path.write_text(
+        "".join(json.dumps(dataclasses.asdict(finding)) + "\n" for finding in findings), encoding="utf-8", newline="\n"
+    )
+
+
+def rows_of(file: Path) -> Iterator[dict]:
+    """Rows of a parquet file, one at a time.
+
+    Raises:
+        ValueError: no such file, or one that holds no rows of ours.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; build the rows first, or correct the path")
+    with pq.ParquetFile(file) as table:
+        if missing := [name for name in COLUMNS if name not in table.schema_arrow.names]:
+            raise ValueError(f"{file}: has no column {', '.join(missing)}; build the rows again")
+        for batch in table.iter_batches(1000, columns=list(COLUMNS)):
+            yield from batch.to_pylist()
+
+
+# --- one row ----------------------------------------------------------------------------------------------------------
+
+
+def row_problems(row: dict) -> Iterator[tuple]:
+    """(uid, problem, detail, serious) of what can be seen without the video."""
+    uid, truth = _uid(row), _truth(row)
+    text = "".join(turn["content"] for turn in row["prompt"] or ())
+    if text.count("<video>") != len(row["videos"] or ()) or not row["videos"]:
+        yield uid, "placeholders", f"{text.count('<video>')} <video> for {len(row['videos'] or ())} videos", True
+    if truth.get("start") is None and truth.get("option") is None and truth.get("answer") is None:
+        yield uid, "no ground truth", "cannot be trained on or scored here", not _is_evaluation(row)
+        return
+    try:
+        recipe = find_recipe(row["data_source"])
+        recipe.check(truth, uid)
+    except ValueError as error:
+        yield uid, "ground truth", str(error), True
+        return
+    best = sum(weight for _, weight in recipe.parts.values())
+    score = recipe.score(perfect_answer(recipe.name, truth), truth)
+    if score["score"] < best * (1 - _ENOUGH):
+        parts = ", ".join(f"{name} {score[name]:.3f}" for name in recipe.parts)
+        yield uid, "reward", f"a perfect answer earns {score['score']:.3f} of {best:g} ({parts})", True
+    for start, end in truth.get("intervals") or ():
+        if truth["duration"] and end > truth["duration"]:
+            over = f"ends at {end:.2f} s, the video is said to last {truth['duration']:.2f} s"
+            yield uid, "past the stated end", over, False
+        if start < 0:
+            yield uid, "before the start", f"begins at {start:.2f} s", False
+
+
+def _remember(row: dict, file: int, position: int, root: Path) -> _Seen:
+    truth, video = _truth(row), (row["videos"] or [{}])[0]
+    name = video.get("video") or ""
+    part = (video.get("video_start"), video.get("video_end"))
+    query = (row["extra_info"] or {}).get("sentence") or (row["extra_info"] or {}).get("query") or ""
+    target = [truth.get(key) for key in ("start", "end", "object_id", "option")]
+    ends = [end for _, end in truth.get("intervals") or ()] or [e for e in [truth.get("end")] if e is not None]
+    return _Seen(
+        file,
+        position,
+        _uid(row),
+        str(root / name) if name else "",
+        _digest(PurePosixPath(name).stem, part, query.strip().lower().rstrip(".")),
+        _digest(target),
+        _is_evaluation(row),
+        max(ends, default=None),
+        tuple(sorted((key, value) for key, value in video.items() if key != "video" and value is not None)),
+    )
+
+
+def _digest(*parts: object) -> bytes:
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
+
+
+def _uid(row: dict) -> str:
+    extra = row["extra_info"] or {}
+    return str(extra.get("uid") or extra.get("index"))
+
+
+def _truth(row: dict) -> dict:
+    found = (row["reward_model"] or {}).get("ground_truth")
+    return {key: value for key, value in found.items() if value is not None} if isinstance(found, dict) else {}
+
+
+def _is_evaluation(row: dict) -> bool:
+    return (row["extra_info"] or {}).get("split") in ("val", "test")
+
+
+# --- videos -----------------------------------------------------------------------------------------------------------
+
+
+def _look(decode: bool, jobs: list[tuple[str, list[tuple]]]) -> list[tuple[str, tuple[Facts | str, dict[tuple, str]]]]:
+    """Of each video its facts, or why it cannot be used, and what is wrong with each plan."""
+    return [(path, _look_at(path, plans, decode)) for path, plans in jobs]
+
+
+def _look_at(path: str, plans: list[tuple], decode: bool) -> tuple[Facts | str, dict[tuple, str]]:
+    try:
+        info = _decoder().probe(path)
+        facts = Facts(info.num_frames, info.fps, info.width, info.height, hash_file(path))
+    except (ValueError, OSError) as error:
+        return str(error), {}
+    wrong = {}
+    for options in plans:
+        try:
+            plan = plan_of(dict(options), info)
+            if decode:
+                _decoder().read(path, plan)
+        except (ValueError, OSError) as error:
+            wrong[options] = str(error)
+    return facts, wrong
+
+
+@functools.cache
+def _decoder() -> Decoder:
+    return Decoder(threads=1)
+
+
+def _video_problems(one: _Seen, looks: dict) -> Iterator[tuple]:
+    """(problem, detail, serious) of a row's video."""
+    if not one.video:
+        return
+    facts, wrong = looks[one.video]
+    if isinstance(facts, str):
+        yield "video", facts, True
+        return
+    if one.plan in wrong:
+        yield "frames", wrong[one.plan], True
+    shown = _shown_seconds(dict(one.plan), facts.info)
+    if one.end is not None and one.end > shown + SLACK:
+        detail = f"the interval ends at {one.end:.2f} s and the video at {shown:.2f} s"
+        yield "not covered", detail, not one.evaluation
+
+
+def _shown_seconds(options: dict, info: VideoInfo) -> float:
+    end = min(info.duration, options.get("video_end") or math.inf)
+    return end - (options.get("video_start") or 0.0)
+
+
+# --- rows beside rows -------------------------------------------------------------------------------------------------
+
+
+def _twins(files: list[Path], seen: list[_Seen]) -> Iterator[Finding]:
+    """Rows that ask the same about the same video, with the same answer or another; uids that are there twice."""
+    uids: dict[str, _Seen] = {}
+    asked: dict[tuple, _Seen] = {}
+    for one in seen:
+        first = uids.setdefault(one.uid, one)
+        if first is not one:
+            yield _beside(files, one, "uid twice", first, True)
+        first = asked.setdefault((one.same, one.evaluation), one)
+        if first is not one:
+            same = first.truth == one.truth
+            yield _beside(files, one, "duplicate" if same else "same query, another truth", first, False)
+
+
+def _beside(files: list[Path], one: _Seen, problem: str, other: _Seen, serious: bool) -> Finding:
+    detail = f"as {files[other.file]} row {other.row} ({other.uid})"
+    return Finding(str(files[one.file]), one.row, one.uid, problem, detail, serious)
+
+
+def _leaks(files: list[Path], seen: list[_Seen], looks: dict) -> Iterator[Finding]:
+    """Training rows whose video is also one of evaluation: by its bytes, its name, or the YouTube id within it."""
+    evaluated: dict[tuple, _Seen] = {}
+    for one in seen:
+        if one.evaluation:
+            for mark in _marks(one, looks):
+                evaluated.setdefault(mark, one)
+    for one in seen:
+        found = None if one.evaluation else next((m for m in _marks(one, looks) if m in evaluated), None)
+        if found:
+            other = evaluated[found]
+            detail = f"same {found[0]} as {files[other.file]} row {other.row} ({other.uid})"
+            yield Finding(str(files[one.file]), one.row, one.uid, "evaluation video in training", detail)
+
+
+def _marks(one: _Seen, looks: dict) -> Iterator[tuple[str, str]]:
+    facts = looks[one.video][0] if one.video in looks else ""
+    if isinstance(facts, Facts):
+        yield "bytes", facts.content
+    stem = PurePosixPath(one.video).stem
+    yield "name", stem
+    if found := _YOUTUBE.search(stem):
+        yield "YouTube id", found[1]

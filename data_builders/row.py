@@ -1,0 +1,309 @@
+"""From one record to verl's row: times in seconds, what cannot be right dealt with, prompt, ground truth, video.
+
+Everything that decides about a row is here; where records come from and where rows go is in `data_builders.build`.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from data_builders.records import Interval, Record
+from data_builders.templates import Template, normalise
+from data_builders.videos import Facts
+from verl_stvg.video.build import PLAN_KEYS, plan_of
+from verl_stvg.video.plan import MAX_FRAMES
+
+CHOICES = {
+    "reversed_intervals": ("drop", "swap", "keep"),
+    "past_end": ("keep", "clip", "drop"),
+    "empty_intervals": ("drop", "keep"),
+    "several_intervals": ("drop", "split", "first", "hull"),
+    "duration_from": ("annotation", "file"),
+    "bad_entries": ("error", "drop"),
+}
+"""Values of each policy, see `Policies`."""
+
+
+@dataclass(frozen=True)
+class Policies:
+    """What is done with what cannot be right; for training only, the ground truth of other splits is never altered.
+
+    Attributes:
+        reversed_intervals: an end before its start: drop (the default: no answer can earn anything), swap, keep.
+        past_end: an end after the video: keep, clip, drop; None is the template's paper.
+        empty_intervals: no length, or none left after clipping: drop, keep.
+        several_intervals: more than one, where the reward knows one: drop, split (a row each), first, hull.
+        duration_from: the annotation (the file where it says none) or the file.
+        bad_entries: malformed entries and unknown videos: error, or drop and count.
+        raw_eval_queries: sentences of other splits as annotated, as STVG-R1 and VideoChat-R1 evaluate; by default all
+            splits are normalised alike.
+    """
+
+    reversed_intervals: str = "drop"
+    past_end: str | None = None
+    empty_intervals: str = "drop"
+    several_intervals: str = "drop"
+    duration_from: str = "annotation"
+    bad_entries: str = "error"
+    raw_eval_queries: bool = False
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video of the rows: its path relative to the root, and what it is, if it was looked into."""
+
+    path: str
+    facts: Facts | None = None
+
+
+class Drop(Exception):
+    """Why a record becomes no row."""
+
+
+@dataclass(frozen=True)
+class RowMaker:
+    """Turns records of a split into rows.
+
+    Attributes:
+        dataset: name of the set.
+        split: ``train``, ``val`` or ``test``.
+        template: of the prompts.
+        policies: for training.
+        rule: of frame sampling; None is the template's.
+        targets: object ID by uid.
+    """
+
+    dataset: str
+    split: str
+    template: Template
+    policies: Policies = field(default_factory=Policies)
+    rule: str | None = None
+    targets: dict[str, int] = field(default_factory=dict)
+
+    def rows(self, record: Record, video: Video) -> list[dict]:
+        """The rows of a record, without their index: one, or with ``several_intervals=split`` one per interval.
+
+        Raises:
+            Drop: the policies leave it out, or the template cannot use it.
+        """
+        self._check_needs(record)
+        clip = self._clip(record, video.facts)
+        duration = self._duration(record, clip, video.facts)
+        scale = self._scale(record, video.facts, duration)
+        found = [(start * scale, end * scale) for start, end in record.intervals]
+        if not found and self.split == "train":
+            raise Drop("no ground truth")
+        if self.split == "train":
+            found = [self._corrected(one, duration) for one in found]
+            if len(found) > 1 and self.template.needs != "options":
+                found = self._one_each(found)
+                keys = [f"{record.key}/{k}" for k in range(len(found))] if len(found) > 1 else [record.key]
+                return [
+                    self._row(record, video, clip, [one], duration, key) for one, key in zip(found, keys, strict=True)
+                ]
+        return [self._row(record, video, clip, found, duration, record.key)]
+
+    def _check_needs(self, record: Record) -> None:
+        if self.template.needs == "options" and not (record.options and (record.answer or self.split != "train")):
+            raise Drop(f"template {self.template.name} needs options and an answer")
+        if self.template.needs == "tube" and record.tube is None:
+            raise Drop(f"template {self.template.name} needs a tube")
+
+    def _clip(self, record: Record, facts: Facts | None) -> Interval | None:
+        """The part of the file that is shown, in its seconds, and not past its end if that is known."""
+        if record.clip is None:
+            return None
+        scale = self._scale(record, facts, facts.duration if facts else None)
+        start, end = record.clip[0] * scale, record.clip[1] * scale
+        if facts:
+            end = min(end, facts.duration)
+        if not 0 <= start < end:
+            raise Drop("the part that is shown is empty or outside of the video")
+        return start, end
+
+    def _duration(self, record: Record, clip: Interval | None, facts: Facts | None) -> float:
+        """Seconds of what is shown."""
+        of_file = clip[1] - clip[0] if clip else facts.duration if facts else None
+        given = [record.duration, of_file] if self.policies.duration_from == "annotation" else [of_file]
+        duration = next((seconds for seconds in given if seconds is not None), None)
+        if duration is None:
+            raise Drop("duration unknown: neither annotated nor looked up in the video")
+        return duration
+
+    def _scale(self, record: Record, facts: Facts | None, duration: float | None) -> float:
+        """Seconds of one unit of the record's times."""
+        if record.unit == "seconds":
+            return 1.0
+        if facts is None:
+            raise Drop(f"times are {record.unit}, and what they mean in seconds only the video knows: give --videos")
+        return 1.0 / facts.fps if record.unit == "frames" else duration
+
+    def _corrected(self, interval: Interval, duration: float) -> Interval:
+        start, end = interval
+        if end < start:
+            if self.policies.reversed_intervals == "drop":
+                raise Drop("reversed interval")
+            if self.policies.reversed_intervals == "swap":
+                start, end = end, start
+        past_end = self.policies.past_end or self.template.past_end
+        if end > duration and past_end == "drop":
+            raise Drop("interval past the end of the video")
+        if past_end == "clip":
+            start, end = max(0.0, min(start, duration)), max(0.0, min(end, duration))
+        if start == end and self.policies.empty_intervals == "drop":
+            raise Drop("empty interval")
+        return start, end
+
+    def _one_each(self, intervals: list[Interval]) -> list[Interval]:
+        policy = self.policies.several_intervals
+        if policy == "drop":
+            raise Drop("several intervals")
+        if policy == "first":
+            return intervals[:1]
+        if policy == "hull":
+            return [(min(start for start, _ in intervals), max(end for _, end in intervals))]
+        return intervals
+
+    def _row(
+        self, record: Record, video: Video, clip: Interval | None, intervals: list, duration: float, key: str
+    ) -> dict:
+        uid = f"{self.dataset}/{self.split}/{key}"
+        entry, tokens = self._video(video, clip, duration)
+        raw = self.split != "train" and self.policies.raw_eval_queries
+        query = record.query if raw else normalise(record.query)
+        truth: dict[str, Any] = {
+            "uid": uid,
+            "duration": duration,
+            "intervals": [list(one) for one in intervals] or None,
+        }
+        if intervals:
+            truth.update(start=intervals[0][0], end=intervals[0][1])
+        if self.template.needs == "target":
+            truth["object_id"] = self._target(f"{self.dataset}/{self.split}/{record.key}")
+        if record.tube and (self.template.needs == "tube" or self.split != "train"):
+            truth.update(first_frame=record.tube.first_frame, boxes=[list(box) for box in record.tube.boxes])
+        if record.answer:
+            truth.update(answer=record.answer, option=record.answer)
+        facts = video.facts
+        return {
+            "data_source": f"{self.template.recipe}/{self.dataset}",
+            "prompt": self.template.messages(query, record.options, record.prompt),
+            "videos": [entry],
+            "ability": _ABILITIES[self.template.needs],
+            "reward_model": {"style": "rule", "ground_truth": truth},
+            "extra_info": {
+                "uid": uid,
+                "dataset": self.dataset,
+                "split": self.split,
+                "template": self.template.id,
+                "annotation": record.where,
+                "query": query,
+                "sentence": record.query,
+                "options": list(record.options) or None,
+                "duration": duration,
+                "num_frames": facts and facts.num_frames,
+                "source_fps": facts and facts.fps,
+                "width": facts and facts.width,
+                "height": facts and facts.height,
+                "content": facts and facts.content,
+                "visual_tokens": tokens,
+                "annotated": json.dumps(record.extra, sort_keys=True, ensure_ascii=False) if record.extra else None,
+            },
+        }
+
+    def _target(self, uid: str) -> int | None:
+        if uid not in self.targets and self.split == "train":
+            raise Drop("no target ID")
+        return self.targets.get(uid)
+
+    def _video(self, video: Video, clip: Interval | None, duration: float) -> tuple[dict, int | None]:
+        """The entry of ``videos``, and how many visual tokens it costs if that is known."""
+        entry = {**dict.fromkeys(PLAN_KEYS), **self.template.videos, "video": video.path}
+        entry["rule"] = self.rule or entry["rule"] or "grid"
+        if clip is not None:
+            entry.update(video_start=clip[0], video_end=clip[1])
+        entry["fps"] = grid_rate(duration) if entry["rule"] == "grid" else 2.0
+        if video.facts is None:
+            return entry, None
+        try:
+            return entry, plan_of(entry, video.facts.info).num_tokens
+        except ValueError as error:
+            raise Drop(f"video too short or too long: {_without_numbers(str(error))}") from error
+
+
+def grid_rate(duration: float, max_frames: int = MAX_FRAMES) -> float:
+    """Frames per second of the exact grid: 2, or 2/k with the smallest whole k that keeps a long video in bounds."""
+    k = 1
+    while duration * 2 / k > max_frames:
+        k += 1
+    return 2 / k
+
+
+_ABILITIES = {
+    "interval": "temporal grounding",
+    "target": "spatio-temporal grounding",
+    "tube": "spatio-temporal grounding",
+    "options": "grounded question answering",
+}
+_NUMBERS = str.maketrans("", "", "0123456789")
+
+
+def _without_numbers(text: str) -> str:
+    return " ".join(text.partition(";")[0].translate(_NUMBERS).replace(" . ", " ").split())
+
+
+ROW_SCHEMA = pa.schema(
+    {
+        "data_source": pa.string(),
+        "prompt": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+        "videos": pa.list_(
+            pa.struct(
+                {
+                    "video": pa.string(),
+                    "rule": pa.string(),
+                    **dict.fromkeys(("fps", "video_start", "video_end"), pa.float64()),
+                    **dict.fromkeys(
+                        ("min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels"), pa.int64()
+                    ),
+                }
+            )
+        ),
+        "ability": pa.string(),
+        "reward_model": pa.struct(
+            {
+                "style": pa.string(),
+                "ground_truth": pa.struct(
+                    {
+                        "uid": pa.string(),
+                        "duration": pa.float64(),
+                        "start": pa.float64(),
+                        "end": pa.float64(),
+                        "intervals": pa.list_(pa.list_(pa.float64())),
+                        "object_id": pa.int64(),
+                        "first_frame": pa.int64(),
+                        "boxes": pa.list_(pa.list_(pa.float32())),
+                        "answer": pa.string(),
+                        "option": pa.string(),
+                    }
+                ),
+            }
+        ),
+        "extra_info": pa.struct(
+            {
+                **dict.fromkeys(("uid", "dataset", "split", "template", "annotation"), pa.string()),
+                "index": pa.int64(),
+                **dict.fromkeys(("query", "sentence"), pa.string()),
+                "options": pa.list_(pa.string()),
+                "duration": pa.float64(),
+                "num_frames": pa.int64(),
+                "source_fps": pa.float64(),
+                **dict.fromkeys(("width", "height"), pa.int64()),
+                "content": pa.string(),
+                "visual_tokens": pa.int64(),
+                "annotated": pa.string(),
+            }
+        ),
+    }
+)

@@ -1,0 +1,64 @@
+"""ReXTime: multiple-choice questions on cause and effect across time, each with the span that shows the answer."""
+
+from pathlib import Path
+
+from data_builders.read import json_items
+from data_builders.records import Entries, Problem, flaw, letters, once, record
+from data_builders.sets import AnnotationSet, Source
+
+
+def read(files: tuple[Path | None, ...], split: str) -> Entries:
+    """A JSON list of questions with ``span`` in seconds and the letter ``ans``.
+
+    Pitfalls: test is scored by a server, and what its ``span`` and ``ans`` hold is at best a placeholder, so both are
+    left out for this split; videos come from two collections, told apart by the length of the id (ActivityNet's has 13
+    characters) and kept in ``collection``; ``answer`` is a template ("From <s0> to <e0>, ...") and kept as it is in
+    ``answer_text``; 4 val spans end after the video and 2 are empty.
+    """
+    (path,) = files
+    yield from once(_questions(path, split))
+
+
+def _questions(path: Path, split: str) -> Entries:
+    known = split != "test"
+    required = ("qid", "vid", "question", "options", *(("span", "ans") if known else ()))
+    for number, entry in json_items(path):
+        if problem := flaw(entry, required):
+            yield Problem(f"entry {number}", problem)
+            continue
+        where = f"entry {number} ({entry['qid']})"
+        if known and entry["ans"] not in letters(entry["options"]):
+            yield Problem(where, f"ans: is not the letter of an option, found {entry['ans']!r:.60}")
+            continue
+        yield record(
+            where,
+            key=entry["qid"],
+            video=entry["vid"],
+            query=entry["question"],
+            intervals=(entry["span"],) if known else (),
+            duration=entry.get("duration"),
+            options=entry["options"],
+            answer=entry["ans"] if known else None,
+            extra={
+                "collection": "activitynet" if len(str(entry["vid"])) == 13 else "qvhighlights",
+                "answer_text": entry.get("answer"),
+                "category": entry.get("category"),
+                "source": entry.get("source"),
+            },
+        )
+
+
+SETS = (
+    AnnotationSet(
+        "rextime",
+        "ReXTime: training, 921 val and 2,143 test questions with four options on ActivityNet and QVHighlights videos",
+        "ReXTime project (ReXTime/ReXTime); also in yeliudev/VideoMind-Dataset; the truth of test is not public",
+        {
+            "train": (Source(("rextime_train.json",)),),
+            "val": (Source(("rextime_val.json",)),),
+            "test": (Source(("rextime_test_release.json",)),),
+        },
+        read,
+        "videochat_r1_gqa",
+    ),
+)

@@ -1,0 +1,164 @@
+"""One self-contained page of rows, because a wrong annotation is seen in a second and computed never.
+
+Each row is a time line with its interval, thumbnails with the target's box, the query, and what `data_builders.check`
+says about it; filters by set, split and problem. All markup stands in `show.html`.
+"""
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from data_builders import check
+from verl_stvg.video.build import root_of
+from verl_stvg.video.decode import VideoError, probe
+from verl_stvg.video.thumbnails import thumbnails
+
+PICTURES = 8
+SIDE = 200
+"""Longer side of a thumbnail, pixels."""
+PAGE_BYTES = 8_000_000
+"""JPEG bytes of the whole page; base64 makes a third more of it."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    file: Path
+    row: int
+
+
+def write(
+    files: list[Path],
+    out: Path,
+    video_root: Path | None = None,
+    limit: int = 100,
+    findings: Path | None = None,
+) -> int:
+    """Write the page and return how many rows are on it.
+
+    Rows with a problem come first, up to half of the limit; the rest is spread evenly over the files.
+
+    Args:
+        files: parquet files of rows.
+        out: the page.
+        video_root: see `verl_stvg.video.build.root_of`.
+        limit: of rows on the page.
+        findings: what `verl-stvg check --report` wrote, to be shown with the rows; without it only those problems are
+            shown that need no video.
+
+    Raises:
+        ValueError: a file that is missing or has no rows of ours.
+    """
+    problems: dict[_Place, list[str]] = defaultdict(list)
+    places: list[_Place] = []
+    for file in files:
+        for number, row in enumerate(check.rows_of(file)):
+            places.append(_Place(file, number))
+            problems[places[-1]] += [f"{problem}: {detail}" for _, problem, detail, _ in check.row_problems(row)]
+    for line in findings.read_text(encoding="utf-8").splitlines() if findings else ():
+        found = json.loads(line)
+        text = f"{found['problem']}: {found['detail']}"
+        place = _Place(Path(found["file"]), found["row"])
+        if text not in problems[place]:
+            problems[place].append(text)
+    chosen = _choose(places, problems, limit)
+    budget = PAGE_BYTES // max(1, len(chosen) * PICTURES)
+    cards = []
+    for file in files:
+        wanted = {place.row for place in chosen if place.file == file}
+        root = root_of(file.resolve(), video_root)
+        cards += [
+            _card(row, root, problems[_Place(file, number)], budget)
+            for number, row in enumerate(check.rows_of(file))
+            if number in wanted
+        ]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    kinds = Counter(text.partition(":")[0] for card in cards for text in card["problems"])
+    page = environment.get_template("show.html").render(
+        cards=cards,
+        total=len(places),
+        files=[str(file) for file in files],
+        sets=sorted({card["dataset"] for card in cards}),
+        splits=sorted({card["split"] for card in cards}),
+        kinds=sorted(kinds),
+        trouble=sum(bool(found) for found in problems.values()),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8", newline="\n")
+    return len(cards)
+
+
+def _choose(places: list[_Place], problems: dict[_Place, list[str]], limit: int) -> set[_Place]:
+    if len(places) <= limit:
+        return set(places)
+    chosen = set([place for place in places if problems[place]][: limit // 2])
+    rest = [place for place in places if place not in chosen]
+    free = limit - len(chosen)
+    return chosen | {rest[k * len(rest) // free] for k in range(free)}
+
+
+def _card(row: dict, root: Path, problems: list[str], budget: int) -> dict:
+    extra, truth = row["extra_info"], row["reward_model"]["ground_truth"]
+    video = row["videos"][0]
+    begin = video.get("video_start") or 0.0
+    duration = extra.get("duration") or truth.get("duration")
+    path, pictures, size = root / video["video"], [], (3, 2)
+    try:
+        info = probe(path)
+        duration = duration or info.duration
+        pictures, size = thumbnails(path, PICTURES, SIDE, budget, begin, begin + duration)
+        boxes = [_box(truth, round(one.time * info.fps), info) for one in pictures]
+    except VideoError as error:
+        problems = [*problems, f"video: {str(error).replace(str(path), video['video'])}"]
+        boxes = []
+    single = [[truth["start"], truth["end"]]] if truth.get("start") is not None else []
+    intervals = truth.get("intervals") or single
+    return {
+        "uid": extra["uid"],
+        "dataset": extra.get("dataset") or row["data_source"],
+        "split": extra["split"],
+        "template": extra.get("template") or "",
+        "query": extra.get("sentence") or extra["query"],
+        "options": extra.get("options") or [],
+        "answer": truth.get("answer") or "",
+        "target": truth.get("object_id"),
+        "video": video["video"],
+        "where": extra.get("annotation") or "",
+        "duration": duration,
+        "size": size,
+        "bars": [_bar(start, end, duration) for start, end in intervals] if duration else [],
+        "problems": problems,
+        "kinds": sorted({text.partition(":")[0] for text in problems}),
+        "pictures": [
+            {
+                "time": f"{one.time - begin:.1f}",
+                "source": one.source,
+                "box": box,
+                "inside": any(start <= one.time - begin <= end for start, end in intervals),
+            }
+            for one, box in zip(pictures, boxes, strict=True)
+        ],
+    }
+
+
+def _box(truth: dict, frame: int, info) -> dict | None:
+    """The target's box in a frame, in per cent of the picture."""
+    boxes, first = truth.get("boxes") or [], truth.get("first_frame") or 0
+    if not first <= frame < first + len(boxes):
+        return None
+    left, top, right, bottom = boxes[frame - first]
+    return {
+        "left": 100 * left / info.width,
+        "top": 100 * top / info.height,
+        "width": 100 * (right - left) / info.width,
+        "height": 100 * (bottom - top) / info.height,
+    }
+
+
+def _bar(start: float, end: float, duration: float) -> dict:
+    left, right = (100 * min(max(value / duration, 0.0), 1.0) for value in (start, end))
+    return {"left": left, "width": max(right - left, 0.4), "text": f"{start:.2f} to {end:.2f} s"}

@@ -1,0 +1,55 @@
+"""Small pictures of a video for pages to look at, each with its time."""
+
+import base64
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from verl_stvg.video.decode import probe, read_frames
+from verl_stvg.video.plan import SamplingPlan
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A picture: its time in the video, seconds, and a JPEG as data URI."""
+
+    time: float
+    source: str
+
+
+def thumbnails(
+    path: str | Path, count: int, side: int, budget: int, start: float = 0.0, end: float | None = None
+) -> tuple[list[Thumbnail], tuple[int, int]]:
+    """Frames in the middle of equal slices of a part of a video, and their (width, height).
+
+    Args:
+        path: of the video.
+        count: of pictures.
+        side: longest, pixels; smaller videos keep their size.
+        budget: bytes per picture; quality is lowered to keep it.
+        start: of the part, seconds.
+        end: of the part, seconds; None or later than the video's end: the video's end.
+
+    Raises:
+        VideoError: the video cannot be decoded.
+    """
+    info = probe(path)
+    scale = min(1.0, side / max(info.width, info.height))
+    width, height = max(1, round(info.width * scale)), max(1, round(info.height * scale))
+    length = min(info.duration if end is None else end, info.duration) - start
+    times = tuple(start + (k + 0.5) * length / count for k in range(count))
+    indices = tuple(min(int(time * info.fps + 0.5), info.num_frames - 1) for time in times)
+    plan = SamplingPlan(indices, times, height, width, count / length)
+    frames = read_frames(path, plan)
+    return [Thumbnail(time, _jpeg(image, budget)) for time, image in zip(times, frames, strict=True)], (width, height)
+
+
+def _jpeg(image: np.ndarray, budget: int) -> str:
+    """Data URI of an RGB image, in the best quality that fits into `budget` bytes, or in the least."""
+    for quality in (88, 80, 70, 55, 40, 25):
+        data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+        if len(data) <= budget:
+            break
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode("ascii")
