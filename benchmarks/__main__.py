@@ -17,6 +17,7 @@ from benchmarks import Row
 # name on the command line -> module with measure(options)
 MODULES = {
     "rewards": "benchmarks.rewards",
+    "build": "benchmarks.build",
     "cache": "benchmarks.cache",
     "markers": "benchmarks.markers",
     "data_plane": "benchmarks.data_plane",
