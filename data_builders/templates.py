@@ -110,7 +110,7 @@ _TEMPLATES = (
         "and about who it is, with the ID of the object. Then give the result inside <answer> </answer>, times in "
         "seconds with two decimals, in this form: Target ID: [ID], Time range: [start] to [end]. For example: "
         "<answer>Target ID: 3, Time range: 4.25 to 9.75</answer>",
-        "STVG-R1, section 1.8",
+        "STVG-R1",
         needs="target",
         videos=_STVG_PIXELS,
     ),
@@ -126,14 +126,14 @@ _TEMPLATES = (
         needs="tube",
         videos=_STVG_PIXELS,
     ),
-    Template("timezero", 1, "timezero", _MOMENT, "TimeZero, STVG-R1 section 6.2"),
-    Template("time_r1", 1, "time_r1", _MOMENT, "Time-R1, STVG-R1 section 6.2"),
+    Template("timezero", 1, "timezero", _MOMENT, "TimeZero"),
+    Template("time_r1", 1, "time_r1", _MOMENT, "Time-R1"),
     Template(
         "temporal_r1",
         1,
         "temporal_r1",
         'For the query "{query}", when does what it describes happen in the video?',
-        "Temporal-R1, sections 1.5 and 5.2",
+        "Temporal-R1",
         system=_JSON_SYSTEM,
         video_first=True,
         videos=_TEMPORAL_PIXELS,
@@ -156,7 +156,7 @@ _TEMPLATES = (
         "temporal_r1_mcq",
         'Answer this question about the video: "{query}". Options: {options}. Give the letter of the right one, for '
         'example: <answer>{"option": "B"}</answer>',
-        "Temporal-R1, section 2.3; ours, the authors' is not public",
+        "Temporal-R1; ours, the authors' is not public",
         needs="options",
         system=_JSON_SYSTEM,
         video_first=True,
@@ -169,25 +169,23 @@ _TEMPLATES = (
         'Answer this question about the video: "{query}". Options: {options}. Give the letter of the right one, and '
         "when the video shows it, in seconds, for example: "
         '<answer>{"option": "B", "start_time": "12.54", "end_time": "17.83"}</answer>',
-        "Temporal-R1, section 2.3; ours, the authors' is not public",
+        "Temporal-R1; ours, the authors' is not public",
         needs="options",
         system=_JSON_SYSTEM,
         video_first=True,
         videos=_TEMPORAL_PIXELS,
     ),
-    Template("videochat_r1", 1, "videochat_r1", _MOMENT, "VideoChat-R1, VideoTG-R1 section 4.1"),
-    Template(
-        "videochat_r1_gqa", 1, "videochat_r1_gqa", _GROUNDED, "VideoChat-R1, VideoTG-R1 section 4.2", needs="options"
-    ),
+    Template("videochat_r1", 1, "videochat_r1", _MOMENT, "VideoChat-R1"),
+    Template("videochat_r1_gqa", 1, "videochat_r1_gqa", _GROUNDED, "VideoChat-R1", needs="options"),
     Template(
         "videochat_r1_gqa_nothink",
         1,
         "videochat_r1_gqa_nothink",
         _GROUNDED_ONLY,
-        "VideoChat-R1, VideoTG-R1 section 4.2",
+        "VideoChat-R1",
         needs="options",
     ),
-    Template("videotg_r1", 1, "videotg_r1", _MOMENT, "VideoTG-R1, section 4.1", past_end="clip"),
+    Template("videotg_r1", 1, "videotg_r1", _MOMENT, "VideoTG-R1, inferred to be VideoChat-R1's", past_end="clip"),
     Template(
         "videotg_r1_nothink", 1, "videotg_r1_nothink", _MOMENT_ONLY, "VideoTG-R1 without reasoning", past_end="clip"
     ),

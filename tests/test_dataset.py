@@ -1,6 +1,7 @@
 """Rows to messages and frames: paths, plans, and one decode however many rollouts ask."""
 
 import asyncio
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
@@ -8,7 +9,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from data_builders import build
+from data_builders.sets import all_sets
 from data_builders.tiny_model import make_processor
+from tests.test_build import write_video
 from verl_stvg import dataset as module
 from verl_stvg.dataset import RowError, VideoGroundingDataset, frame_store, plan_of, read_video
 from verl_stvg.video.decode import VideoError, VideoInfo
@@ -47,6 +51,29 @@ def test_rows_keep_what_verl_and_the_reward_need(made, rows):
     part = row["raw_prompt"][0]["content"][-1]
     assert part["type"] == "video" and part["video"] == str(rows / source["videos"][0]["video"])
     assert "videos" not in row and module.ROOT_KEY not in row
+
+
+@pytest.mark.parametrize("rule", ["grid", "qwen_vl_utils"])
+def test_rows_of_an_annotation_set_are_read(tmp_path, rule):
+    """Root from the manifest, a part of a video, and as many visual tokens as the row says, in the real frame sizes."""
+    write_video(tmp_path / "clips/one.mp4", 12, size=(320, 240))
+    line = {"video": "one", "query": "It moves.", "start": 1.0, "end": 3.5, "clip": [2.0, 10.0]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(line) + "\n" + json.dumps({**line, "clip": None}) + "\n")
+    source = all_sets()["generic"]
+    build.build(build.Job(source, tmp_path, tmp_path / "deep/rows", tmp_path / "clips", template=None, rule=rule))
+    processor = make_processor()
+    processor.video_processor.size = {"shortest_edge": 3136, "longest_edge": 12845056}
+    config = OmegaConf.create({"max_prompt_length": 4096, "check_videos": "decode"})
+    config.video_cache = {"folder": str(tmp_path / "frames")}
+    made = VideoGroundingDataset(str(tmp_path / "deep/rows/train.parquet"), processor.tokenizer, config, processor)
+    for row, (start, frames) in zip(made, ((2.0, 16), (0.0, 24)), strict=True):
+        _, [(found, metadata)], _ = asyncio.run(made.process_multi_modal_info(row["raw_prompt"], 14, config))
+        tensor = found.tensor()
+        assert len(tensor) == metadata["total_num_frames"] == frames and found.plan.timestamps[0] == start
+        assert found.plan.num_tokens == row["extra_info"]["visual_tokens"]
+        options = {"video_metadata": [metadata], "do_sample_frames": False, "return_tensors": "pt"}
+        grid = processor.video_processor(videos=[tensor], **options)["video_grid_thw"]
+        assert tuple(grid[0].tolist()) == found.plan.grid_thw
 
 
 def test_one_decode_however_many_ask(rows, tmp_path):
