@@ -96,7 +96,7 @@ class Tracks:
         return {track.object_id: track.masks[frame] for track in self.tracks if frame in track.masks}
 
     def boxes(self, frame: int) -> dict[int, tuple[int, int, int, int]]:
-        """Boxes of a frame by object ID: x and y of the first and last pixel, both included."""
+        """Boxes of a frame by object ID: xyxy, pixels, up to the far edge of the last pixel."""
         found = {object_id: rle_box(mask) for object_id, mask in self.at(frame).items()}
         return {object_id: box for object_id, box in found.items() if box is not None}
 

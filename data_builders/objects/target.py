@@ -1,0 +1,217 @@
+"""Which number is the target: an annotated tube, or masks, matched with tracked objects.
+
+STVG-R1 lets every frame of the annotated tube vote for the object whose box overlaps most, and takes the winner however
+narrowly it won. Its file is one frame late, because HC-STVG counts frames from 1. Here frames are right, and share,
+overlap and fragments of the target are recorded, so that doubtful targets can be seen and, if wanted, left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pycocotools import mask as coco
+
+from data_builders.objects.tracks import Track, Tracks
+from verl_stvg.video.markers import RLE, rle_area
+
+Box = Sequence[float]
+
+
+@dataclass(frozen=True)
+class Match:
+    """The object that an annotated tube is about.
+
+    Attributes:
+        object_id: the winner.
+        share: of the tube's frames that voted for it.
+        mean_iou: of its box with the annotated one, over the tube's frames, 0 where it is not seen.
+        votes: by object ID, in the order of the first vote.
+        fragments: runs of frames of the tube that voted for one object: (object ID, first, last), zero-based.
+    """
+
+    object_id: int
+    share: float
+    mean_iou: float
+    votes: Mapping[int, int]
+    fragments: tuple[tuple[int, int, int], ...]
+
+
+def match_tube(
+    tracks: Tracks,
+    first_frame: int,
+    boxes: Sequence[Box],
+    min_share: float = 0.0,
+    min_iou: float = 0.0,
+    faithful: bool = False,
+) -> Match | None:
+    """The object that most frames of an annotated tube overlap best; None if none overlaps any, or under a threshold.
+
+    The first of equally good objects of a frame gets its vote, and of equally many votes the object that had one first
+    (STVG-R1, ``preprocess/trainjson.py``).
+
+    Args:
+        tracks: of the video; those that are displayed, if the model is to see them.
+        first_frame: zero-based, of the tube.
+        boxes: xyxy, of consecutive frames.
+        min_share: least share of the winner; the paper has no threshold.
+        min_iou: least mean IoU of the winner; the paper has no threshold.
+        faithful: as released: one frame late, and with a pixel added to every width and height.
+    """
+    overlaps = []
+    for k, box in enumerate(boxes):
+        found = tracks.boxes(first_frame + k + faithful)
+        overlaps.append({number: tube_iou(box, other, faithful) for number, other in found.items()})
+    voted = [max(ious, key=ious.get) if ious and max(ious.values()) > 0 else None for ious in overlaps]
+    votes: dict[int, int] = {}
+    for number in voted:
+        if number is not None:
+            votes[number] = votes.get(number, 0) + 1
+    if not votes:
+        return None
+    winner = max(votes, key=votes.get)
+    share = votes[winner] / len(boxes)
+    mean_iou = sum(ious.get(winner, 0.0) for ious in overlaps) / len(boxes)
+    if share < min_share or mean_iou < min_iou:
+        return None
+    return Match(winner, share, mean_iou, votes, tuple(_runs(voted, first_frame)))
+
+
+def tube_iou(annotated: Box, found: Box, faithful: bool = False) -> float:
+    """IoU of an annotated box with an object's, both xyxy with continuous corners.
+
+    Args:
+        annotated: as the set says it.
+        found: of `Tracks.boxes`.
+        faithful: STVG-R1's way: the object's last pixel instead of its far edge, and 1 added to all widths and heights.
+    """
+    add = int(faithful)
+    x1, y1, x2, y2 = found[0], found[1], found[2] - add, found[3] - add
+    width = min(annotated[2], x2) - max(annotated[0], x1) + add
+    height = min(annotated[3], y2) - max(annotated[1], y1) + add
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(b[2] - b[0] + add) * (b[3] - b[1] + add) for b in (annotated, (x1, y1, x2, y2))]
+    return width * height / (sum(areas) - width * height)
+
+
+def match_masks(
+    tracks: Tracks, masks: Sequence[RLE | None], first_frame: int = 0, share: float = 0.5
+) -> dict[int, float]:
+    """The objects that annotated masks are about, which may be several: those that lie within them. By ID, their share.
+
+    Args:
+        tracks: of the video.
+        masks: of consecutive frames, of all targets together (MeViS); None where there is none.
+        first_frame: zero-based, of the masks.
+        share: least part of an object's pixels, over all its frames, that lies within the masks. Ours.
+    """
+    found = {}
+    for track in tracks.tracks:
+        inside = sum(
+            _common(mask, masks[frame - first_frame])
+            for frame, mask in track.masks.items()
+            if 0 <= frame - first_frame < len(masks) and masks[frame - first_frame] is not None
+        )
+        part = inside / sum(map(rle_area, track.masks.values()))
+        if part >= share and part > 0:
+            found[track.object_id] = part
+    return found
+
+
+def size_filter(tracks: Tracks, ratio: float = 1 / 3, per_label: bool = False, hysteresis: float = 0.0) -> Tracks:
+    """Hide objects in frames in which they are small beside the largest one.
+
+    STVG-R1 keeps an object of a frame if it has at least a third of the largest one's pixels, whatever their classes;
+    its paper says per class. Sizes that change around the limit make numbers flicker.
+
+    Args:
+        tracks: of the video.
+        ratio: of the largest object's pixels.
+        per_label: beside the largest object of the same class only.
+        hysteresis: 0 to 1; an object that is shown stays until it falls below ``ratio * (1 - hysteresis)``.
+
+    Returns:
+        the tracks without the hidden masks; objects that are never shown are left out.
+    """
+    areas = [
+        {number: rle_area(mask) for number, mask in tracks.at(frame).items()} for frame in range(tracks.num_frames)
+    ]
+    labels = {track.object_id: track.label if per_label else None for track in tracks.tracks}
+    shown: list[set[int]] = []
+    for found in areas:
+        largest: dict[str | None, int] = {}
+        for number, area in found.items():
+            largest[labels[number]] = max(area, largest.get(labels[number], 0))
+        before = shown[-1] if shown else set()
+        limits = {number: ratio * (1 - hysteresis) if number in before else ratio for number in found}
+        shown.append({n for n, area in found.items() if area >= limits[n] * largest[labels[n]] - 1e-9})
+    kept = []
+    for track in tracks.tracks:
+        masks = {frame: mask for frame, mask in track.masks.items() if track.object_id in shown[frame]}
+        if masks:
+            kept.append(Track(track.object_id, track.label, track.score, masks))
+    filtered = {"ratio": ratio, "per_label": per_label, "hysteresis": hysteresis}
+    return Tracks(
+        tracks.height, tracks.width, tracks.num_frames, tracks.fps, tuple(kept), {**tracks.made_by, "filter": filtered}
+    )
+
+
+def tube_of(tracks: Tracks, object_id: int, first: int, last: int, repair: bool = False) -> dict[int, tuple[int, ...]]:
+    """Boxes of an object by frame, xyxy: from its ID back to a tube.
+
+    Args:
+        tracks: of the video; unfiltered, so that an object keeps its tube where its number was hidden.
+        object_id: as the model answered; there need not be such an object.
+        first: zero-based frame.
+        last: zero-based frame, included.
+        repair: where the object is not seen, take what STVG-R1's evaluation takes: of the frame's objects the one that
+            overlaps the last box most, else the largest; in a frame without objects the last box; before it is first
+            seen, by the nearest frame in which it is; and the largest object of each frame if it never is. Without,
+            frames in which it is not seen are left out.
+    """
+    by_frame = {frame: tracks.boxes(frame) for frame in range(first, last + 1)}
+    own = {frame: boxes[object_id] for frame, boxes in by_frame.items() if object_id in boxes}
+    if not repair:
+        return own
+    tube: dict[int, tuple[int, ...]] = {}
+    current = seen = None
+    for frame, boxes in by_frame.items():
+        if frame in own:
+            tube[frame] = current = seen = own[frame]
+        elif current is not None:
+            tube[frame] = _nearest(current, boxes) or _largest(boxes) or seen or current
+        elif own:
+            reference = own[min(own, key=lambda other: abs(other - frame))]
+            tube[frame] = current = _nearest(reference, boxes) or reference
+        elif boxes:
+            tube[frame] = _largest(boxes)
+    return tube
+
+
+def _nearest(reference: tuple[int, ...], boxes: Mapping[int, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The box that overlaps a reference most; None if none does."""
+    ious = {number: tube_iou(reference, box) for number, box in boxes.items()}
+    best = max(ious, key=ious.get, default=None)
+    return boxes[best] if best is not None and ious[best] > 0 else None
+
+
+def _largest(boxes: Mapping[int, tuple[int, ...]]) -> tuple[int, ...] | None:
+    return max(boxes.values(), key=lambda box: (box[2] - box[0]) * (box[3] - box[1]), default=None)
+
+
+def _common(a: RLE, b: RLE) -> int:
+    """Pixels that two masks share."""
+    return int(coco.area(coco.merge([_encoded(a), _encoded(b)], intersect=True)))
+
+
+def _encoded(mask: RLE) -> dict:
+    counts = mask["counts"]
+    return {"size": list(mask["size"]), "counts": counts.encode() if isinstance(counts, str) else counts}
+
+
+def _runs(voted: Sequence[int | None], first_frame: int):
+    start = 0
+    for k in range(1, len(voted) + 1):
+        if k == len(voted) or voted[k] != voted[start]:
+            if voted[start] is not None:
+                yield voted[start], first_frame + start, first_frame + k - 1
+            start = k
