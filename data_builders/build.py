@@ -49,7 +49,9 @@ class Job:
         template: of the prompts.
         rule: of frame sampling; None is the template's paper.
         policies: see `Policies`.
-        targets: JSON lines with uid and object_id, for templates that ask who.
+        targets: JSON lines with uid and object_id (or object_ids), for templates that ask who.
+        tracks: folder of track files whose IDs are drawn on the frames.
+        marker_style: of `verl_stvg.video.markers`; None is STVG-R1's.
         probe: look into every video.
         workers: see `verl_stvg.parallel.work`.
         on_ray: see `verl_stvg.parallel.work`.
@@ -64,6 +66,8 @@ class Job:
     rule: str | None = None
     policies: Policies = field(default_factory=Policies)
     targets: Path | None = None
+    tracks: Path | None = None
+    marker_style: str | None = None
     probe: bool = True
     workers: int = 1
     on_ray: bool = False
@@ -95,7 +99,9 @@ def build(job: Job, progress: Callable[[str, int, int], None] = lambda *_: None)
     work.mkdir(parents=True, exist_ok=True)
     videos, unusable = _look_into(job, names, work / "videos.jsonl", progress)
     for split, paths in files.items():
-        maker = RowMaker(job.source.name, split, template, job.policies, job.rule, targets)
+        maker = RowMaker(
+            job.source.name, split, template, job.policies, job.rule, targets, _tracks(job), job.marker_style
+        )
         path = work / f"{split}.parquet"
         counts = _write(path, maker, once(job.source.read(paths, split)), videos, progress)
         manifest["splits"][split].update(counts, sha256=_sha256(path))
@@ -115,11 +121,13 @@ def _check(job: Job, template: Template) -> None:
     for name, choices in {**CHOICES, "rule": RULES}.items():
         if chosen[name] is not None and chosen[name] not in choices:
             raise ValueError(f"{name}={chosen[name]!r} is unknown; choose one of {', '.join(choices)}")
-    if template.needs == "target" and job.targets is None:
+    if template.needs in ("target", "targets") and job.targets is None:
         raise ValueError(
             f"template {template.name} asks for the ID of an object, which annotations do not have; give --targets, or "
             "choose another template: stvg_boxes asks for boxes, time_r1 for times only"
         )
+    if job.tracks and not job.videos:
+        raise ValueError("--tracks are drawn on videos: give --videos")
     if job.policies.duration_from == "file" and not (job.videos and job.probe):
         raise ValueError("duration_from=file needs the files: give --videos, and leave out --no-probe")
 
@@ -157,15 +165,24 @@ def _files(job: Job, split: str) -> tuple[Path | None, ...]:
     return tuple(paths)
 
 
-def _targets(path: Path) -> dict[str, int]:
-    found = {}
+def _targets(path: Path) -> dict[str, dict]:
+    found: dict[str, dict] = {}
     for number, line in json_lines(path):
-        uid, target = line.get("uid"), line.get("object_id")
-        if not isinstance(uid, str) or type(target) is not int or target < 0:
-            raise AnnotationError(f"{path}: line {number} lacks uid (text) or object_id (integer, not negative)")
+        uid, one, many = line.get("uid"), line.get("object_id"), line.get("object_ids")
+        ids = many if isinstance(many, list) else [one]
+        if not isinstance(uid, str) or not ids or any(type(i) is not int or i < 0 for i in ids):
+            raise AnnotationError(
+                f"{path}: line {number} lacks uid (text), or object_id (integer, not negative; or object_ids, a list)"
+            )
+        target = {"object_id": one, "object_ids": ids, "visible": line.get("visible")}
         if found.setdefault(uid, target) != target:
-            raise AnnotationError(f"{path}: line {number}: {uid} has two targets, {found[uid]} and {target}")
+            raise AnnotationError(f"{path}: line {number}: {uid} has two targets; remove one")
     return found
+
+
+def _tracks(job: Job) -> tuple[Path, str] | None:
+    """The folder of track files, as it is and relative to the root of the videos."""
+    return (job.tracks, Path(os.path.relpath(job.tracks, job.videos)).as_posix()) if job.tracks else None
 
 
 # --- first pass: entries and videos -----------------------------------------------------------------------------------
@@ -292,6 +309,8 @@ def _manifest(job: Job, template: Template, files: dict[str, tuple[Path | None, 
         "video_root": os.path.relpath(job.videos, job.out) if job.videos else None,
         "probed": bool(job.videos and job.probe),
         "targets": _sha256(job.targets) if job.targets else None,
+        "tracks": _tracks(job)[1] if job.tracks else None,
+        "marker_style": job.marker_style,
         "versions": {"verl_stvg": version("verl-stvg"), "pyarrow": pa.__version__, "python": platform.python_version()},
         "splits": {
             split: {"annotations": {p.name: _sha256(p) for p in (*paths, *job.source.named(paths)) if p is not None}}

@@ -22,7 +22,7 @@ from data_builders.templates import perfect_answer
 from data_builders.videos import Facts
 from verl_stvg.parallel import work
 from verl_stvg.reward import find_recipe
-from verl_stvg.video.build import plan_of, root_of
+from verl_stvg.video.build import located, plan_of, root_of
 from verl_stvg.video.cache import hash_file
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.decode import VideoInfo
@@ -172,7 +172,8 @@ def row_problems(row: dict) -> Iterator[tuple]:
         yield uid, "ground truth", str(error), True
         return
     best = sum(weight for _, weight in recipe.parts.values())
-    score = recipe.score(perfect_answer(recipe.name, truth), truth)
+    possible = _from_zero(truth)
+    score = recipe.score(perfect_answer(recipe.name, possible), possible)
     if score["score"] < best * (1 - _ENOUGH):
         parts = ", ".join(f"{name} {score[name]:.3f}" for name in recipe.parts)
         yield uid, "reward", f"a perfect answer earns {score['score']:.3f} of {best:g} ({parts})", True
@@ -182,6 +183,13 @@ def row_problems(row: dict) -> Iterator[tuple]:
             yield uid, "past the stated end", over, False
         if start < 0:
             yield uid, "before the start", f"begins at {start:.2f} s", False
+
+
+def _from_zero(truth: dict) -> dict:
+    """The ground truth as far as an answer can say it: no answer names a time before the start."""
+    spans = [[max(0.0, time) for time in span] for span in truth.get("intervals") or ()]
+    times = {name: max(0.0, truth[name]) for name in ("start", "end") if name in truth}
+    return truth | times | ({"intervals": spans} if spans else {})
 
 
 def _remember(row: dict, file: int, position: int, root: Path) -> _Seen:
@@ -200,7 +208,7 @@ def _remember(row: dict, file: int, position: int, root: Path) -> _Seen:
         _digest(target),
         _is_evaluation(row),
         max(ends, default=None),
-        tuple(sorted((key, value) for key, value in video.items() if key != "video" and value is not None)),
+        tuple(sorted((key, value) for key, value in located(video, root).items() if key != "video")),
     )
 
 

@@ -5,6 +5,7 @@ Everything that decides about a row is here; where records come from and where r
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,8 +13,9 @@ import pyarrow as pa
 from data_builders.records import Interval, Record
 from data_builders.templates import Template, normalise
 from data_builders.videos import Facts
-from verl_stvg.video.build import PLAN_KEYS, plan_of
+from verl_stvg.video.build import MARK_KEYS, PLAN_KEYS, plan_of
 from verl_stvg.video.plan import MAX_FRAMES
+from verl_stvg.video.tracks import track_name
 
 CHOICES = {
     "reversed_intervals": ("drop", "swap", "keep"),
@@ -72,7 +74,9 @@ class RowMaker:
         template: of the prompts.
         policies: for training.
         rule: of frame sampling; None is the template's.
-        targets: object ID by uid.
+        targets: what is known of the target by uid: ``object_id`` or ``object_ids``, ``visible``.
+        tracks: folder of the track files whose IDs are drawn, as it is and relative to the video root.
+        marker_style: of the drawing.
     """
 
     dataset: str
@@ -80,7 +84,9 @@ class RowMaker:
     template: Template
     policies: Policies = field(default_factory=Policies)
     rule: str | None = None
-    targets: dict[str, int] = field(default_factory=dict)
+    targets: dict[str, dict] = field(default_factory=dict)
+    tracks: tuple[Path, str] | None = None
+    marker_style: str | None = None
 
     def rows(self, record: Record, video: Video) -> list[dict]:
         """The rows of a record, without their index: one, or with ``several_intervals=split`` one per interval.
@@ -180,8 +186,8 @@ class RowMaker:
         }
         if intervals:
             truth.update(start=intervals[0][0], end=intervals[0][1])
-        if self.template.needs == "target":
-            truth["object_id"] = self._target(f"{self.dataset}/{self.split}/{record.key}")
+        if self.template.needs in ("target", "targets"):
+            truth.update(self._target(f"{self.dataset}/{self.split}/{record.key}"))
         if record.tube and (self.template.needs == "tube" or self.split != "train"):
             truth.update(first_frame=record.tube.first_frame, boxes=[list(box) for box in record.tube.boxes])
         if record.answer:
@@ -213,22 +219,29 @@ class RowMaker:
             },
         }
 
-    def _target(self, uid: str) -> int | None:
-        if uid not in self.targets and self.split == "train":
+    def _target(self, uid: str) -> dict:
+        found = self.targets.get(uid, {})
+        wanted = "object_id" if self.template.needs == "target" else "object_ids"
+        if found.get(wanted) is None and self.split == "train":
             raise Drop("no target ID")
-        return self.targets.get(uid)
+        return {key: found[key] for key in (wanted, "visible") if found.get(key) is not None}
 
     def _video(self, video: Video, clip: Interval | None, duration: float) -> tuple[dict, int | None]:
         """The entry of ``videos``, and how many visual tokens it costs if that is known."""
-        entry = {**dict.fromkeys(PLAN_KEYS), **self.template.videos, "video": video.path}
+        entry: dict[str, Any] = {**dict.fromkeys((*PLAN_KEYS, *MARK_KEYS)), **self.template.videos, "video": video.path}
         entry["rule"] = self.rule or entry["rule"] or "grid"
+        if self.tracks is not None:
+            name = track_name(video.path)
+            if not (self.tracks[0] / name).is_file():
+                raise Drop("no track file")
+            entry.update(tracks=f"{self.tracks[1]}/{name}", marker_style=self.marker_style)
         if clip is not None:
             entry.update(video_start=clip[0], video_end=clip[1])
         entry["fps"] = grid_rate(duration) if entry["rule"] == "grid" else 2.0
         if video.facts is None:
             return entry, None
         try:
-            return entry, plan_of(entry, video.facts.info).num_tokens
+            return entry, plan_of({**entry, "tracks": None}, video.facts.info).num_tokens
         except ValueError as error:
             raise Drop(f"video too short or too long: {_without_numbers(str(error))}") from error
 
@@ -244,6 +257,7 @@ def grid_rate(duration: float, max_frames: int = MAX_FRAMES) -> float:
 _ABILITIES = {
     "interval": "temporal grounding",
     "target": "spatio-temporal grounding",
+    "targets": "spatio-temporal grounding",
     "tube": "spatio-temporal grounding",
     "options": "grounded question answering",
 }
@@ -262,7 +276,7 @@ ROW_SCHEMA = pa.schema(
             pa.struct(
                 {
                     "video": pa.string(),
-                    "rule": pa.string(),
+                    **dict.fromkeys(("rule", "tracks", "marker_style"), pa.string()),
                     **dict.fromkeys(("fps", "video_start", "video_end"), pa.float64()),
                     **dict.fromkeys(
                         ("min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels"), pa.int64()
@@ -282,6 +296,8 @@ ROW_SCHEMA = pa.schema(
                         "end": pa.float64(),
                         "intervals": pa.list_(pa.list_(pa.float64())),
                         "object_id": pa.int64(),
+                        "object_ids": pa.list_(pa.int64()),
+                        "visible": pa.list_(pa.list_(pa.float64())),
                         "first_frame": pa.int64(),
                         "boxes": pa.list_(pa.list_(pa.float32())),
                         "answer": pa.string(),

@@ -51,6 +51,7 @@ def write(
     Raises:
         ValueError: a file that is missing or has no rows of ours.
     """
+    names, files = [str(file) for file in files], [file.resolve() for file in files]  # `check` may have said another
     problems: dict[_Place, list[str]] = defaultdict(list)
     places: list[_Place] = []
     for file in files:
@@ -60,15 +61,15 @@ def write(
     for line in findings.read_text(encoding="utf-8").splitlines() if findings else ():
         found = json.loads(line)
         text = f"{found['problem']}: {found['detail']}"
-        place = _Place(Path(found["file"]), found["row"])
-        if text not in problems[place]:
+        place = _Place(Path(found["file"]).resolve(), found["row"])
+        if place in problems and text not in problems[place]:
             problems[place].append(text)
     chosen = _choose(places, problems, limit)
     budget = PAGE_BYTES // max(1, len(chosen) * PICTURES)
     cards = []
     for file in files:
         wanted = {place.row for place in chosen if place.file == file}
-        root = root_of(file.resolve(), video_root)
+        root = root_of(file, video_root)
         cards += [
             _card(row, root, problems[_Place(file, number)], budget)
             for number, row in enumerate(check.rows_of(file))
@@ -81,7 +82,7 @@ def write(
     page = environment.get_template("show.html").render(
         cards=cards,
         total=len(places),
-        files=[str(file) for file in files],
+        files=names,
         sets=sorted({card["dataset"] for card in cards}),
         splits=sorted({card["split"] for card in cards}),
         kinds=sorted(kinds),
@@ -146,11 +147,13 @@ def _card(row: dict, root: Path, problems: list[str], budget: int) -> dict:
 
 
 def _box(truth: dict, frame: int, info) -> dict | None:
-    """The target's box in a frame, in per cent of the picture."""
+    """The target's box in a frame, in per cent of the picture and cut at its border."""
     boxes, first = truth.get("boxes") or [], truth.get("first_frame") or 0
     if not first <= frame < first + len(boxes):
         return None
     left, top, right, bottom = boxes[frame - first]
+    left, right = (min(max(x, 0), info.width) for x in (left, right))
+    top, bottom = (min(max(y, 0), info.height) for y in (top, bottom))
     return {
         "left": 100 * left / info.width,
         "top": 100 * top / info.height,

@@ -32,7 +32,8 @@ class Template:
         recipe: reward that reads the answers, of `reward_fns`.
         text: of the user's turn, with ``{query}`` and, for questions, ``{options}``.
         paper: whose contract it keeps.
-        needs: what a record must have: ``interval``, ``target`` (an object ID), ``tube`` or ``options``.
+        needs: what a record must have: ``interval``, ``target`` (an object ID), ``targets`` (one or more), ``tube`` or
+            ``options``.
         system: text of the system's turn; None leaves it to the chat template.
         video_first: whether the video stands before the text.
         videos: how frames are sampled, keys of `verl_stvg.video.plan.plan_video`.
@@ -112,6 +113,20 @@ _TEMPLATES = (
         "<answer>Target ID: 3, Time range: 4.25 to 9.75</answer>",
         "STVG-R1",
         needs="target",
+        videos=_STVG_PIXELS,
+    ),
+    Template(
+        "stvg_r1_multi",
+        1,
+        "stvg_r1_multi",
+        "Every object in this video carries a red number at its centre; the number is the ID of the object. The video "
+        'comes with this event: "{query}". Do two things. 1. Find the exact period of time in which the event happens. '
+        "2. Find the IDs of all objects that the event is about. "
+        f"{_THINK}: about when it happens, and about who it is, with the IDs. Then give the result inside "
+        "<answer> </answer>, times in seconds with two decimals. For example: "
+        "<answer>Target ID: 3 and 7, Time range: 4.25 to 9.75</answer>",
+        "ours, after STVG-R1, for several objects",
+        needs="targets",
         videos=_STVG_PIXELS,
     ),
     Template(

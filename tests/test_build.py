@@ -339,9 +339,16 @@ def test_a_part_of_a_video_has_its_own_clock():
 def test_targets_and_tubes():
     tube = {"first_frame": 3, "boxes": ((0.0, 0.0, 10.0, 20.0), (1.0, 0.0, 11.0, 20.0))}
     with_tube = record(tube=tube)
-    [found] = maker("stvg_r1", targets={"set/train/k": 4}).rows(with_tube, row.Video("v.mp4"))
+    [found] = maker("stvg_r1", targets={"set/train/k": {"object_id": 4, "visible": [[0.0, 2.0]]}}).rows(
+        with_tube, row.Video("v.mp4")
+    )
     truth = found["reward_model"]["ground_truth"]
-    assert truth["object_id"] == 4 and "boxes" not in truth and found["data_source"] == "stvg_r1/set"
+    assert (
+        truth["object_id"] == 4
+        and truth["visible"] == [[0.0, 2.0]]
+        and "boxes" not in truth
+        and found["data_source"] == "stvg_r1/set"
+    )
     with pytest.raises(row.Drop, match="no target ID"):
         maker("stvg_r1").rows(with_tube, row.Video("v.mp4"))
     [found] = maker("stvg_boxes").rows(with_tube, row.Video("v.mp4"))
@@ -349,6 +356,41 @@ def test_targets_and_tubes():
     assert (truth["first_frame"], truth["boxes"]) == (3, [[0.0, 0.0, 10.0, 20.0], [1.0, 0.0, 11.0, 20.0]])
     with pytest.raises(row.Drop, match="needs a tube"):
         maker("stvg_boxes").rows(record(), row.Video("v.mp4"))
+
+
+def test_several_targets():
+    known = {"set/train/k": {"object_ids": [4, 7]}}
+    [found] = maker("stvg_r1_multi", targets=known).rows(record(), row.Video("v.mp4"))
+    assert found["reward_model"]["ground_truth"]["object_ids"] == [4, 7]
+    with pytest.raises(row.Drop, match="no target ID"):
+        maker("stvg_r1_multi").rows(record(), row.Video("v.mp4"))
+
+
+def test_rows_name_the_track_file_of_their_video(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/v.tracks.json.gz").touch()
+    here = maker("time_r1", tracks=(tmp_path, "../tracks"), marker_style="centred")
+    [found] = here.rows(record(), row.Video("a/v.mkv"))
+    assert found["videos"][0]["tracks"] == "../tracks/a/v.tracks.json.gz"
+    assert found["videos"][0]["marker_style"] == "centred"
+    with pytest.raises(row.Drop, match="no track file"):
+        here.rows(record(), row.Video("b/v.mkv"))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"uid": "a"}', "line 1 lacks uid"),
+        ('{"uid": "a", "object_id": -1}', "line 1 lacks uid"),
+        ('{"uid": "a", "object_ids": []}', "line 1 lacks uid"),
+        ('{"uid": "a", "object_id": 1}\n{"uid": "a", "object_id": 2}', "line 2: a has two targets"),
+    ],
+)
+def test_targets_that_cannot_be_right(line, said, annotations, videos, tmp_path):
+    (tmp_path / "targets.jsonl").write_text(line + "\n")
+    command = ["build", "charades_sta", "--annotations", annotations, "--videos", videos, "--template", "stvg_r1"]
+    status, message = run(*command, "--targets", tmp_path / "targets.jsonl", "--out", tmp_path / "out")
+    assert status == 2 and said in message
 
 
 def test_grid_rate_keeps_whole_seconds_per_unit():

@@ -1,5 +1,8 @@
 """Object IDs on frames: STVG-R1's look to the pixel, and masks measured from their runs as from their pixels."""
 
+import shutil
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -8,7 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco
 
+from tests.test_decode import write_counting_video
+from verl_stvg.video.build import located, plan_of
+from verl_stvg.video.decode import VideoError, probe, read_frames
 from verl_stvg.video.markers import STYLES, MarkerStyle, draw_ids, rle_area, rle_box, rle_centre
+from verl_stvg.video.store import FrameStore
+from verl_stvg.video.tracks import Track, Tracks, save
 
 HEIGHT, WIDTH = 720, 1280
 
@@ -331,3 +339,75 @@ def test_refused_objects_leave_the_frame_alone(objects, style, error, word):
 def test_what_cannot_be_drawn_on_is_refused(frame):
     with pytest.raises(TypeError, match="frame"):
         draw_ids(frame, {1: dot(600, 300)})
+
+
+# --- on the way to the model
+
+
+def rows_with_numbers(folder: Path) -> tuple[dict, Tracks]:
+    """A row's video entry, whose track file says where objects 3 and 12 are in frames 10 to 29 of 60."""
+    write_counting_video(folder / "a.mp4", 60, 15, size=112)
+    square = np.zeros((112, 112), np.uint8, order="F")
+    masks = {}
+    for number, left in ((3, 10), (12, 60)):
+        square[:] = 0
+        square[40:70, left : left + 30] = 1
+        found = coco.encode(square)
+        masks[number] = {"size": [112, 112], "counts": found["counts"].decode()}
+    made = tuple(Track(number, None, None, dict.fromkeys(range(10, 30), mask)) for number, mask in masks.items())
+    tracks = Tracks(112, 112, 60, 15.0, made)
+    save(tracks, folder / "a.tracks.json.gz")
+    entry = {"video": "a.mp4", "tracks": "a.tracks.json.gz", "min_pixels": 56 * 56, "max_pixels": 56 * 56}
+    return located(entry, folder), tracks
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+@pytest.mark.parametrize("style", ["stvg_r1", "centred"])
+def test_numbers_are_drawn_at_native_size_before_the_resize(tmp_path, decoder, style):
+    if decoder != "pyav":
+        pytest.importorskip(decoder)
+    entry, tracks = rows_with_numbers(tmp_path)
+    info = probe(entry["video"])
+    plain = {key: value for key, value in entry.items() if key != "tracks"}
+    native = plan_of(plain | {"min_pixels": 112 * 112, "max_pixels": 112 * 112}, info)
+    plan = plan_of(entry | {"marker_style": style}, info)
+    assert plan.marks[0] == str(tmp_path / "a.tracks.json.gz") and native.frame_indices == plan.frame_indices
+    expected = []
+    for index, frame in zip(native.frame_indices, read_frames(entry["video"], native, decoder=decoder), strict=True):
+        draw_ids(frame, tracks.at(index), style)
+        expected.append(cv2.resize(frame, (56, 56), interpolation=cv2.INTER_AREA))
+    found = read_frames(entry["video"], plan, decoder=decoder)
+    np.testing.assert_array_equal(found, expected)
+    numbered = [k for k, index in enumerate(plan.frame_indices) if 10 <= index < 30]
+    red = (found[..., 0].astype(int) - found[..., 1] > 60).any(axis=(1, 2))
+    assert red.nonzero()[0].tolist() == numbered
+
+
+def test_frames_with_other_numbers_have_another_place_in_the_cache(tmp_path):
+    entry, tracks = rows_with_numbers(tmp_path)
+    store, info = FrameStore(str(tmp_path / "cache")), probe(entry["video"])
+    first = store.frames(entry["video"], plan_of(entry, info))
+    (tmp_path / "moved").mkdir()
+    moved = {**entry, "tracks": str(tmp_path / "moved/b.tracks.json.gz")}
+    shutil.copy(entry["tracks"], moved["tracks"])
+    np.testing.assert_array_equal(store.frames(entry["video"], plan_of(moved, info)), first)
+    assert store.cache.decodes == 1  # the same numbers in a file of another name
+    save(Tracks(112, 112, 60, 15.0, tracks.tracks[:1]), Path(entry["tracks"]))
+    assert (store.frames(entry["video"], plan_of(entry, info)) != first).any() and store.cache.decodes == 2
+    del entry["tracks"]
+    assert (store.frames(entry["video"], plan_of(entry, info)) != first).any() and store.cache.decodes == 3
+
+
+def test_track_files_that_do_not_fit_are_named(tmp_path):
+    entry, tracks = rows_with_numbers(tmp_path)
+    info = probe(entry["video"])
+    with pytest.raises(ValueError, match="b.json.gz: no such track file"):
+        plan_of({**entry, "tracks": str(tmp_path / "b.json.gz")}, info)
+    with pytest.raises(ValueError, match="marker_style 'loud' is unknown; choose one of"):
+        plan_of({**entry, "marker_style": "loud"}, info)
+    other = write_counting_video(tmp_path / "other.mp4", 60, 15, size=56)
+    with pytest.raises(VideoError, match="frames of 56x56, and .* is about a video of 112x112; track this video"):
+        read_frames(other, plan_of(entry, probe(other)))
+    Path(entry["tracks"]).write_bytes(b"no gzip")
+    with pytest.raises(VideoError, match="its objects cannot be numbered: .*damaged"):
+        FrameStore(str(tmp_path / "cache")).frames(entry["video"], plan_of(entry, info))

@@ -50,6 +50,10 @@ def _command(name: str) -> Callable[..., None]:
         targets: Annotated[
             Path | None, typer.Option(help="JSON lines {uid, object_id} for templates that ask who.")
         ] = None,
+        tracks: Annotated[
+            Path | None, typer.Option(help="Folder of track files whose IDs are drawn on frames.")
+        ] = None,
+        marker_style: Annotated[str | None, typer.Option(help="stvg_r1 (default) or centred.")] = None,
         reversed_intervals: Annotated[
             str, typer.Option(help="drop, swap or keep; training only, as those below.")
         ] = "drop",
@@ -89,6 +93,8 @@ def _command(name: str) -> Callable[..., None]:
             rule=rule,
             policies=policies,
             targets=targets,
+            tracks=tracks,
+            marker_style=marker_style,
             probe=probe,
             workers=workers or len(os.sched_getaffinity(0)),
             on_ray=ray,

@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig, open_dict
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from verl_stvg.video.build import plan_of, root_of
+from verl_stvg.video.build import located, plan_of, root_of
 from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan
 from verl_stvg.video.refs import CachedFrames
@@ -142,7 +142,7 @@ class VideoGroundingDataset(RLHFDataset):
         look, decode = (store.probe, store.frames) if store else (probe, read_frames)
         try:
             tokens = 0
-            for video in _with_root(row.get(self.video_key) or [], row[ROOT_KEY]):
+            for video in (located(video, row[ROOT_KEY]) for video in row.get(self.video_key) or []):
                 path = video["video"]
                 if check == "exist":
                     if not Path(path).is_file():
@@ -178,7 +178,7 @@ class VideoGroundingDataset(RLHFDataset):
                 )
 
     def _build_messages(self, example: dict, key: str):
-        videos = _with_root(example.get(self.video_key) or [], example.get(ROOT_KEY, ""))
+        videos = [located(video, example.get(ROOT_KEY, "")) for video in example.get(self.video_key) or []]
         return super()._build_messages({**example, self.video_key: videos}, key)
 
     def __getitem__(self, item):
@@ -220,13 +220,6 @@ def read_video(video: dict, store: FrameStore | None = None) -> tuple[CachedFram
 @lru_cache(maxsize=65536)
 def _probe_once(path: str, version: int | None, store: FrameStore | None) -> VideoInfo:
     return store.probe(path) if store else probe(path)
-
-
-def _with_root(videos: list[dict], root: str) -> list[dict]:
-    return [
-        {**{k: v for k, v in video.items() if v is not None}, "video": str(Path(root, video["video"]))}
-        for video in videos
-    ]
 
 
 def _recorded_info(row: dict) -> VideoInfo | None:

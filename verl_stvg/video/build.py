@@ -13,8 +13,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from verl_stvg.parallel import work
-from verl_stvg.video.cache import CacheError
+from verl_stvg.video.cache import CacheError, hash_file
 from verl_stvg.video.decode import VideoInfo
+from verl_stvg.video.markers import STYLES
 from verl_stvg.video.plan import SamplingPlan, plan_video
 from verl_stvg.video.quarantine import Quarantine
 from verl_stvg.video.store import FrameStore
@@ -23,13 +24,17 @@ PLAN_KEYS = (
     *("rule", "fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels"),
     *("video_start", "video_end"),
 )
+"""Keys of an entry of ``videos`` that `plan_video` knows."""
+MARK_KEYS = ("tracks", "marker_style")
+"""Keys that say which IDs are drawn on the frames, and how."""
 VIDEO_COLUMN = "videos"
 QUARANTINE = "quarantine.jsonl"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A video (absolute path) and what its row says about the plan, as (key, value) pairs of `PLAN_KEYS`."""
+    """A video (absolute path) and what its row says about the plan, as (key, value) pairs of `PLAN_KEYS`
+    and `MARK_KEYS`."""
 
     video: str
     options: tuple[tuple[str, float | str], ...]
@@ -46,9 +51,33 @@ class Outcome:
 
 
 def plan_of(video: dict, info: VideoInfo) -> SamplingPlan:
-    """Sampling plan of one entry of a row's ``videos``; keys that are absent or None take the plan's defaults."""
+    """Sampling plan of one entry of a row's ``videos``; keys that are absent or None take the plan's defaults.
+
+    Raises:
+        ValueError: see `plan_video`; a missing track file, or an unknown style of markers.
+    """
     chosen = {key: video[key] for key in PLAN_KEYS if video.get(key) is not None}
-    return plan_video(info.num_frames, info.fps, info.width, info.height, **chosen)
+    plan = plan_video(info.num_frames, info.fps, info.width, info.height, **chosen)
+    if video.get("tracks") is None:
+        return plan
+    style = video.get("marker_style") or "stvg_r1"
+    if style not in STYLES:
+        raise ValueError(f"marker_style {style!r} is unknown; choose one of {', '.join(STYLES)}")
+    path = Path(video["tracks"])
+    if not path.is_file():
+        raise ValueError(f"{path}: no such track file; track the video first, or correct the row")
+    return replace(plan, marks=(str(path), _content(str(path), path.stat().st_mtime_ns), style))
+
+
+@functools.lru_cache(maxsize=65536)
+def _content(path: str, version: int) -> str:
+    return hash_file(path)
+
+
+def located(video: dict, root: str | Path) -> dict:
+    """An entry of a row's ``videos`` without its empty keys, paths absolute."""
+    entry = {key: value for key, value in video.items() if value is not None}
+    return entry | {key: str(Path(root, entry[key])) for key in ("video", "tracks") if key in entry}
 
 
 def root_of(file: Path, given: str | Path | None = None) -> Path:
@@ -82,8 +111,9 @@ def read_jobs(files: Iterable[str | Path], video_root: str | Path | None = None)
         root = root_of(file, video_root)
         for videos in pq.read_table(file, columns=[VIDEO_COLUMN])[VIDEO_COLUMN].to_pylist():
             for video in videos or ():
-                options = tuple((key, video[key]) for key in PLAN_KEYS if video.get(key) is not None)
-                jobs[Job(str(root / video["video"]), options)] = None
+                entry = located(video, root)
+                options = tuple((key, entry[key]) for key in (*PLAN_KEYS, *MARK_KEYS) if key in entry)
+                jobs[Job(entry["video"], options)] = None
     return list(jobs)
 
 

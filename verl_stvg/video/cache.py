@@ -258,7 +258,7 @@ class FrameCache:
         return self.folder / "entries" / key[:2] / (key + _ENTRY)
 
     def _key(self, content: str, plan: SamplingPlan) -> str:
-        return xxhash.xxh3_128_hexdigest(json.dumps([FORMAT_VERSION, self.policy, content, vars(plan)]).encode())
+        return xxhash.xxh3_128_hexdigest(json.dumps([FORMAT_VERSION, self.policy, content, plan.identity]).encode())
 
     def _content(self, path: str | Path) -> str:
         """Hash of a video's bytes: from memory, from the index in the folder, or from the file."""
@@ -316,7 +316,7 @@ class FrameCache:
         header = {
             "key": key,
             "shape": shape,
-            "plan": vars(plan),
+            "plan": plan.identity,
             "policy": self.policy,
             "source": os.fsdecode(os.path.abspath(path)),
             "content": content,

@@ -23,6 +23,7 @@ import importlib
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -30,7 +31,9 @@ import av
 import cv2
 import numpy as np
 
+from verl_stvg.video.markers import draw_ids
 from verl_stvg.video.plan import SamplingPlan
+from verl_stvg.video.tracks import TrackError, Tracks, load
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,8 @@ HOLD_SECONDS = 0.5
 _UNREADABLE = 100  # packets in a row that cannot be read: the rest of the file is missing
 _SAME = 0.002  # seconds by which decoders may differ about the time of one frame: rounding, far below 1 / 240
 
+Draw = Callable[[np.ndarray, int], np.ndarray]
+"""Takes a frame, uint8 (H, W, 3), RGB, and its index in the video, and gives the frame with what is drawn on it."""
 Fetch = Callable[[str, list[int], list[float], int], Iterable[np.ndarray]]
 """A decoder: ``fetch(path, indices, times, threads)`` yields some frames, uint8 (H, W, 3), RGB.
 
@@ -134,15 +139,16 @@ def read_frames(
         raise ValueError(f"out must be uint8 {shape}, got {frames.dtype} {frames.shape}")
     needed = needed_frames(plan, needs)
     fetch = load_decoder(decoder)
+    draw = _drawing(path, plan)
     clock = _Clock.read(path)
     shown = clock.on_show(plan.timestamps)
     _refuse_gaps(path, plan, clock, needed, shown)
     if fetch is not None:
-        _fetch_into(frames, fetch, path, clock, shown, threads)
-    elif not _decode_into(frames, path, clock, shown, threads, skip=True):
+        _fetch_into(frames, fetch, path, clock, shown, draw, threads)
+    elif not _decode_into(frames, path, clock, shown, draw, threads, skip=True):
         held = clock.hold(plan.timestamps, shown, clock.sound(_decode(path, threads=1)))
         _refuse_gaps(path, plan, clock, needed, held)
-        if not _decode_into(frames, path, clock, held, threads=1):
+        if not _decode_into(frames, path, clock, held, draw, threads=1):
             raise VideoError(f"{path}: is damaged and decodes differently each time; download or encode it again")
         if count := ((held != shown) & (held >= 0)).sum():
             logger.warning("%s: damaged; %d of %d frames stand in for lost ones", path, count, len(held))
@@ -151,6 +157,33 @@ def read_frames(
     if count := (shown < 0).sum():
         logger.warning("%s: %d of %d frames are lost, outside the span needed, and black", path, count, len(shown))
     return frames
+
+
+def _drawing(path: Path, plan: SamplingPlan) -> Draw:
+    """What is done to a frame, given its index in the video, before it is resized."""
+    if plan.marks is None:
+        return lambda image, index: image
+    try:
+        tracks, style = _tracks(*plan.marks[:2]), plan.marks[2]
+    except TrackError as error:
+        raise VideoError(f"{path}: its objects cannot be numbered: {error}") from error
+
+    def draw(image: np.ndarray, index: int) -> np.ndarray:
+        if image.shape[:2] != (tracks.height, tracks.width):
+            raise VideoError(
+                f"{path}: frames of {image.shape[1]}x{image.shape[0]}, and {plan.marks[0]} is about a video of "
+                f"{tracks.width}x{tracks.height}; track this video"
+            )
+        image = np.require(image, requirements=["C", "W"])
+        draw_ids(image, tracks.at(index), style)
+        return image
+
+    return draw
+
+
+@lru_cache(maxsize=4)
+def _tracks(path: str, content: str) -> Tracks:
+    return load(Path(path))
 
 
 def needed_frames(plan: SamplingPlan, needs: tuple[float, float] | None = None) -> np.ndarray:
@@ -365,7 +398,7 @@ def _in_order(frames: Iterable[av.VideoFrame | av.FFmpegError]) -> Iterator[av.V
 
 
 def _decode_into(
-    frames: np.ndarray, path: Path, clock: _Clock, shown: np.ndarray, threads: int, skip: bool = False
+    frames: np.ndarray, path: Path, clock: _Clock, shown: np.ndarray, draw: Draw, threads: int, skip: bool = False
 ) -> bool:
     """Fill the frames that are on show; whether all are there. With ``skip`` any damage ends it."""
     wanted = set(clock.stamps[shown[shown >= 0]].tolist())
@@ -378,7 +411,8 @@ def _decode_into(
         if frame is not None and frame.pts in left:
             left.remove(frame.pts)
             at = shown == np.searchsorted(clock.stamps, frame.pts)
-            frames[at] = _resize(frame.to_ndarray(format="rgb24"), *frames.shape[1:3])
+            image = frame.to_ndarray(format="rgb24")
+            frames[at] = _resize(draw(image, int(np.searchsorted(clock.stamps, frame.pts))), *frames.shape[1:3])
         if not left and frame is not None and frame.pts >= until:
             break
     return not left
@@ -387,14 +421,16 @@ def _decode_into(
 # --- other decoders ---------------------------------------------------------------------------------------------------
 
 
-def _fetch_into(frames: np.ndarray, fetch: Fetch, path: Path, clock: _Clock, shown: np.ndarray, threads: int) -> None:
+def _fetch_into(
+    frames: np.ndarray, fetch: Fetch, path: Path, clock: _Clock, shown: np.ndarray, draw: Draw, threads: int
+) -> None:
     indices = np.unique(shown[shown >= 0])
     try:
         images = fetch(str(path), indices.tolist(), clock.times[indices].tolist(), threads)
         for index, image in zip(indices, images, strict=True):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise DecoderError(f"the decoder must give uint8 (H, W, 3), and gives {image.dtype} {image.shape}")
-            frames[shown == index] = _resize(image, *frames.shape[1:3])
+            frames[shown == index] = _resize(draw(image, int(index)), *frames.shape[1:3])
     except (VideoError, DecoderError):
         raise
     except Exception as error:  # foreign code: there is no list of what it raises

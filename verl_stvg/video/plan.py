@@ -49,6 +49,8 @@ class SamplingPlan:
         width: of every frame, pixels, a multiple of 28.
         fps: frames per second: of the grid, or under ``qwen_vl_utils`` T over the video's duration (its
             ``sample_fps``; with both ends included the frames lie a hair further apart than ``1 / fps``).
+        marks: what is drawn on the frames before they are resized: track file, hash of its bytes, style of
+            `verl_stvg.video.markers`; None for nothing.
     """
 
     frame_indices: tuple[int, ...]
@@ -56,6 +58,13 @@ class SamplingPlan:
     height: int
     width: int
     fps: float
+    marks: tuple[str, str, str] | None = None
+
+    @property
+    def identity(self) -> dict:
+        """All that decides about the pixels, whatever the track file is called."""
+        kept = {name: value for name, value in vars(self).items() if name != "marks"}
+        return kept | {"marks": self.marks[1:]} if self.marks else kept
 
     @property
     def num_frames(self) -> int:
