@@ -74,6 +74,7 @@ class _Seen:
     row: int
     uid: str
     video: str
+    name: str  # of the video: its path in the row, without ending
     same: bytes  # hash of video, part and query
     truth: bytes  # hash of the interval and the target besides
     evaluation: bool
@@ -176,7 +177,12 @@ def row_problems(row: dict) -> Iterator[tuple]:
     score = recipe.score(perfect_answer(recipe.name, possible), possible)
     if score["score"] < best * (1 - _ENOUGH):
         parts = ", ".join(f"{name} {score[name]:.3f}" for name in recipe.parts)
-        yield uid, "reward", f"a perfect answer earns {score['score']:.3f} of {best:g} ({parts})", True
+        yield (
+            uid,
+            "reward",
+            f"a perfect answer earns {score['score']:.3f} of {best:g} ({parts})",
+            not _is_evaluation(row),
+        )
     for start, end in truth.get("intervals") or ():
         if truth["duration"] and end > truth["duration"]:
             over = f"ends at {end:.2f} s, the video is said to last {truth['duration']:.2f} s"
@@ -204,7 +210,8 @@ def _remember(row: dict, file: int, position: int, root: Path) -> _Seen:
         position,
         _uid(row),
         str(root / name) if name else "",
-        _digest(PurePosixPath(name).stem, part, query.strip().lower().rstrip(".")),
+        str(PurePosixPath(name).with_suffix("")) if name else "",
+        _digest(str(PurePosixPath(name).with_suffix("")) if name else "", part, query.strip().lower().rstrip(".")),
         _digest(target),
         _is_evaluation(row),
         max(ends, default=None),
@@ -322,7 +329,6 @@ def _marks(one: _Seen, looks: dict) -> Iterator[tuple[str, str]]:
     facts = looks[one.video][0] if one.video in looks else ""
     if isinstance(facts, Facts):
         yield "bytes", facts.content
-    stem = PurePosixPath(one.video).stem
-    yield "name", stem
-    if found := _YOUTUBE.search(stem):
+    yield "name", one.name
+    if found := _YOUTUBE.search(PurePosixPath(one.name).name):
         yield "YouTube id", found[1]

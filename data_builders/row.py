@@ -24,6 +24,7 @@ CHOICES = {
     "several_intervals": ("drop", "split", "first", "hull"),
     "duration_from": ("annotation", "file"),
     "bad_entries": ("error", "drop"),
+    "unusable_truth": ("keep", "drop"),
 }
 """Values of each policy, see `Policies`."""
 
@@ -39,6 +40,8 @@ class Policies:
         several_intervals: more than one, where the reward knows one: drop, split (a row each), first, hull.
         duration_from: the annotation (the file where it says none) or the file.
         bad_entries: malformed entries and unknown videos: error, or drop and count.
+        unusable_truth: rows of other splits whose ground truth no answer can earn (none, reversed, no target ID): keep,
+            as published, or drop and count, because verl refuses to validate on them.
         raw_eval_queries: sentences of other splits as annotated, as STVG-R1 and VideoChat-R1 evaluate; by default all
             splits are normalised alike.
     """
@@ -49,6 +52,7 @@ class Policies:
     several_intervals: str = "drop"
     duration_from: str = "annotation"
     bad_entries: str = "error"
+    unusable_truth: str = "keep"
     raw_eval_queries: bool = False
 
 
@@ -99,8 +103,10 @@ class RowMaker:
         duration = self._duration(record, clip, video.facts)
         scale = self._scale(record, video.facts, duration)
         found = [(start * scale, end * scale) for start, end in record.intervals]
-        if not found and self.split == "train":
+        if not found and self._must_have_truth:
             raise Drop("no ground truth")
+        if self._must_have_truth and self.split != "train" and any(end < start for start, end in found):
+            raise Drop("reversed interval")
         if self.split == "train":
             found = [self._corrected(one, duration) for one in found]
             if len(found) > 1 and self.template.needs != "options":
@@ -111,8 +117,12 @@ class RowMaker:
                 ]
         return [self._row(record, video, clip, found, duration, record.key)]
 
+    @property
+    def _must_have_truth(self) -> bool:
+        return self.split == "train" or self.policies.unusable_truth == "drop"
+
     def _check_needs(self, record: Record) -> None:
-        if self.template.needs == "options" and not (record.options and (record.answer or self.split != "train")):
+        if self.template.needs == "options" and not (record.options and (record.answer or not self._must_have_truth)):
             raise Drop(f"template {self.template.name} needs options and an answer")
         if self.template.needs == "tube" and record.tube is None:
             raise Drop(f"template {self.template.name} needs a tube")
@@ -222,7 +232,7 @@ class RowMaker:
     def _target(self, uid: str) -> dict:
         found = self.targets.get(uid, {})
         wanted = "object_id" if self.template.needs == "target" else "object_ids"
-        if found.get(wanted) is None and self.split == "train":
+        if found.get(wanted) is None and self._must_have_truth:
             raise Drop("no target ID")
         return {key: found[key] for key in (wanted, "visible") if found.get(key) is not None}
 

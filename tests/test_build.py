@@ -312,6 +312,21 @@ def test_several_intervals(policy, expected):
         assert spans(other.rows(whole, row.Video("v.mp4"))) == [[[1.0, 3.0], [5.0, 6.0]]]
 
 
+def test_rows_that_cannot_be_scored_may_be_left_out_of_evaluation():
+    policies = row.Policies(unusable_truth="drop")
+    here, asked = maker(split="test", policies=policies), maker("stvg_r1", "val", policies=policies)
+    assert spans(here.rows(record(), row.Video("v.mp4"))) == [[[1.0, 3.0]]]
+    for one, made, reason in (
+        (record(intervals=()), here, "no ground truth"),
+        (record(intervals=((3.0, 1.0),)), here, "reversed interval"),
+        (record(), asked, "no target ID"),
+    ):
+        with pytest.raises(row.Drop, match=reason):
+            made.rows(one, row.Video("v.mp4"))
+        kept = row.RowMaker("set", made.split, made.template)
+        assert len(kept.rows(one, row.Video("v.mp4"))) == 1
+
+
 def test_units_other_than_seconds():
     facts = row.Facts(100, 25.0, 64, 48, "0" * 32)
     frames = record(unit="frames", intervals=((25, 50),), duration=None)
@@ -496,11 +511,12 @@ def test_leaks_are_seen_by_the_youtube_id():
         {kind: value for kind, value in check._marks(seen, {})}
         for seen in (named("1_dQw4w9WgXcQ.mp4"), named("v_dQw4w9WgXcQ.mp4"), named("3MSZA.mp4"))
     ]
+    assert [found["name"] for found in marks] == ["1_dQw4w9WgXcQ", "v_dQw4w9WgXcQ", "3MSZA"]
     assert [found.get("YouTube id") for found in marks] == ["dQw4w9WgXcQ", "dQw4w9WgXcQ", None]
 
 
 def named(video: str) -> check._Seen:
-    return check._Seen(0, 0, "", f"/videos/{video}", b"", b"", False, None, ())
+    return check._Seen(0, 0, "", f"/videos/{video}", Path(video).stem, b"", b"", False, None, ())
 
 
 def test_the_page_shows_rows_with_frames_intervals_and_findings(annotations, videos, tmp_path):

@@ -550,6 +550,8 @@ def test_mevis_record(tmp_path):
         key="4e2f6e4f6f5b/0",
         video="4e2f6e4f6f5b",
         query="the bird flying away",
+        unit="frames",
+        intervals=((0, 1),),
         masks=(LEFT, None, None),
         extra={"expression": "0", "num_frames": 3, "obj_id": "0", "anno_id": "11"},
     )
@@ -592,9 +594,15 @@ def test_mevis_test_split_has_expressions_only(tmp_path):
     assert_problem(only(mv(tmp_path, meta)), "expression '4'", "obj_id: no list of numbers, found None")
 
 
-def test_mevis_has_neither_times_nor_duration(tmp_path):
-    for one in mv(tmp_path, MEVIS):
-        assert (one.intervals, one.duration, one.clip, one.tube) == ((), None, None, None)
+def test_mevis_intervals_reach_from_the_first_mask_to_the_last_in_frames(tmp_path):
+    masks = {**MASKS, "7": [None, RIGHT, None], "2": [None]}
+    found = mv(tmp_path, MEVIS, masks)
+    assert [(one.unit, one.intervals) for one in found] == [
+        ("frames", ((0, 1),)),
+        ("frames", ((0, 2),)),
+        ("frames", ()),
+    ]
+    assert {(one.duration, one.clip, one.tube) for one in found} == {(None, None, None)}
 
 
 def test_mevis_keys_are_unique_and_in_order(tmp_path):

@@ -62,6 +62,9 @@ def _command(name: str) -> Callable[..., None]:
         several_intervals: Annotated[str, typer.Option(help="drop, split, first or hull.")] = "drop",
         duration_from: Annotated[str, typer.Option(help="annotation (else the file), or file.")] = "annotation",
         bad_entries: Annotated[str, typer.Option(help="error, or drop and count; unknown videos too.")] = "error",
+        unusable_truth: Annotated[
+            str, typer.Option(help="keep or drop val and test rows that cannot be scored.")
+        ] = "keep",
         raw_eval_queries: Annotated[bool, typer.Option(help="Do not normalise val and test, as some papers.")] = False,
         probe: Annotated[bool, typer.Option(help="Look into every video: frames, rate, size, hash.")] = True,
         workers: Workers = None,
@@ -81,6 +84,7 @@ def _command(name: str) -> Callable[..., None]:
             several_intervals=several_intervals,
             duration_from=duration_from,
             bad_entries=bad_entries,
+            unusable_truth=unusable_truth,
             raw_eval_queries=raw_eval_queries,
         )
         job = build.Job(

@@ -19,8 +19,9 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
 
     Pitfalls: an expression may mean several objects, whose masks are joined here in each frame, or, in the second
     release, none; masks are by ``anno_id``, which the expressions have as numbers and the masks as text; frames without
-    the object are null. A video is a folder of JPEGs ``<vid>/<frame>.jpg`` without frame rate or duration. ``val`` is
-    the release's ``valid_u``, the split for scoring at home; ``test`` is its ``valid``, which has expressions only.
+    the object are null. There are no times: the interval reaches from the first mask to the last, in frames. A video is
+    a folder of JPEGs ``<vid>/<frame>.jpg`` without frame rate or duration. ``val`` is the release's ``valid_u``, the
+    split for scoring at home; ``test`` is its ``valid``, which has expressions only.
 
     ``mask_dict.json`` is as large as all masks together and in an order of its own: it is read once, and the masks
     that some expression asks for lie in a temporary file until they are needed. Mask k belongs to the k-th frame in the
@@ -80,7 +81,9 @@ def _record(
     if len(sizes) > 1:
         return Problem(where, f"anno_id: masks of {len(sizes)} sizes, {sorted(sizes)!r:.60}")
     masks = tuple(map(_joined, zip(*tracks.values(), strict=True))) if tracks else (None,) * len(frames)
-    return record(where, **fields, masks=masks, extra=extra)
+    seen = [frame for frame, mask in enumerate(masks) if mask]
+    times = ((seen[0], seen[-1] + 1),) if seen else ()
+    return record(where, **fields, unit="frames", intervals=times, masks=masks, extra=extra)
 
 
 def _joined(masks: tuple[dict | None, ...]) -> dict | None:
@@ -157,6 +160,6 @@ SETS = (
             "test": (Source(("valid/meta_expressions.json",)), Source(("valid/mask_dict.json",), required=False)),
         },
         read,
-        "stvg_r1",
+        "stvg_r1_multi",
     ),
 )

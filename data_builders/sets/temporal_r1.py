@@ -25,7 +25,7 @@ STRATEGY = re.compile(r"all|(first|end|random):(\d{1,12})(%?)", re.ASCII)
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
     """YAML with ``datasets``, each with ``json_path`` (beside the YAML if relative), ``data_folder`` and, if not all
     of it is wanted, ``sampling_strategy``: ``first:N``, ``end:N`` or ``random:N``, N also in ``%``, rounded up. Or one
-    such ``.json`` or ``.jsonl`` by itself, with videos relative to the video root.
+    such ``.json`` or ``.jsonl`` by itself. Videos, and ``data_folder``, are relative to the video root.
 
     Pitfalls: ``solution`` is in fractions of the video, here multiplied by ``video_length`` and kept as
     ``solution_start`` and ``solution_end``; without a length (charades_train only, any other source needs one)
