@@ -31,11 +31,12 @@ demo: $(VENV)/.ready
 learn: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" CACHE=$(CACHE) SEED=$(or $(SEED),0) bash recipes/tiny/run.sh learn
 
-test: lint
-	@$(BIN)/python -m pytest
+# Slow tests start engines that fill the machine, one at a time; the others share it.
+test: lint quick
+	@$(BIN)/python -m pytest -m slow
 
 quick: $(VENV)/.ready
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: $(VENV)/.ready
 	@$(BIN)/ruff check .

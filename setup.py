@@ -36,7 +36,7 @@ CPU = [
 ]
 GPU = ["verl[vllm,fsdp]==0.9.1", "TransferQueue>=0.1.10", "qwen-vl-utils>=0.0.14", "decord", "datasets"]
 OBJECTS = ["sam2", "supervision", "torch", "torchvision", "transformers"]
-DEV = ["hypothesis", "pre-commit", "pytest", "pytest-timeout", "ruff"]
+DEV = ["hypothesis", "pre-commit", "pytest", "pytest-timeout", "pytest-xdist", "ruff"]
 
 setup(
     name="verl-stvg",
