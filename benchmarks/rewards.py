@@ -40,10 +40,12 @@ _JSON = '<answer>{{"start_time": "{start:.2f}", "end_time": "{end:.2f}"}}</answe
 _BOXES = ", ".join(f'"{10 + frame}": [12, 20, 60, 118]' for frame in range(8))
 for _name, _truth, _answer in (
     ("stvg_r1", _OBJECT, "<answer>Target ID: {id}, Time range: {start:.2f} to {end:.2f}</answer>"),
+    ("stvg_r1_nothink", _OBJECT, "<answer>Target ID: {id}, Time range: {start:.2f} to {end:.2f}</answer>"),
     ("stvg_r1_visible", _OBJECT, "<answer>Target ID: {id}, Time range: {start:.2f} to {end:.2f}</answer>"),
     ("stvg_r1_multi", _OBJECT, "<answer>Target ID: {id}, 5, Time range: {start:.2f} to {end:.2f}</answer>"),
     ("stvg_boxes", _TUBE, '<answer>{{"time": [{start:.2f}, {end:.2f}], "boxes": {{' + _BOXES + "}}}}</answer>"),
     ("temporal_r1", _SPAN, _JSON),
+    ("temporal_r1_nothink", _SPAN, _JSON),
     ("temporal_r1_strict", _SPAN, _JSON),
     ("r1v", {"answer": "B"}, "<answer>({letter})</answer>"),
     ("temporal_r1_mcq", {"option": "B"}, '<answer>{{"option": "{letter}"}}</answer>'),
@@ -52,6 +54,7 @@ for _name, _truth, _answer in (
     ("videotg_r1_nothink", _SPAN, "<answer>{start:.2f} to {end:.2f}</answer>"),
     ("videotg_r1_strict", _SPAN, "<answer>{start:.2f} to {end:.2f}</answer>"),
     ("time_r1", _SPAN, "<answer>{start:.2f} to {end:.2f}</answer>"),
+    ("time_r1_nothink", _SPAN, "<answer>{start:.2f} to {end:.2f}</answer>"),
     ("timezero", _SPAN, "<answer>{start:.2f} to {end:.2f}</answer>"),
     ("videochat_r1", _SPAN, "<answer>{start:.2f} to {end:.2f}</answer>"),
     (
@@ -68,7 +71,7 @@ for _name, _truth, _answer in (
 ):
     TYPICAL[_name] = (_truth, _answer)
 
-_NO_THINKING = frozenset({"videotg_r1_nothink", "videochat_r1_gqa_nothink", "videochat_r1_5"})
+_NO_THINKING = frozenset({"videochat_r1_5", *(name for name in TYPICAL if name.endswith("_nothink"))})
 
 
 def typical(recipe: str, count: int, seed: int) -> list[str]:

@@ -116,6 +116,19 @@ _TEMPLATES = (
         videos=_STVG_PIXELS,
     ),
     Template(
+        "stvg_r1_nothink",
+        1,
+        "stvg_r1_nothink",
+        "Every object in this video carries a red number at its centre; the number is the ID of the object. The video "
+        'comes with this event: "{query}". Find the exact period of time in which the event happens, and the ID of the '
+        "object that it is about. Give only the result, inside <answer> </answer>, times in seconds with two decimals, "
+        "in this form: Target ID: [ID], Time range: [start] to [end]. For example: "
+        "<answer>Target ID: 3, Time range: 4.25 to 9.75</answer>",
+        "STVG-R1 without reasoning",
+        needs="target",
+        videos=_STVG_PIXELS,
+    ),
+    Template(
         "stvg_r1_multi",
         1,
         "stvg_r1_multi",
@@ -150,6 +163,19 @@ _TEMPLATES = (
         'For the query "{query}", when does what it describes happen in the video?',
         "Temporal-R1",
         system=_JSON_SYSTEM,
+        video_first=True,
+        videos=_TEMPORAL_PIXELS,
+    ),
+    Template("time_r1_nothink", 1, "time_r1_nothink", _MOMENT_ONLY, "Time-R1 without reasoning"),
+    Template(
+        "temporal_r1_nothink",
+        1,
+        "temporal_r1_nothink",
+        'For the query "{query}", when does what it describes happen in the video? Answer with the keys "start_time" '
+        'and "end_time", in seconds, as texts, for example: '
+        '<answer>{"start_time": "12.54", "end_time": "17.83"}</answer>',
+        "Temporal-R1 without reasoning",
+        system="Give the final answer inside <answer> </answer>, as JSON, and nothing else.",
         video_first=True,
         videos=_TEMPORAL_PIXELS,
     ),

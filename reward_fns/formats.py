@@ -78,6 +78,11 @@ def think_interval_json_strict(completion: str) -> float:
     return _think_then(_STRICT_INTERVAL_JSON, completion)
 
 
+def interval_json(completion: str) -> float:
+    """Check for nothing but the answer that `think_interval_json` wants. Ours, for prompts without reasoning."""
+    return 1.0 if _INTERVAL_JSON.fullmatch(completion.strip()) is not None else 0.0
+
+
 def think_option_json(completion: str) -> float:
     """Check for think and an answer `{"option": "X"}` or `"(X)"`, nothing around. Ours, after Temporal-R1, 2.3."""
     return _think_then(_OPTION_JSON, completion)

@@ -13,7 +13,7 @@ from typing import Any
 
 from reward_fns import ground_truth as truths
 from reward_fns import measures, parsing
-from reward_fns.formats import think_answer
+from reward_fns.formats import answer_only, think_answer
 from reward_fns.parsing import Interval
 from reward_fns.recipe import Recipe
 from reward_fns.thinking import optional_parts
@@ -57,6 +57,11 @@ def accuracy(completion: str, ground_truth: Mapping[str, Any]) -> float:
 def format(completion: str, ground_truth: Mapping[str, Any] | None = None) -> float:
     """Return 1.0 for the think-then-answer layout, else 0.0; the content of the answer is not looked at."""
     return think_answer(completion)
+
+
+def format_nothink(completion: str, ground_truth: Mapping[str, Any] | None = None) -> float:
+    """Return 1.0 if the stripped completion is an answer block, else 0.0. Ours, for prompts without reasoning."""
+    return answer_only(completion)
 
 
 def spatial_visible(completion: str, ground_truth: Mapping[str, Any]) -> float:
@@ -108,6 +113,11 @@ RECIPES = (
         parts={"temporal_iou": (temporal, 1.0), "id_match": (spatial, 1.0), "format": (format, 1.0)},
         check=truths.check_object_span,
         optional=_THINKING,
+    ),
+    Recipe(
+        name="stvg_r1_nothink",
+        parts={"temporal_iou": (temporal, 1.0), "id_match": (spatial, 1.0), "format": (format_nothink, 1.0)},
+        check=truths.check_object_span,
     ),
     Recipe(
         name="stvg_r1_visible",

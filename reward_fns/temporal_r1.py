@@ -53,6 +53,11 @@ def format_strict(completion: str, ground_truth: Mapping[str, Any] | None = None
     return formats.think_interval_json_strict(completion)
 
 
+def format_nothink(completion: str, ground_truth: Mapping[str, Any] | None = None) -> float:
+    """Return 1.0 if the stripped completion is an answer block with the two times, else 0.0. Ours."""
+    return formats.interval_json(completion)
+
+
 def option(completion: str, ground_truth: Mapping[str, Any]) -> float:
     """Return 1.0 if the first answer block holds the letter of `option` in double quotes, else 0.0. Ours."""
     answer = parsing.first_block(completion, "answer")
@@ -116,6 +121,11 @@ RECIPES = (
         parts={"temporal_iou": (temporal, 0.5), "format": (format_strict, 0.5)},
         check=truths.check_span,
         optional=_THINKING,
+    ),
+    Recipe(
+        name="temporal_r1_nothink",
+        parts={"temporal_iou": (temporal, 0.5), "format": (format_nothink, 0.5)},
+        check=truths.check_span,
     ),
     Recipe(
         name="r1v",

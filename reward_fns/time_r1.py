@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from reward_fns import measures, parsing
-from reward_fns.formats import think_answer
+from reward_fns.formats import answer_only, think_answer
 from reward_fns.ground_truth import check_span
 from reward_fns.parsing import Interval
 from reward_fns.recipe import Recipe
@@ -66,12 +66,23 @@ def iou_batch(completions: Iterable[str], spans: Iterable[Sequence[float]]) -> l
 
 _THINKING = optional_parts(parse)
 
+
+def format_nothink(completion: str, ground_truth: Mapping[str, Any] | None = None) -> float:
+    """Return 1.0 if the stripped completion is an answer block, else 0.0. Ours, for prompts without reasoning."""
+    return answer_only(completion)
+
+
 RECIPES = (
     Recipe(
         name="time_r1",
         parts={"temporal_iou_v2": (iou_v2, 1.0), "format": (format, 1.0)},
         check=check_span,
         optional={"temporal_iou": iou, **_THINKING},
+    ),
+    Recipe(
+        name="time_r1_nothink",
+        parts={"temporal_iou_v2": (iou_v2, 1.0), "format": (format_nothink, 1.0)},
+        check=check_span,
     ),
     Recipe(
         name="timezero",

@@ -442,6 +442,14 @@ def test_names_of_sets_are_those_of_their_modules():
         assert set(source.splits) <= set(build.SPLITS) and source.title and source.home
 
 
+def test_the_documentation_knows_every_set_template_and_policy():
+    text = (Path(__file__).parent.parent / "docs/data.md").read_text()
+    for name in (*NAMES, *templates.TEMPLATES):
+        assert f"| `{name}` |" in text, name
+    for policy in row.CHOICES:
+        assert f"--{policy.replace('_', '-')}" in text, policy
+
+
 def test_rows_load_with_datasets(annotations, videos, tmp_path):
     datasets = pytest.importorskip("datasets")
     out = tmp_path / "out"

@@ -24,10 +24,12 @@ QUOTED = '"start_time": "5.00", "end_time": "11.00"'
 # recipe -> (a completion that earns everything, its score)
 PERFECT = {
     "stvg_r1": (REASON + "<answer>Target ID: 2, Time range: 5.00 to 11.00</answer>", 3.0),
+    "stvg_r1_nothink": ("<answer>Target ID: 2, Time range: 5.00 to 11.00</answer>", 3.0),
     "stvg_r1_visible": (REASON + "<answer>Target ID: 2, Time range: 5.00 to 11.00</answer>", 3.0),
     "stvg_r1_multi": (REASON + "<answer>Target ID: 2 and 5, Time range: 5.00 to 11.00</answer>", 3.0),
     "stvg_boxes": (REASON + f'<answer>{{"time": [5, 11], "boxes": {{{BOXES}}}}}</answer>', 3.0),
     "temporal_r1": (REASON + f"<answer>{{{QUOTED}}}</answer>", 1.0),
+    "temporal_r1_nothink": (f"<answer>{{{QUOTED}}}</answer>\n", 1.0),
     "temporal_r1_strict": (REASON + f"<answer>{{{QUOTED}}}</answer>", 1.0),
     "r1v": (REASON + "<answer>b</answer>", 1.0),
     "temporal_r1_mcq": (REASON + '<answer>{"option": "B"}</answer>', 1.0),
@@ -36,6 +38,7 @@ PERFECT = {
     "videotg_r1_nothink": ("<answer>5.00 to 11.00</answer>", 2.0),
     "videotg_r1_strict": (REASON + "<answer>5.00 to 11.00</answer>", 2.0),
     "time_r1": (REASON + "<answer>5.00 to 11.00</answer>", 2.0),
+    "time_r1_nothink": (" <answer>5.00 to 11.00</answer>", 2.0),
     "timezero": (REASON + "<answer>5.00 to 11.00</answer>", 2.0),
     "videochat_r1": (REASON + "<answer>5.00 to 11.00</answer>", 2.0),
     "videochat_r1_gqa": (REASON + "<answer>(B)</answer>\n<glue>[(5, 11)]</glue>", 3.0),
