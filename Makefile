@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 
 help:
 	@echo "make demo    train a tiny video model with GRPO on the real engine, on a CPU, and show what it learned (15 minutes)"
-	@echo "make test    every test (about 30 min)         make quick   the fast ones (2 minutes)"
+	@echo "make test    every test (22 minutes)           make quick   the fast ones (2 minutes)"
 	@echo "make learn   the longer run, SEED=0, 1, 2     make doctor  check this machine"
 	@echo "make lint    ruff                             make clean   remove everything that was made here"
 
@@ -31,12 +31,13 @@ demo: $(VENV)/.ready
 learn: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" CACHE=$(CACHE) SEED=$(or $(SEED),0) bash recipes/tiny/run.sh learn
 
-# Slow tests start engines that fill the machine, one at a time; the others share it.
-test: lint quick
-	@$(BIN)/python -m pytest -m slow
+# Tests that start engines fill the machine, one at a time; the others share it.
+test: lint
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine"
+	@$(BIN)/python -m pytest -m engine
 
 quick: $(VENV)/.ready
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not engine"
 
 lint: $(VENV)/.ready
 	@$(BIN)/ruff check .

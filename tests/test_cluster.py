@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from verl_stvg import preflight
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from data_builders.synthetic import ROW_SCHEMA
 from verl_stvg import launch
 from verl_stvg.dataset import VideoGroundingDataset
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.engine
 
 
 SMALL = [

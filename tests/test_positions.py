@@ -119,7 +119,7 @@ def test_upstream_vllm_still_needs_the_mend(run_python):
     assert run_python(code).stdout.strip().splitlines()[-1] == "False"
 
 
-@pytest.mark.slow
+@pytest.mark.engine
 def test_live_engine_and_transformers_give_the_same_answers(model, rows):
     """The gate: fp32, greedy, 48 mp4 clips through both, on a model that knows the time; and positions at any rate."""
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}

@@ -179,7 +179,7 @@ def test_placeholders_are_silenced_and_nothing_else(processor):
     assert sorted(changed) == sorted(ids)
 
 
-@pytest.mark.slow
+@pytest.mark.engine
 def test_warm_start_writes_the_format_and_grounds_partly(model):
     record = json.loads((model / "warm_start.json").read_text())
     assert record["sampled"]["format"] >= 0.9
