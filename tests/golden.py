@@ -13,10 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from eval.metrics import answers, gqa, readers, shards, temporal, videomind
 from reward_fns import stvg_r1, temporal_r1, time_r1, videochat_r1
 from verl_stvg.video import plan
 
 TOLERANCE = 1e-6
+REFUSED = {"error": "ValueError"}
 
 
 def _span(interval: list[float], duration: float | None = None) -> dict[str, Any]:
@@ -56,16 +60,49 @@ def _videochat_gqa(completion: str, answer: str, gt_intervals: list[list[float]]
     }
 
 
-def _smart_nframes(total_frames: int, video_fps: float, opts: dict[str, Any]) -> int | dict[str, str]:
-    try:
-        return plan.smart_nframes(total_frames, video_fps, **opts)
-    except ValueError:  # where the original raises it too
-        return {"error": "ValueError"}
+def _or_error(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a function that refuses its input with a ValueError, where the original raises too, give that as a value."""
+
+    def call(**given: Any) -> Any:
+        try:
+            return function(**given)
+        except ValueError:
+            return REFUSED
+
+    return call
+
+
+def _smart_nframes(rule: Callable[..., int]) -> Callable[..., Any]:
+    return _or_error(lambda total_frames, video_fps, opts: rule(total_frames, video_fps, **opts))
+
+
+def _eval_iou(texts: list[str], truths: list[list[float]]) -> np.ndarray:
+    found = [readers.extract_time(text) for text in texts]
+    return temporal.iou_hull(temporal.as_intervals(pair[0] if pair else None for pair in found), truths)
+
+
+def _eval_r1_row_iou(completion: str, truth: list[float]) -> float:
+    return float(_eval_iou([readers.extract_timestamps(completion)], [truth])[0])
+
+
+def _eval_tvg_metrics(completions: list[str], truths: list[list[float]]) -> dict[str, float]:
+    return {name: 100 * value for name, value in temporal.summary(_eval_iou(completions, truths)).items()}
+
+
+def _videomind_iou_iop(pred: list[list[float]], span: list[list[float]]) -> dict[str, float]:
+    iou, iop = videomind.iou_iop(pred, span)
+    tops = {f"iou_top{k}": float(iou[:k].max()) for k in videomind.TOP_K}
+    return {**tops, "iop_top1": float(iop[0])}
+
+
+def _rextime_iou(pred: list[float], gt: list[float]) -> float:
+    return float(temporal.iou_hull([pred], [gt])[0])
 
 
 # name in the files -> (function, values that are documented as safe where the original raises)
 # A `reward` is called with (completion, ground truth), a `function` with its input as keywords.
 NOTHING = (0.0,)
+ERROR = (REFUSED,)
 FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "stvg_r1_parse": (_stvg_parse, ([None, None, None],)),
     "stvg_r1_temporal": (stvg_r1.temporal, NOTHING),
@@ -92,36 +129,38 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     ),
     "videochat_r1.tg.format_reward": (videochat_r1.format, NOTHING),
     "videochat_r1.gqa.rewards": (_videochat_gqa, NOTHING),
-    "videochat_r1.smart_nframes": (_smart_nframes, ()),
+    "videochat_r1.smart_nframes": (_smart_nframes(plan.smart_nframes), ERROR),
     "videochat_r1.smart_resize": (plan.smart_resize, ()),
+    "videochat_r1.eval.parse_timestamp_output": (
+        lambda text: list(readers.parse_timestamp_output(text) or (None, None)),
+        (),
+    ),
+    "videochat_r1.split_data": (
+        _or_error(lambda n, num_gpus: list(map(list, shards.contiguous(n, num_gpus)))),
+        ERROR,
+    ),
+    "eval_r1_extract_timestamps": (lambda completion, truth: readers.extract_timestamps(completion), ()),
+    "eval_r1_row_iou": (_eval_r1_row_iou, NOTHING),
+    "eval_extract_time": (lambda completion, truth: readers.extract_time(completion), ([],)),
+    "eval_custom_row_iou": (lambda completion, truth: float(_eval_iou([completion], [truth])[0]), NOTHING),
+    "eval_tvg_metrics": (_eval_tvg_metrics, NOTHING),
+    "eval_r1_extract_option": (lambda completion, truth: answers.extract_option(completion), ()),
+    "eval_mvbench_mcq": (lambda completion, truth: float(answers.mvbench_correct(completion, truth)), ()),
+    "nextgqa.get_tIoU": (lambda gt, pred: gqa.nextgqa_iou_iop(gt, pred), ()),
+    "nextgqa.eval_ground": (_or_error(gqa.nextgqa_eval_ground), ERROR),
+    "rextime.temporal_iou_paired": (_rextime_iou, NOTHING),
+    "rextime.eval_submission": (_or_error(gqa.rextime_eval_submission), ERROR),
+    "videomind.check_ans": (answers.check_ans, (None,)),
+    "videomind.eval_auto": (_or_error(videomind.eval_auto), ERROR),
+    "videomind.iou_iop": (_or_error(_videomind_iou_iop), ERROR),
+    "videomind.parse_query": (readers.parse_query, ()),
+    "videomind.parse_span": (readers.parse_span, ()),
+    "videomind.shard": (_or_error(lambda n, chunk: list(map(list, shards.strided(n, chunk)))), ERROR),
+    "videomind.smart_nframes": (_smart_nframes(videomind.smart_nframes), ERROR),
 }
 
-# Parsers, metrics and sharding that are no rewards: they are skipped until their packages bring them. VideoMind's frame
-# count is another rule than ours (it rounds to the nearest even number), although the recorded cases do not tell.
-NOT_REWARDS = frozenset(
-    {
-        "eval_custom_row_iou",
-        "eval_extract_time",
-        "eval_mvbench_mcq",
-        "eval_r1_extract_option",
-        "eval_r1_extract_timestamps",
-        "eval_r1_row_iou",
-        "eval_tvg_metrics",
-        "nextgqa.eval_ground",
-        "nextgqa.get_tIoU",
-        "rextime.eval_submission",
-        "rextime.temporal_iou_paired",
-        "videochat_r1.eval.parse_timestamp_output",
-        "videochat_r1.split_data",
-        "videomind.check_ans",
-        "videomind.eval_auto",
-        "videomind.iou_iop",
-        "videomind.parse_query",
-        "videomind.parse_span",
-        "videomind.shard",
-        "videomind.smart_nframes",
-    }
-)
+# Names in the files that have no function yet; they are skipped.
+PENDING: frozenset[str] = frozenset()
 
 
 def run_case(case: dict[str, Any]) -> Any:
@@ -171,10 +210,10 @@ def _values(found: dict[str, Any], expected: dict[str, Any]) -> Iterator[list[An
 def check_case(case: dict[str, Any]) -> str | None:
     """Return "skipped", a sentence that describes the miss, or None for a pass."""
     name = case.get("reward") or case.get("function")
-    if name in NOT_REWARDS:
+    if name in PENDING:
         return "skipped"
     if name not in FUNCTIONS:
-        return f"no function for {name!r}: add it to FUNCTIONS or NOT_REWARDS in tests/golden.py"
+        return f"no function for {name!r}: add it to FUNCTIONS or PENDING in tests/golden.py"
     found, expected = run_case(case), case["expected"]
     if agrees(found, expected):
         return None
