@@ -13,14 +13,15 @@ help:
 	@echo "make learn   the longer run, SEED=0, 1, 2     make doctor  check this machine"
 	@echo "make lint    ruff                             make clean   remove everything that was made here"
 
-# Bootstraps uv inside the environment, then installs verl, vLLM (CPU build) and this package into it.
+# Bootstraps uv inside the environment, then installs verl, vLLM (CPU build), SAM 2 and this package into it.
 $(VENV)/.ready: setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not ((3, 10) <= sys.version_info[:2] < (3, 13)))' \
 	  || { echo "$(PYTHON) is not Python 3.10, 3.11 or 3.12, which verl needs; say: make PYTHON=python3.11 ..."; exit 1; }
 	@echo "[environment] installing verl 0.9.1, torch 2.11, vLLM 0.24 (CPU) into $(VENV): 6.5 GB on disk, 1 to 5 minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[cpu,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check setuptools wheel
+	@SAM2_BUILD_CUDA=0 $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[cpu,objects,dev]'
 	@touch $@
 
 install: $(VENV)/.ready

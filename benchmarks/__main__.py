@@ -22,6 +22,7 @@ MODULES = {
     "markers": "benchmarks.markers",
     "data_plane": "benchmarks.data_plane",
     "decode": "benchmarks.decode",
+    "objects": "benchmarks.objects",
     "training_step": "benchmarks.training_step",
 }
 

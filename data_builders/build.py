@@ -89,7 +89,7 @@ def build(job: Job, progress: Callable[[str, int, int], None] = lambda *_: None)
     """
     template = job.template or TEMPLATES[job.source.template]
     _check(job, template)
-    files = {split: _files(job, split) for split in _splits(job)}
+    files = files_of(job)
     manifest = _manifest(job, template, files)
     if job.out.exists():
         return _kept(job.out, manifest)
@@ -130,6 +130,25 @@ def _check(job: Job, template: Template) -> None:
         raise ValueError("--tracks are drawn on videos: give --videos")
     if job.policies.duration_from == "file" and not (job.videos and job.probe):
         raise ValueError("duration_from=file needs the files: give --videos, and leave out --no-probe")
+
+
+def files_of(job: Job) -> dict[str, tuple[Path | None, ...]]:
+    """The files of each split of a job, in the order of `SPLITS`.
+
+    Raises:
+        AnnotationError: files that are missing.
+        ValueError: no such split, or one file for several splits.
+    """
+    return {split: _files(job, split) for split in _splits(job)}
+
+
+def videos_of(job: Job) -> dict[str, str]:
+    """Every video that the annotation names, by name, with its path below the root; empty where it is unknown.
+
+    Raises:
+        AnnotationError: entries that cannot be used, unknown videos; see `Policies.bad_entries`.
+    """
+    return _first_pass(job, files_of(job), lambda *_: None)
 
 
 def _splits(job: Job) -> list[str]:

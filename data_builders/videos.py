@@ -68,6 +68,10 @@ class VideoRoot:
             )
         raise UnknownVideo(f"{name}: no such video")
 
+    def all(self) -> list[str]:
+        """Every video below the root, sorted."""
+        return sorted(path for paths in self._by_stem().values() for path in paths)
+
     def _by_stem(self) -> dict[str, list[str]]:
         if self._stems is None:
             self._stems = {}

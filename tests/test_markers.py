@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 from tests.test_decode import write_counting_video
 from verl_stvg.video.build import located, plan_of
 from verl_stvg.video.decode import VideoError, probe, read_frames
-from verl_stvg.video.markers import STYLES, MarkerStyle, draw_ids, rle_area, rle_box, rle_centre
+from verl_stvg.video.markers import STYLES, MarkerStyle, draw_ids, rle_area, rle_box, rle_boxes, rle_centre
 from verl_stvg.video.store import FrameStore
 from verl_stvg.video.tracks import Track, Tracks, save
 
@@ -108,6 +108,17 @@ def test_measures_with_empty_runs(counts):
     mask = flat.reshape((height, -1), order="F")
     rle = {"size": list(mask.shape), "counts": counts}
     assert (rle_area(rle), rle_box(rle), rle_centre(rle)) == measures_of_pixels(mask)
+
+
+@given(st.lists(arrays.arrays(bool, (9, 13)), max_size=5))
+def test_boxes_of_several_masks_are_those_of_each(masks):
+    rles = [encode(mask) for mask in masks]
+    assert rle_boxes(rles) == [rle_box(rle) for rle in rles] == [measures_of_pixels(mask)[1] for mask in masks]
+
+
+def test_masks_of_different_sizes_are_not_measured_together():
+    with pytest.raises(ValueError, match="add up to"):
+        rle_boxes([encode(np.ones((4, 5))), encode(np.ones((4, 6)))])
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 
 from data_builders import synthetic
-from data_builders.objects import tracks as files
 from data_builders.objects.detector import Detection, wanted
 from data_builders.objects.target import match_masks, match_tube, size_filter, tube_iou, tube_of
-from data_builders.objects.tracks import Track, TrackError, Tracks
+from verl_stvg.video import tracks as files
+from verl_stvg.video.tracks import Track, TrackError, Tracks
 
 H, W = 60, 80
 

@@ -10,10 +10,12 @@ import typer
 
 from verl_stvg import data_cli
 from verl_stvg.cache_cli import app as cache_app
+from verl_stvg.objects_cli import app as objects_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data_cli.build_app, name="build")
 app.add_typer(cache_app, name="cache")
+app.add_typer(objects_app, name="objects")
 app.command()(data_cli.check)
 app.command()(data_cli.show)
 

@@ -74,7 +74,7 @@ def _command(name: str) -> Callable[..., None]:
 
         from data_builders import build
         from data_builders.row import Policies
-        from data_builders.sets import all_sets
+        from data_builders.sets import find as find_set
         from data_builders.templates import find
 
         policies = Policies(
@@ -88,7 +88,7 @@ def _command(name: str) -> Callable[..., None]:
             raw_eval_queries=raw_eval_queries,
         )
         job = build.Job(
-            source=all_sets()[name],
+            source=find_set(name),
             annotations=annotations,
             out=out,
             videos=videos,

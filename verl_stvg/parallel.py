@@ -21,7 +21,11 @@ class NoCluster(ValueError):
 
 
 def work(
-    task: Callable[[list[Job]], list[Result]], jobs: list[Job], workers: int = 1, on_ray: bool = False
+    task: Callable[[list[Job]], list[Result]],
+    jobs: list[Job],
+    workers: int = 1,
+    on_ray: bool = False,
+    gpus: float = 0,
 ) -> Iterator[list[Result]]:
     """Do all jobs, some at a time, and yield their results in the order in which they are done.
 
@@ -30,12 +34,13 @@ def work(
         jobs: picklable.
         workers: processes on this machine; 1 works in this process. With Ray, the cluster's processors count instead.
         on_ray: use the running Ray cluster.
+        gpus: that each task needs on Ray.
 
     Raises:
         NoCluster: Ray was asked for and does not answer.
     """
     if on_ray:
-        yield from _on_ray(task, jobs)
+        yield from _on_ray(task, jobs, gpus)
     elif workers == 1:
         for job in jobs:
             yield task([job])
@@ -57,7 +62,7 @@ def _here(task, jobs: list, workers: int) -> Iterator[list]:
         pool.shutdown(cancel_futures=True)
 
 
-def _on_ray(task, jobs: list) -> Iterator[list]:
+def _on_ray(task, jobs: list, gpus: float) -> Iterator[list]:
     import ray
 
     from verl_stvg import preflight
@@ -69,7 +74,7 @@ def _on_ray(task, jobs: list) -> Iterator[list]:
         )
     ray.init(address="auto", log_to_driver=False)
     try:
-        remote = ray.remote(num_cpus=1, scheduling_strategy="SPREAD")(lambda jobs: task(jobs))
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, scheduling_strategy="SPREAD")(lambda jobs: task(jobs))
         waiting = [remote.remote(chunk) for chunk in _chunks(jobs, max(1, cpus))]
         while waiting:
             ready, waiting = ray.wait(waiting)

@@ -1,5 +1,6 @@
 """What a detector is here: boxes of one frame, best first, and which classes of objects are wanted."""
 
+import importlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,3 +43,23 @@ def wanted(detections: list[Detection], mode: str | tuple[str, ...]) -> list[Det
     if mode == "all":
         return list(detections)
     return [one for one in detections if (one.label == "person") == (mode == "person")]
+
+
+class ModelError(ValueError):
+    """A detector or segmenter that cannot be had; the message says what to do."""
+
+
+def imported(name: str, **settings):
+    """What ``package.module:function`` gives, called with the settings: a model of one's own.
+
+    Raises:
+        ModelError: no such module or function.
+    """
+    module, _, function = name.partition(":")
+    try:
+        loaded = importlib.import_module(module)
+    except ImportError as error:
+        raise ModelError(f"{name} cannot be imported ({error}); it must be on the Python path") from error
+    if not function or not hasattr(loaded, function):
+        raise ModelError(f"{module} defines no {function or 'function of that name'}; correct {name!r}")
+    return getattr(loaded, function)(**settings)

@@ -25,7 +25,8 @@ from PIL import Image
 from pycocotools import mask as coco
 from torch.nn.functional import interpolate
 
-from data_builders.objects.track import Box, encode
+from data_builders.objects.detector import ModelError, imported
+from data_builders.objects.track import Box, Segmenter, encode
 from verl_stvg.video.markers import RLE
 
 CONFIG = "configs/sam2.1/sam2.1_hiera_l.yaml"
@@ -142,7 +143,7 @@ class Sam2Tracker:
         if frame.shape[:2] != self._size:
             raise ValueError(f"the frame is {frame.shape[1]}x{frame.shape[0]} in a video of {self._size[::-1]}")
         self._now += 1
-        self._state["images"] = {self._now: _pixels(frame, self._segmenter.side)}
+        self._state["images"] = _OneFrame(frame, self._segmenter.side)
         if not self._state["obj_ids"]:
             return {}
         with self._segmenter._precision():
@@ -220,9 +221,34 @@ def _blank_state(predictor) -> dict:
     return state
 
 
-def _pixels(frame: np.ndarray, side: int) -> torch.Tensor:
-    """A frame as the package reads pictures: float32 (3, side, side), normalised."""
-    resized = np.asarray(Image.fromarray(frame).resize((side, side))) / 255.0
-    tensor = torch.from_numpy(resized).permute(2, 0, 1).float()
-    mean, deviation = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    return (tensor - mean) / deviation
+class _OneFrame:
+    """What the predictor takes for all frames of the video; it only asks for the present one, and not for each."""
+
+    def __init__(self, frame: np.ndarray, side: int):
+        self.frame, self.side = frame, side
+
+    def __getitem__(self, _: int) -> torch.Tensor:
+        """The frame as the package reads pictures: float32 (3, side, side), normalised."""
+        resized = np.asarray(Image.fromarray(self.frame).resize((self.side, self.side))) / 255.0
+        tensor = torch.from_numpy(resized).permute(2, 0, 1).float()
+        mean, deviation = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        return (tensor - mean) / deviation
+
+
+def segmenter(name: str = MODEL, device: str | None = None) -> Segmenter:
+    """The segmenter of that name.
+
+    Args:
+        name: of a SAM 2 model on the Hugging Face hub; ``CONFIG=CHECKPOINT`` for files, the config as in
+            `Sam2Segmenter.build`; or ``package.module:function`` for your own, which is called with ``device``.
+        device: default: a GPU if there is one.
+
+    Raises:
+        ModelError: a module or function that is not there, or a file of weights that is not.
+    """
+    config, given, checkpoint = name.partition("=")
+    if given:
+        if not Path(checkpoint).is_file():
+            raise ModelError(f"{checkpoint}: no such file; download the checkpoint that belongs to {config}")
+        return Sam2Segmenter.build(config, checkpoint, device)
+    return imported(name, device=device) if ":" in name else Sam2Segmenter.load(name, device)

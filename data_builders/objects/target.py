@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from pycocotools import mask as coco
 
-from data_builders.objects.tracks import Track, Tracks
 from verl_stvg.video.markers import RLE, rle_area
+from verl_stvg.video.tracks import Track, Tracks
 
 Box = Sequence[float]
 

@@ -76,6 +76,17 @@ NAMES = {
 """Module of every set, so that the command line knows the names without importing them."""
 
 
+def find(name: str) -> AnnotationSet:
+    """The set of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in NAMES:
+        raise ValueError(f"no annotation set {name!r}; choose one of {', '.join(NAMES)}")
+    return all_sets()[name]
+
+
 @cache
 def all_sets() -> dict[str, AnnotationSet]:
     """Every set by its name."""

@@ -144,11 +144,37 @@ def rle_box(rle: RLE) -> tuple[int, int, int, int] | None:
     Raises:
         ValueError: malformed RLE.
     """
-    runs = _runs([rle], *_size(rle))
-    if not len(runs.row):
+    height, width = _size(rle)
+    lengths, ends, _ = _lengths([rle], height, width)
+    length, end = lengths[1::2], ends[1::2]
+    if not length.all():  # runs without pixels are nowhere
+        end, length = end[length > 0], length[length > 0]
+    if not len(length):
         return None
-    left, top, right, bottom = (int(side[0]) for side in _extents(runs))
-    return left, top, right + 1, bottom + 1
+    column, row = np.divmod(end - length, height)
+    bottom = int((row + length).max())
+    left, right = int(column[0]), int((end[-1] - 1) // height) + 1
+    if bottom > height:  # a run goes on in the next column: from the last row to the first
+        return left, 0, right, height
+    return left, int(row.min()), right, bottom
+
+
+def rle_boxes(rles: Sequence[RLE]) -> list[tuple[int, int, int, int] | None]:
+    """`rle_box` of several masks of one size, for less than one by one.
+
+    Raises:
+        ValueError: malformed RLE, or masks of different sizes.
+    """
+    if not rles:
+        return []
+    runs = _runs(rles, *_size(rles[0]))
+    full, kept = _nonempty(runs)
+    boxes: list[tuple[int, int, int, int] | None] = [None] * len(rles)
+    if len(full):
+        left, top, right, bottom = (side.tolist() for side in _extents(kept))
+        for k, mask in enumerate(full.tolist()):
+            boxes[mask] = left[k], top[k], right[k] + 1, bottom[k] + 1
+    return boxes
 
 
 class _Runs(NamedTuple):
@@ -277,12 +303,17 @@ def _extents(runs: _Runs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarra
     )
 
 
+def _nonempty(runs: _Runs) -> tuple[np.ndarray, _Runs]:
+    """Which masks have pixels, and the runs of those."""
+    full = np.diff(runs.first).nonzero()[0]
+    return full, runs._replace(first=np.append(runs.first[:-1][full], len(runs.row)), offset=runs.offset[full])
+
+
 def _centres(runs: _Runs) -> list[tuple[int, int] | None]:
     begin = runs.first[:-1]
     sizes = runs.first[1:] - begin
     if not sizes.all():
-        full = sizes.nonzero()[0]
-        kept = runs._replace(first=np.append(begin[full], len(runs.row)), offset=runs.offset[full])
+        full, kept = _nonempty(runs)
         centres = iter(_centres(kept) if len(full) else ())
         return [next(centres) if size else None for size in sizes]
     left, top, right, bottom = _extents(runs)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from verl_stvg.video.markers import RLE, rle_area, rle_box
+from verl_stvg.video.markers import RLE, rle_area, rle_boxes
 
 FORMAT_VERSION = 1
 ENDING = ".tracks.json.gz"
@@ -97,8 +97,9 @@ class Tracks:
 
     def boxes(self, frame: int) -> dict[int, tuple[int, int, int, int]]:
         """Boxes of a frame by object ID: xyxy, pixels, up to the far edge of the last pixel."""
-        found = {object_id: rle_box(mask) for object_id, mask in self.at(frame).items()}
-        return {object_id: box for object_id, box in found.items() if box is not None}
+        masks = self.at(frame)
+        found = zip(masks, rle_boxes(list(masks.values())), strict=True)
+        return {object_id: box for object_id, box in found if box is not None}
 
 
 def track_name(video: str) -> str:

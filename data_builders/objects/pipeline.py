@@ -1,0 +1,273 @@
+"""From a folder of videos to numbered objects and targets: the stages one after another, each of which can be resumed.
+
+    tracks/   every object of every video      `track_all`
+    shown/    those whose number is displayed  `filter_all`
+    targets.jsonl  ID of every annotated target    `assign`
+
+A stage skips what is there already, and a video that cannot be used costs one line in ``quarantine.jsonl``.
+"""
+
+import dataclasses
+import functools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_builders.objects.detector import Detector, wanted
+from data_builders.objects.frames import VideoFrames
+from data_builders.objects.target import match_masks, match_tube, size_filter
+from data_builders.objects.track import Options, Segmenter, track
+from data_builders.records import Entries, Problem, Record, once
+from data_builders.videos import UnknownVideo, VideoRoot
+from verl_stvg.parallel import work
+from verl_stvg.video.quarantine import Quarantine
+from verl_stvg.video.tracks import TrackError, Tracks, load, save, track_name
+
+QUARANTINE = "quarantine.jsonl"
+_SLACK = 2  # frames by which a tube may be longer than its video, as rounding makes it
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a video: ``made``, ``present`` or ``failed`` with a reason; how many objects it has."""
+
+    video: str
+    state: str
+    objects: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Models:
+    """What finds and follows objects, by name, so that each process makes them once.
+
+    Attributes:
+        detector: see `data_builders.objects.detect.detector`.
+        segmenter: see `data_builders.objects.segment.segmenter`.
+        confidence: least score of a detection; None is the detector's default.
+        nms: largest IoU of two boxes of a class; None is the detector's default.
+        device: None is a GPU if there is one.
+    """
+
+    detector: str = "rtdetr"
+    segmenter: str = "facebook/sam2.1-hiera-large"
+    confidence: float | None = None
+    nms: float | None = None
+    device: str | None = None
+
+
+def track_all(
+    root: Path,
+    videos: list[str],
+    out: Path,
+    models: Models,
+    options: Options,
+    workers: int = 1,
+    on_ray: bool = False,
+    gpus: float = 0,
+) -> Iterator[list[Done]]:
+    """Track videos into ``out/<video>.tracks.json.gz``; those that are there are skipped.
+
+    Args:
+        root: of the videos.
+        videos: paths relative to the root.
+        out: folder of the track files.
+        models: what finds and follows objects.
+        options: how.
+        workers: see `verl_stvg.parallel.work`; each holds its models in memory.
+        on_ray: see `verl_stvg.parallel.work`.
+        gpus: of each Ray worker.
+    """
+    task = functools.partial(_track_some, root=root, out=out, models=models, options=options)
+    yield from work(task, videos, workers, on_ray, gpus)
+
+
+def _track_some(videos: list[str], root: Path, out: Path, models: Models, options: Options) -> list[Done]:
+    return [_track_one(video, root, out, models, options) for video in videos]
+
+
+def _track_one(video: str, root: Path, out: Path, models: Models, options: Options) -> Done:
+    path, quarantine = out / track_name(video), Quarantine(out / QUARANTINE)
+    if path.is_file():
+        return Done(video, "present", len(load(path).tracks))
+    try:
+        tracks = track(root / video, _detector(models), _segmenter(models), options)
+    except (ValueError, OSError) as error:
+        quarantine.add(root / video, error, "track")
+        return Done(video, "failed", reason=str(error))
+    save(tracks, path)
+    quarantine.clear(root / video)
+    return Done(video, "made", len(tracks.tracks))
+
+
+@functools.cache
+def _detector(models: Models) -> Detector:
+    from data_builders.objects.detect import detector
+
+    given = {"confidence": models.confidence, "nms": models.nms, "device": models.device}
+    return detector(models.detector, **{name: value for name, value in given.items() if value is not None})
+
+
+@functools.cache
+def _segmenter(models: Models) -> Segmenter:
+    from data_builders.objects.segment import segmenter
+
+    return segmenter(models.segmenter, models.device)
+
+
+def filter_all(tracks: Path, out: Path, ratio: float, per_label: bool, hysteresis: float) -> Iterator[Done]:
+    """Write the objects of each track file whose number is displayed, see `data_builders.objects.target.size_filter`.
+
+    Args:
+        tracks: folder of track files.
+        out: another folder.
+        ratio: see `size_filter`.
+        per_label: see `size_filter`.
+        hysteresis: see `size_filter`.
+
+    Raises:
+        TrackError: a track file that cannot be read.
+        ValueError: the two folders are one.
+    """
+    if tracks.resolve() == out.resolve():
+        raise ValueError(f"{out}: the displayed objects need a folder of their own, all objects are needed later")
+    for path in track_files(tracks):
+        name, target = path.relative_to(tracks).as_posix(), out / path.relative_to(tracks)
+        if target.is_file() and target.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+            made = load(target)
+            wanted = {"ratio": ratio, "per_label": per_label, "hysteresis": hysteresis}
+            if made.made_by.get("filter") == wanted:
+                yield Done(name, "present", len(made.tracks))
+                continue
+        shown = size_filter(load(path), ratio, per_label, hysteresis)
+        save(shown, target)
+        yield Done(name, "made", len(shown.tracks))
+
+
+def track_files(folder: Path) -> list[Path]:
+    """Track files below a folder, sorted.
+
+    Raises:
+        TrackError: there are none.
+    """
+    found = sorted(path for path in folder.rglob("*.tracks.json.gz") if not path.name.startswith("."))
+    if not found:
+        raise TrackError(f"{folder}: holds no track files; run `verl-stvg objects track` first")
+    return found
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When an object is the target, see `match_tube` and `match_masks`."""
+
+    min_share: float = 0.0
+    min_iou: float = 0.0
+    mask_share: float = 0.5
+    faithful: bool = False
+
+
+def assign(
+    dataset: str, split: str, entries: Entries, root: VideoRoot, tracks: Path, rule: Rule
+) -> Iterator[dict[str, Any]]:
+    """What is known of the target of each record that has a tube or masks, as lines for ``verl-stvg build --targets``.
+
+    A line has ``uid`` and either ``object_id``, ``share``, ``mean_iou``, ``votes`` and ``fragments`` (of a tube), or
+    ``object_ids`` and ``shares`` (of masks), with ``visible``, the intervals in seconds of what is shown in which the
+    target's number is displayed; or ``reason``, where there is no target.
+
+    Args:
+        dataset: name of the set.
+        split: of the entries.
+        entries: of the set's reader.
+        root: of the videos.
+        tracks: folder of track files, of those objects that the model sees.
+        rule: when an object is the target.
+    """
+    for entry in once(entries):
+        if isinstance(entry, Problem):
+            yield {"uid": None, "reason": f"{entry.where}: {entry.what}"}
+            continue
+        uid = f"{dataset}/{split}/{entry.key}"
+        try:
+            path = tracks / track_name(root.find(entry.video))
+            found = _target(entry, _loaded(str(path)), rule)
+        except (UnknownVideo, TrackError) as error:
+            found = {"reason": str(error)}
+        yield {"uid": uid, **found}
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(path: str) -> Tracks:
+    return load(Path(path))
+
+
+def _target(record: Record, tracks: Tracks, rule: Rule) -> dict[str, Any]:
+    if record.tube is not None:
+        boxes = _scaled(record, tracks)
+        last = record.tube.first_frame + len(boxes) - 1
+        if last >= tracks.num_frames + _SLACK:
+            had = f"the tube reaches frame {last}, the tracked video has {tracks.num_frames} frames"
+            return {"reason": f"{had}; track the video at the rate it was annotated at"}
+        found = match_tube(tracks, record.tube.first_frame, boxes, rule.min_share, rule.min_iou, rule.faithful)
+        if found is None:
+            return {"reason": "no object overlaps the tube, or not enough"}
+        record_of = {"object_id": found.object_id, "share": round(found.share, 6), "mean_iou": round(found.mean_iou, 6)}
+        more = {"votes": {str(k): v for k, v in found.votes.items()}, "fragments": [list(f) for f in found.fragments]}
+        return {**record_of, **more, "visible": _visible(tracks, {found.object_id}, record)}
+    if record.masks is not None:
+        shares = match_masks(tracks, record.masks, 0, rule.mask_share)
+        if not shares:
+            return {"reason": "no object lies within the masks"}
+        return {
+            "object_ids": list(shares),
+            "shares": [round(share, 6) for share in shares.values()],
+            "visible": _visible(tracks, set(shares), record),
+        }
+    return {"reason": "no tube and no masks"}
+
+
+def _scaled(record: Record, tracks: Tracks) -> list[tuple[float, ...]]:
+    """Boxes of the tube in pixels of the tracked video, which may be a smaller copy of the annotated one."""
+    width, height = record.extra.get("width"), record.extra.get("height")
+    x = tracks.width / width if isinstance(width, int | float) and width > 0 else 1.0
+    y = tracks.height / height if isinstance(height, int | float) and height > 0 else 1.0
+    return [(x1 * x, y1 * y, x2 * x, y2 * y) for x1, y1, x2, y2 in record.tube.boxes]
+
+
+def _visible(tracks: Tracks, ids: set[int], record: Record) -> list[list[float]]:
+    """Intervals in which any of the objects is seen, in seconds of what is shown."""
+    frames = sorted({frame for track in tracks.tracks if track.object_id in ids for frame in track.masks})
+    scale = 1.0 if record.unit == "seconds" else 1 / tracks.fps
+    begin = record.clip[0] * scale if record.clip else 0.0
+    spans: list[list[int]] = []
+    for frame in frames:
+        if spans and frame == spans[-1][1]:
+            spans[-1][1] = frame + 1
+        else:
+            spans.append([frame, frame + 1])
+    return [[max(0.0, a / tracks.fps - begin), b / tracks.fps - begin] for a, b in spans if b / tracks.fps > begin]
+
+
+def write_targets(lines: list[dict[str, Any]], path: Path) -> Counter[str]:
+    """Write targets as JSON lines, and beside them ``<name>.rejected.jsonl``; returns how many and the reasons."""
+    counts: Counter[str] = Counter()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rejected = path.with_name(f"{path.stem}.rejected.jsonl")
+    good = [line for line in lines if "reason" not in line]
+    bad = [line for line in lines if "reason" in line]
+    for target, kept in ((path, good), (rejected, bad)):
+        target.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8", newline="\n")
+    counts["targets"] = len(good)
+    counts.update("no target" for _ in bad)
+    return counts
+
+
+def detections(root: Path, video: str, models: Models, options: Options) -> Iterator[dict[str, Any]]:
+    """Detections of a video's keyframes, one line for each: frame, box xyxy, label, score."""
+    frames = VideoFrames(root / video)
+    for frame in range(0, frames.num_frames, options.step):
+        for one in wanted(_detector(models).detect(frames.read(frame, frame + 1)[0]), options.mode):
+            yield {"video": video, "frame": frame, **dataclasses.asdict(one)}
