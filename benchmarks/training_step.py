@@ -20,8 +20,8 @@ from benchmarks.data_plane import CLIPS, N, model_folder
 from benchmarks.decode import write_clip
 from verl_stvg import launch
 
-PROMPTS, STEPS = 8, 4  # the first step is not counted
-FRAME = {"min_pixels": 3136, "max_pixels": 6 * 784}
+PROMPTS, STEPS = 8, 3  # the first step is not counted
+FRAME = {"min_pixels": 3136, "max_pixels": 12 * 784}
 STOCK = [
     "data.custom_cls.path=null",
     "data.custom_cls.name=null",
@@ -66,8 +66,8 @@ def seconds_per_step(folder: Path, name: str, arguments: list[str]) -> tuple[flo
             f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS}",
             f"actor_rollout_ref.rollout.n={N}",
             f"actor_rollout_ref.model.path={folder}/model",
-            "data.max_prompt_length=320",
-            "actor_rollout_ref.rollout.max_model_len=400",
+            "data.max_prompt_length=480",
+            "actor_rollout_ref.rollout.max_model_len=560",
             f"trainer.total_training_steps={STEPS}",
             "trainer.val_before_train=false",
             "trainer.test_freq=-1",
