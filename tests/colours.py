@@ -3,6 +3,7 @@
 They see nothing but pixels of decoded frames, as real ones do, and are named on the command line like one's own.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,8 +19,17 @@ LEAST = 400  # pixels
 
 def colours_of(frame: np.ndarray) -> np.ndarray:
     """The colour of each pixel, (H, W): the nearest of `COLORS` by index, or -1 if none is near."""
-    away = [np.abs(frame - np.array(colour, np.int16)).max(axis=2) for colour in COLORS.values()]
-    return np.where(np.min(away, axis=0) < NEAR, np.argmin(away, axis=0), -1)
+    red, green, blue = np.moveaxis(frame >> 3, 2, 0).astype(np.intp)
+    return _table()[(red * 32 + green) * 32 + blue]
+
+
+@functools.cache
+def _table() -> np.ndarray:
+    """The same for all colours, each channel in steps of 8."""
+    steps = np.arange(32) * 8 + 4
+    every = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    away = [np.abs(every - np.array(colour)).max(axis=1) for colour in COLORS.values()]
+    return np.where(np.min(away, axis=0) < NEAR, np.argmin(away, axis=0), -1).astype(np.int8)
 
 
 class ColourDetector:

@@ -88,6 +88,10 @@ def test_a_second_run_skips_what_is_there(data, made):
         "objects", "track", "--videos", data / "videos", "--out", made / "tracks", *MODELS, *videos(data)
     )
     assert status == 0 and {path: path.stat().st_mtime_ns for path in before} == before
+    status, said = run(
+        "objects", "track", "--videos", data / "videos", "--out", made / "tracks", *MODELS, "--step", 10, *videos(data)
+    )
+    assert status == 2 and "train_00000.tracks.json.gz: made with other options; choose another folder" in said
 
 
 def videos(data: Path) -> list[str]:
@@ -137,7 +141,6 @@ def test_pictures_of_objects(data, made, tmp_path):
     stem = Path(name).stem
     shown = made / f"shown/{stem}.tracks.json.gz"
     out = tmp_path / "look.mp4"
-    pytest.importorskip("supervision")
     assert run("objects", "show", data / "videos" / name, "--tracks", shown, "--out", out)[0] == 0
     assert probe(out).num_frames == synthetic.NUM_FRAMES and (tmp_path / "look.jpg").stat().st_size > 5_000
     command = ["--videos", data / "videos", "--tracks", made / "shown", "--out", tmp_path / "marked"]

@@ -698,7 +698,6 @@ def test_objects_of_one_keyframe_may_overlap_backwards_too():
 
 @pytest.fixture(scope="module")
 def detect():
-    pytest.importorskip("torchvision")
     from data_builders.objects import detect
 
     return detect
@@ -961,7 +960,6 @@ LENGTH = 40  # more than the frames that SAM 2 looks back at
 @pytest.fixture(scope="module")
 def sam2():
     """The real program, on the processor, with few and random weights, which see objects everywhere."""
-    pytest.importorskip("sam2")
     import torch
 
     from data_builders.objects.segment import Sam2Segmenter

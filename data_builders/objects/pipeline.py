@@ -92,15 +92,24 @@ def _track_some(videos: list[str], root: Path, out: Path, models: Models, option
 def _track_one(video: str, root: Path, out: Path, models: Models, options: Options) -> Done:
     path, quarantine = out / track_name(video), Quarantine(out / QUARANTINE)
     if path.is_file():
-        return Done(video, "present", len(load(path).tracks))
+        there = load(path)
+        if other := [key for key, value in _made_by(models, options).items() if there.made_by.get(key) != value]:
+            raise TrackError(f"{path}: made with other {' and '.join(other)}; choose another folder or remove the file")
+        return Done(video, "present", len(there.tracks))
     try:
         tracks = track(root / video, _detector(models), _segmenter(models), options)
     except (ValueError, OSError) as error:
         quarantine.add(root / video, error, "track")
         return Done(video, "failed", reason=str(error))
-    save(tracks, path)
+    save(dataclasses.replace(tracks, made_by=tracks.made_by | _made_by(models, options)), path)
     quarantine.clear(root / video)
     return Done(video, "made", len(tracks.tracks))
+
+
+def _made_by(models: Models, options: Options) -> dict[str, Any]:
+    """What the tracks of a video depend on, as it stands in a track file."""
+    asked = {key: value for key, value in dataclasses.asdict(models).items() if key != "device"}
+    return {"models": asked, "options": options.as_json()}
 
 
 @functools.cache

@@ -31,7 +31,7 @@ One difference is in both: the released code looks at frames that went through J
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from pycocotools import mask as coco
@@ -77,6 +77,11 @@ class Options:
         if not (0 < self.iou <= 1 and 0 < self.containment <= 1):
             raise ValueError(f"iou and containment must lie in (0, 1], got {self.iou} and {self.containment}")
         wanted([], self.mode)
+
+    def as_json(self) -> dict[str, Any]:
+        """What tracks depend on, as it stands in their file."""
+        mode = self.mode if isinstance(self.mode, str) else list(self.mode)
+        return {key: value for key, value in asdict(self).items() if key != "buffer"} | {"mode": mode}
 
 
 class Tracker(Protocol):
@@ -291,7 +296,7 @@ def track(
     made_by = {
         "detector": getattr(detector, "name", type(detector).__name__),
         "segmenter": segmenter.name,
-        "options": asdict(options) | {"mode": options.mode if isinstance(options.mode, str) else list(options.mode)},
+        "options": options.as_json(),
     }
     return Tracks(frames.height, frames.width, frames.num_frames, frames.fps, tracks, made_by)
 
