@@ -136,6 +136,12 @@ def test_a_video_that_cannot_be_tracked_costs_a_line(data, tmp_path):
     assert len(pipeline.track_files(tmp_path / "tracks")) == 1
 
 
+def test_a_model_that_cannot_be_had_is_no_fault_of_the_videos(data, tmp_path):
+    wrong = ["--detector", "tests.colours:eyes", *MODELS[2:]]
+    status, said = run("objects", "track", "--videos", data / "videos", "--out", tmp_path / "tracks", *wrong)
+    assert status == 2 and "tests.colours defines no eyes" in said and not (tmp_path / "tracks").exists()
+
+
 def test_pictures_of_objects(data, made, tmp_path):
     name = videos(data)[0]
     stem = Path(name).stem

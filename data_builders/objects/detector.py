@@ -59,7 +59,7 @@ def imported(name: str, **settings):
     try:
         loaded = importlib.import_module(module)
     except ImportError as error:
-        raise ModelError(f"{name} cannot be imported ({error}); it must be on the Python path") from error
+        raise ModelError(f"{name} cannot be imported ({error}); put its folder into PYTHONPATH") from error
     if not function or not hasattr(loaded, function):
         raise ModelError(f"{module} defines no {function or 'function of that name'}; correct {name!r}")
     return getattr(loaded, function)(**settings)

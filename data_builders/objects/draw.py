@@ -57,7 +57,7 @@ def show(video: Path, tracks: Tracks, out: Path, sheet: Path | None = None, pict
     colours = supervision.ColorPalette.DEFAULT
     masks = supervision.MaskAnnotator(colours, opacity=0.45)
     boxes = supervision.BoxAnnotator(colours, thickness=2)
-    labels = supervision.LabelAnnotator(colours, text_scale=0.5, text_padding=4)
+    labels = supervision.LabelAnnotator(colours, text_scale=0.5, text_padding=4, smart_position=True)
     names = {track.object_id: track.label for track in tracks.tracks}
     kept: dict[int, np.ndarray] = {}
     wanted = {round(k * (tracks.num_frames - 1) / max(1, pictures - 1)) for k in range(pictures)}

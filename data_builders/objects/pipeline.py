@@ -96,8 +96,9 @@ def _track_one(video: str, root: Path, out: Path, models: Models, options: Optio
         if other := [key for key, value in _made_by(models, options).items() if there.made_by.get(key) != value]:
             raise TrackError(f"{path}: made with other {' and '.join(other)}; choose another folder or remove the file")
         return Done(video, "present", len(there.tracks))
+    detector, segmenter = _detector(models), _segmenter(models)
     try:
-        tracks = track(root / video, _detector(models), _segmenter(models), options)
+        tracks = track(root / video, detector, segmenter, options)
     except (ValueError, OSError) as error:
         quarantine.add(root / video, error, "track")
         return Done(video, "failed", reason=str(error))
