@@ -8,19 +8,19 @@ decoded once, into the frame cache, not once per rollout.
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
-import torch
 from omegaconf import DictConfig, open_dict
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
+from verl_stvg.curriculum import Curriculum, RowFacts, crop_truth
+from verl_stvg.prompts import check_size, read_video
 from verl_stvg.video.build import located, plan_of, root_of
 from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan
-from verl_stvg.video.refs import CachedFrames
 from verl_stvg.video.store import FrameStore
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class VideoGroundingDataset(RLHFDataset):
             again and again, in this process, and travel as pixels).
         video_root: folder that relative paths start from; default: what `manifest.json` beside the parquet file says,
             else the folder of the file.
+        curriculum: see `verl_stvg.curriculum.Curriculum`; rows of ``train_files`` then need what a mask depends on.
         filter_overlong_prompts: drop rows over ``max_prompt_length`` and say how many; otherwise they are an error.
 
     Raises:
@@ -105,8 +106,9 @@ class VideoGroundingDataset(RLHFDataset):
         if check not in CHECKS:
             raise RowError(f"data.check_videos={check} is unknown; choose one of {', '.join(CHECKS)}")
         store = frame_store(self.config)
+        curriculum = Curriculum.of(self.config) if self._is_trained_on() else None
         with ThreadPoolExecutor(8) as pool:
-            results = list(pool.map(partial(self._check_row, check=check, store=store), rows))
+            results = list(pool.map(partial(self._check_row, check=check, store=store, curriculum=curriculum), rows))
         wrong = [(i, problem) for i, (problem, _) in enumerate(results) if problem]
         if wrong:
             self._refuse(rows, wrong, "cannot be used; mend or drop these rows")
@@ -130,6 +132,11 @@ class VideoGroundingDataset(RLHFDataset):
                 raise RowError(f"every prompt is over data.max_prompt_length={self.max_prompt_length}; raise it")
         return rows
 
+    def _is_trained_on(self) -> bool:
+        """Whether these are the training rows; verl builds both datasets from one configuration."""
+        files = self.config.get("train_files")
+        return files is None or list(self.original_data_files) == ([files] if isinstance(files, str) else list(files))
+
     def _refuse(self, rows, problems: list[tuple[int, str]], verdict: str):
         lines = [f"  row {i} (uid {row_uid(rows[i])}): {problem}" for i, problem in problems[:_SHOWN]]
         if len(problems) > _SHOWN:
@@ -137,11 +144,13 @@ class VideoGroundingDataset(RLHFDataset):
         files = ", ".join(map(str, self.original_data_files))
         raise RowError(f"{files}: {len(problems)} of {len(rows)} rows {verdict}\n" + "\n".join(lines))
 
-    def _check_row(self, row: dict, check: str, store: FrameStore | None) -> tuple[str | None, int]:
+    def _check_row(
+        self, row: dict, check: str, store: FrameStore | None, curriculum: Curriculum | None = None
+    ) -> tuple[str | None, int]:
         """What is wrong with a row (None if nothing), and the tokens of its prompt."""
         look, decode = (store.probe, store.frames) if store else (probe, read_frames)
         try:
-            tokens = 0
+            tokens, plans = 0, []
             for video in (located(video, row[ROOT_KEY]) for video in row.get(self.video_key) or []):
                 path = video["video"]
                 if check == "exist":
@@ -150,11 +159,14 @@ class VideoGroundingDataset(RLHFDataset):
                     info = _recorded_info(row) or look(path)
                 else:
                     info = look(path)
-                plan = plan_of(video, info)
-                self._check_size(plan)
+                plan = plan_of(video, info).masked(video.get("hidden"), video.get("shown"))
+                check_size(plan, self.processor)
                 if check == "decode":
-                    decode(path, plan)
+                    decode(path, plan.whole)
                 tokens += plan.num_tokens - 1  # the template already holds one placeholder
+                plans.append(plan)
+            if curriculum:
+                check_maskable(curriculum, row, plans)
             messages = self._build_messages(
                 {**row, self.prompt_key: [dict(m) for m in row[self.prompt_key]]}, self.prompt_key
             )
@@ -165,17 +177,6 @@ class VideoGroundingDataset(RLHFDataset):
             return None, tokens + len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             return f"{type(error).__name__ + ': ' if isinstance(error, KeyError) else ''}{error}", 0
-
-    def _check_size(self, plan: SamplingPlan) -> None:
-        """The processor must leave the plan's frames as they are, or prompt and pixels would not fit."""
-        limits = getattr(getattr(self.processor, "video_processor", None), "size", None)
-        if limits:
-            low, high = limits["shortest_edge"], limits["longest_edge"]
-            if not low <= plan.height * plan.width <= high:
-                raise ValueError(
-                    f"frames of {plan.width}x{plan.height} lie outside the limits of the model's processor, {low} to "
-                    f"{high} pixels; change the row's min_pixels and max_pixels, or the processor's size"
-                )
 
     def _build_messages(self, example: dict, key: str):
         videos = [located(video, example.get(ROOT_KEY, "")) for video in example.get(self.video_key) or []]
@@ -201,25 +202,14 @@ class VideoGroundingDataset(RLHFDataset):
         return images, [read_video(video, store) for video in videos] or None, audios
 
 
-def read_video(video: dict, store: FrameStore | None = None) -> tuple[CachedFrames | torch.Tensor, dict]:
-    """Frames and metadata of one message part, for a Hugging Face processor or vLLM.
-
-    Returns:
-        the frames, which now lie in the store, or without one a uint8 tensor (T, 3, H, W); and the metadata that makes
-        the processor's rate the plan's, exactly.
-    """
-    path = video["video"]
-    version = Path(path).stat().st_mtime_ns if Path(path).is_file() else None
-    plan = plan_of(video, _probe_once(path, version, store))
-    if store:
-        store.frames(path, plan)
-        return CachedFrames(path, plan, store), plan.metadata()
-    return torch.from_numpy(read_frames(path, plan)).permute(0, 3, 1, 2), plan.metadata()
-
-
-@lru_cache(maxsize=65536)
-def _probe_once(path: str, version: int | None, store: FrameStore | None) -> VideoInfo:
-    return store.probe(path) if store else probe(path)
+def check_maskable(curriculum: Curriculum, row: dict, plans: list[SamplingPlan]) -> None:
+    """Raise ValueError if a row lacks what the curriculum's masks depend on."""
+    facts = RowFacts.of(row)
+    if facts.bin not in curriculum.bins:
+        return
+    if len(plans) != 1 or plans[0] != plans[0].whole:
+        raise ValueError("the curriculum masks rows with one video, of which nothing is hidden yet; drop the row")
+    crop_truth(row["reward_model"]["ground_truth"], curriculum.mask(plans[0], facts, step=0, total=1), plans[0])
 
 
 def _recorded_info(row: dict) -> VideoInfo | None:

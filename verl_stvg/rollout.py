@@ -11,6 +11,7 @@ video and what went wrong must be in the message itself.
 
 import json
 import time
+from collections.abc import Iterator
 
 import torch
 from transformers import BatchFeature
@@ -25,6 +26,8 @@ from verl_stvg.video.refs import CachedFrames, Normalisation
 AGENT_NAME = "video_grounding"
 STATS = "video"
 """Key of a trajectory's ``extra_fields`` under which its video costs travel to the trainer's metrics."""
+MASK = "mask"
+"""Key of ``extra_info``, and of ``extra_fields``, under which a row's bin and what a mask takes travel with it."""
 
 
 class RolloutError(RuntimeError):
@@ -101,10 +104,12 @@ class VideoGroundingAgentLoop(SingleTurnAgentLoop):
             output = await super().run(sampling_params, **kwargs)
         except Exception as error:
             extra = kwargs.get("extra_info") or {}
-            videos = ", ".join(_videos(kwargs["raw_prompt"])) or "no video"
+            videos = ", ".join(str(part.get("video")) for part in video_parts(kwargs["raw_prompt"])) or "no video"
             raise RolloutError(f"sample {extra.get('uid', kwargs.get('index'))} with {videos}: {error}") from error
         waited = time.perf_counter() - began - output.metrics.generate_sequences
         output.extra_fields[STATS] = {"prepare_seconds": waited, **self._costs()}
+        extra = kwargs.get("extra_info") or {}
+        output.extra_fields[MASK] = extra.get(MASK) or {"bin": extra.get("bin")}
         return output
 
     def _costs(self) -> dict[str, float]:
@@ -128,6 +133,8 @@ def keyed(videos) -> bool:
     return bool(videos) and all(isinstance(frames, CachedFrames) for frames, _ in videos)
 
 
-def _videos(messages) -> list[str]:
-    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
-    return [str(part.get("video")) for part in parts if part.get("type") == "video"]
+def video_parts(messages) -> Iterator[dict]:
+    """The parts of a prompt's messages that are videos."""
+    for message in messages:
+        if isinstance(message["content"], list):
+            yield from (part for part in message["content"] if part.get("type") == "video")

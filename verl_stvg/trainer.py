@@ -6,6 +6,7 @@ trajectories carry keys instead of pixels.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,22 +19,71 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from verl_stvg.dataset import frame_store, switch_cache_off
-from verl_stvg.rollout import STATS
+from verl_stvg.rollout import MASK, STATS
 from verl_stvg.worker import VideoGroundingWorker
 
 _NODE_SECONDS = 60
 
 
 class PollingReplayBuffer(ReplayBuffer):
-    """verl's replay buffer with the poll interval as a setting (``trainer.v1.sampler.sampler_kwargs.poll_interval``).
+    """verl's synchronous replay buffer with more settings, under ``trainer.v1.sampler.sampler_kwargs``.
 
-    verl looks every 2 s whether a batch is complete, which rounds the generation of a small model up to that. As a
-    ``trainer.v1.sampler.custom_sampler`` it takes no part in verl's own group filtering.
+    poll_interval: seconds between two looks whether a batch is complete. verl's are 2.0, which rounds the generation
+        of a small model up to that.
+    filter_groups, train_batch_size: give them as ``${algorithm.filter_groups}`` and ``${data.train_batch_size}``, and
+        verl's filtering of groups whose rewards are all the same works here too; verl keeps it from custom samplers.
+    prefer: ``spread`` trains on the groups whose scores spread most, where filtering has left more than a batch.
+
+    Nothing is remembered from step to step: what a resumed run needs is in verl's own checkpoint.
     """
 
     def __init__(self, *, sampler_kwargs, **kwargs):
-        poll_interval = float(sampler_kwargs.get("poll_interval", 2.0))
-        super().__init__(sampler_kwargs=sampler_kwargs, poll_interval=poll_interval, **kwargs)
+        known = {"poll_interval", "filter_groups", "train_batch_size", "prefer"}
+        if unknown := sorted(set(sampler_kwargs) - known):
+            raise ValueError(
+                f"trainer.v1.sampler.sampler_kwargs knows no {', '.join(unknown)}; its keys are "
+                f"{', '.join(sorted(known))}"
+            )
+        self.prefer = sampler_kwargs.get("prefer")
+        if self.prefer not in (None, "spread"):
+            raise ValueError(f"sampler_kwargs.prefer={self.prefer} is unknown; use spread, or leave it out")
+        groups, batch_size = sampler_kwargs.get("filter_groups"), sampler_kwargs.get("train_batch_size")
+        if groups and groups.enable:
+            if not groups.metric or not batch_size:
+                raise ValueError(
+                    "group filtering needs algorithm.filter_groups.metric and "
+                    "sampler_kwargs.train_batch_size=${data.train_batch_size}"
+                )
+            kwargs |= {
+                "filter_groups_metric": groups.metric,
+                "max_inflight_gen_batches": groups.max_inflight_gen_batches,
+                "train_batch_size": batch_size,
+                "gen_batch_size": 1,  # verl's data loader has it where algorithm.filter_groups is on
+            }
+        elif self.prefer:
+            raise ValueError(
+                "sampler_kwargs.prefer chooses among what filtering leaves; enable algorithm.filter_groups"
+            )
+        super().__init__(
+            sampler_kwargs=sampler_kwargs, poll_interval=float(sampler_kwargs.get("poll_interval", 2.0)), **kwargs
+        )
+
+    def _select_prompt_uids(self, partition_id, sampleable_keys, batch_size):
+        if self.prefer and partition_id == "train" and len(sampleable_keys) > batch_size:
+            keys = [key for key in self.partitions[partition_id] if key.split("_")[0] in sampleable_keys]
+            scores = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["rm_scores"])["rm_scores"]
+            chosen = widest_groups(keys, [float(score.sum()) for score in scores], batch_size)
+            if len(chosen) == batch_size:  # fewer, where groups failed and hold no trajectory
+                sampleable_keys = chosen
+        return super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)
+
+
+def widest_groups(keys: Sequence[str], scores: Sequence[float], count: int) -> set[str]:
+    """Uids of the groups whose scores have the largest standard deviations; of equal ones the first."""
+    groups = defaultdict(list)
+    for key, score in zip(keys, scores, strict=True):
+        groups[key.split("_")[0]].append(score)
+    return set(sorted(groups, key=lambda uid: -np.std(groups[uid]))[:count])
 
 
 class VideoGroundingLoopManager(AgentLoopManagerTQ):
@@ -45,6 +95,7 @@ class VideoGroundingLoopManager(AgentLoopManagerTQ):
 
     def __init__(self, config, *args, **kwargs):
         log_metrics()
+        check_filtering(config)
         reason = why_pixels_must_travel(config)
         if reason:
             switch_cache_off(config, reason)
@@ -82,6 +133,19 @@ def why_pixels_must_travel(config) -> str | None:
     return None
 
 
+def check_filtering(config) -> None:
+    """Raise ValueError where `PollingReplayBuffer` does not know of the group filtering that is asked for."""
+    sampler = config.trainer.v1.sampler
+    if "verl_stvg" not in str((sampler.get("custom_sampler") or {}).get("path")):
+        return
+    asked = bool((config.algorithm.get("filter_groups") or {}).get("enable"))
+    if asked != bool((sampler.sampler_kwargs.get("filter_groups") or {}).get("enable")):
+        raise ValueError(
+            "algorithm.filter_groups and trainer.v1.sampler.sampler_kwargs.filter_groups differ; set the latter to "
+            "${algorithm.filter_groups}, and sampler_kwargs.train_batch_size to ${data.train_batch_size}"
+        )
+
+
 def log_metrics() -> None:
     """Let the trainer of this process log the parts of every training reward and the videos' costs; idempotent."""
     stock = trainer_base.PPOTrainer._compute_metrics
@@ -94,7 +158,9 @@ def log_metrics() -> None:
         if keys:
             data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
             extras = data.pop("extra_fields").tolist()
-            metrics.update(reward_metrics(keys, [fields["reward_extra_info"] for fields in extras]))
+            infos = [fields["reward_extra_info"] for fields in extras]
+            metrics.update(reward_metrics(keys, infos))
+            metrics.update(curriculum_metrics(keys, infos, [fields.get(MASK) or {} for fields in extras]))
             metrics.update(video_metrics([fields.get(STATS) or {} for fields in extras]))
         rollout = self.config.actor_rollout_ref.rollout
         # verl pads a batch whose prompts failed and goes on; here it is at least a number
@@ -112,17 +178,60 @@ def reward_metrics(keys: list[str], infos: list[dict]) -> dict[str, float]:
         keys: of the trajectories, ``<prompt uid>_<session>_<index>``.
         infos: the reward function's result for each trajectory.
     """
-    parts, groups = defaultdict(list), defaultdict(list)
-    for key, info in zip(keys, infos, strict=True):
-        for name, value in info.items():
-            parts[name].append(float(value))
-        groups[key.split("_")[0]].append(float(info["score"]))
     metrics = {}
-    for name, values in parts.items():
+    for name, values in _parts(infos).items():
         metrics[f"reward/{name}/mean"] = float(np.mean(values))
         metrics[f"reward/{name}/std"] = float(np.std(values))
-    metrics["reward/zero_variance_groups"] = float(np.mean([np.ptp(scores) == 0.0 for scores in groups.values()]))
+    metrics["reward/zero_variance_groups"] = _zero_variance(keys, infos)
     return metrics
+
+
+def curriculum_metrics(keys: list[str], infos: list[dict], masks: list[dict]) -> dict[str, float]:
+    """Rewards by the bin of their rows, and what the masks take; empty where rows have no bin.
+
+    ``curriculum/<bin>/<part>`` is a mean, ``curriculum/<bin>/zero_variance_groups`` a share and
+    ``curriculum/<bin>/trajectories`` a count. ``curriculum/<bin>/mask_ratio`` is what the schedule asks for,
+    ``curriculum/<bin>/masked_share`` the part of all temporal units that it comes to; both without the bin's name are
+    means over the whole step.
+
+    Args:
+        keys: of the trajectories.
+        infos: the reward function's result for each.
+        masks: bin and mask of each, as `verl_stvg.rollout` records them.
+    """
+    members = defaultdict(list)
+    for key, info, mask in zip(keys, infos, masks, strict=True):
+        if mask.get("bin"):
+            members[mask["bin"]].append((key, info, mask))
+    metrics = {}
+    for bin_, found in members.items():
+        bin_keys, bin_infos, bin_masks = zip(*found, strict=True)
+        for name, values in {**_parts(bin_infos), **_taken(bin_masks)}.items():
+            metrics[f"curriculum/{bin_}/{name}"] = float(np.mean(values))
+        metrics[f"curriculum/{bin_}/zero_variance_groups"] = _zero_variance(bin_keys, bin_infos)
+        metrics[f"curriculum/{bin_}/trajectories"] = len(found)
+    metrics.update({f"curriculum/{name}": float(np.mean(values)) for name, values in _taken(masks).items()})
+    return metrics
+
+
+def _parts(infos: Sequence[dict]) -> dict[str, list[float]]:
+    parts = defaultdict(list)
+    for info in infos:
+        for name, value in info.items():
+            parts[name].append(float(value))
+    return parts
+
+
+def _taken(masks: Sequence[dict]) -> dict[str, list[float]]:
+    return _parts([{name: value for name, value in mask.items() if name != "bin"} for mask in masks])
+
+
+def _zero_variance(keys: Sequence[str], infos: Sequence[dict]) -> float:
+    """Share of the prompts whose rollouts all score the same."""
+    groups = defaultdict(list)
+    for key, info in zip(keys, infos, strict=True):
+        groups[key.split("_")[0]].append(float(info["score"]))
+    return float(np.mean([np.ptp(scores) == 0.0 for scores in groups.values()]))
 
 
 def video_metrics(stats: list[dict]) -> dict[str, float]:

@@ -10,6 +10,7 @@ those frames and sizes, and says their true rate.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 PATCH = 14
@@ -51,6 +52,8 @@ class SamplingPlan:
             ``sample_fps``; with both ends included the frames lie a hair further apart than ``1 / fps``).
         marks: what is drawn on the frames before they are resized: track file, hash of its bytes, style of
             `verl_stvg.video.markers`; None for nothing.
+        hidden: runs of temporal units, each from its first to before its last, that the model sees black.
+        shown: run of temporal units that is all the model sees, on a clock from 0; None for all.
     """
 
     frame_indices: tuple[int, ...]
@@ -59,22 +62,57 @@ class SamplingPlan:
     width: int
     fps: float
     marks: tuple[str, str, str] | None = None
+    hidden: tuple[tuple[int, int], ...] = ()
+    shown: tuple[int, int] | None = None
 
     @property
     def identity(self) -> dict:
-        """All that decides about the pixels, whatever the track file is called."""
-        kept = {name: value for name, value in vars(self).items() if name != "marks"}
+        """All that decides about the pixels in the cache, whatever the track file is called; masks come after it."""
+        kept = {name: value for name, value in vars(self).items() if name not in ("marks", "hidden", "shown")}
         return kept | {"marks": self.marks[1:]} if self.marks else kept
+
+    @property
+    def whole(self) -> "SamplingPlan":
+        """The plan without its mask: what is decoded and kept."""
+        return replace(self, hidden=(), shown=None) if self.hidden or self.shown else self
+
+    def masked(
+        self, hidden: Iterable[Sequence[int]] | None = None, shown: Sequence[int] | None = None
+    ) -> "SamplingPlan":
+        """The plan with other units hidden and shown; numbers count the units of `whole`.
+
+        Raises:
+            ValueError: a run that is empty, out of order or outside of the video.
+        """
+        whole = self.whole
+        runs = tuple((int(first), int(last)) for first, last in hidden or ())
+        part = None if shown is None else (int(shown[0]), int(shown[1]))
+        ends = [0, *(end for run in runs for end in run), whole.num_units]
+        if ends != sorted(ends) or any(first >= last for first, last in runs):
+            raise ValueError(f"hidden={list(runs)} are no runs of the {whole.num_units} temporal units of this video")
+        if part and not 0 <= part[0] < part[1] <= whole.num_units:
+            raise ValueError(f"shown={list(part)} is no run of the {whole.num_units} temporal units of this video")
+        return replace(whole, hidden=runs, shown=part)
 
     @property
     def num_frames(self) -> int:
         """Frames the model is given (T)."""
-        return len(self.frame_indices)
+        return TEMPORAL_PATCH * (self.shown[1] - self.shown[0]) if self.shown else len(self.frame_indices)
+
+    @property
+    def num_units(self) -> int:
+        """Temporal units the model is given."""
+        return self.num_frames // TEMPORAL_PATCH
+
+    @property
+    def seconds_per_unit(self) -> float:
+        """Seconds of the model's clock from one temporal unit to the next."""
+        return TEMPORAL_PATCH / self.fps
 
     @property
     def grid_thw(self) -> tuple[int, int, int]:
         """Temporal units, patch rows and patch columns: the processor's ``video_grid_thw``."""
-        return self.num_frames // TEMPORAL_PATCH, self.height // PATCH, self.width // PATCH
+        return self.num_units, self.height // PATCH, self.width // PATCH
 
     @property
     def num_tokens(self) -> int:

@@ -3,7 +3,8 @@
 A prompt is rolled out n times and each rollout crosses three processes (agent loop, vLLM, actor). Sent as pixels, one
 minute of video is some hundred megabytes, n times over. The frames lie in the `FrameCache`; here are the objects that
 stand for them on the way: `CachedFrames` arrives in another process as a tensor of frames, `CachedPixels` turns into
-the processor's ``pixel_values_videos`` at the moment verl concatenates a micro batch.
+the processor's ``pixel_values_videos`` at the moment verl concatenates a micro batch. A mask (`SamplingPlan.hidden`,
+`SamplingPlan.shown`) is part of the key and laid over the cached frames here, so that whoever reads sees the same.
 
 Pixels are made with the arithmetic of Hugging Face's Qwen2-VL video processor, to the bit; `Normalisation.of` checks
 that against the processor at hand and refuses another kind.
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from verl_stvg.video.plan import SamplingPlan
+from verl_stvg.video.plan import TEMPORAL_PATCH, SamplingPlan
 from verl_stvg.video.store import FrameStore
 
 
@@ -34,13 +35,29 @@ class CachedFrames:
 
     def tensor(self) -> torch.Tensor:
         """The frames, uint8 (T, 3, H, W), memory of this tensor's own."""
-        return torch.from_numpy(np.array(self.store.frames(self.path, self.plan))).permute(0, 3, 1, 2)
+        return torch.from_numpy(np.array(read_view(self.path, self.plan, self.store))).permute(0, 3, 1, 2)
 
     def __reduce__(self):
         return _arrive, (self.path, self.plan, self.store)
 
     def __deepcopy__(self, memo):
         return self
+
+
+def read_view(path: str, plan: SamplingPlan, store: FrameStore) -> np.ndarray:
+    """What the model sees of a video: the frames in the store, and over them the plan's mask; read-only or a copy."""
+    return view(store.frames(path, plan.whole), plan)
+
+
+def view(frames: np.ndarray, plan: SamplingPlan) -> np.ndarray:
+    """Frames (T, H, W, 3) of a whole plan, under its mask: hidden units black, and none but those shown."""
+    if plan.hidden:
+        frames = np.array(frames)
+        for first, last in plan.hidden:
+            frames[first * TEMPORAL_PATCH : last * TEMPORAL_PATCH] = 0
+    if plan.shown:
+        frames = frames[plan.shown[0] * TEMPORAL_PATCH : plan.shown[1] * TEMPORAL_PATCH]
+    return frames
 
 
 def _arrive(path: str, plan: SamplingPlan, store: FrameStore) -> torch.Tensor:
@@ -161,7 +178,7 @@ class CachedPixels:
         """Write the pixels to `out`, float32 of `shape`."""
         sizes = [math.prod(plan.grid_thw) for _, plan in self.videos]
         for (path, plan), part in zip(self.videos, out.split(sizes), strict=True):
-            self.normalisation._fill(self.store.frames(path, plan), part)
+            self.normalisation._fill(read_view(path, plan, self.store), part)
 
 
 _loaded = {"load_seconds": 0.0, "load_bytes": 0.0}  # by this process, since it last reported

@@ -52,7 +52,7 @@ class FrameStore:
             VideoError: the video cannot be decoded.
             CacheError: the cache cannot be written.
         """
-        return self.cache.get(path, plan, self.decode_into)
+        return self.cache.get(path, plan.whole, self.decode_into)
 
     def decode_into(self, path: str | Path, plan: SamplingPlan, out: np.memmap) -> None:
         """Decode the frames of a plan into `out`, uint8 (T, H, W, 3), in a child process.

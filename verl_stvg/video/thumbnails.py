@@ -43,10 +43,10 @@ def thumbnails(
     indices = tuple(min(int(time * info.fps + 0.5), info.num_frames - 1) for time in times)
     plan = SamplingPlan(indices, times, height, width, count / length)
     frames = read_frames(path, plan)
-    return [Thumbnail(time, _jpeg(image, budget)) for time, image in zip(times, frames, strict=True)], (width, height)
+    return [Thumbnail(time, jpeg(image, budget)) for time, image in zip(times, frames, strict=True)], (width, height)
 
 
-def _jpeg(image: np.ndarray, budget: int) -> str:
+def jpeg(image: np.ndarray, budget: int) -> str:
     """Data URI of an RGB image, in the best quality that fits into `budget` bytes, or in the least."""
     for quality in (88, 80, 70, 55, 40, 25):
         data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()

@@ -1,0 +1,411 @@
+"""Clips to look at: which ones, and everything that a page draws of them.
+
+A clip is a query, the frames that the model was given (with the IDs that were drawn on them), boxes, and one time line
+with the truth and what each voice said: a voice is a model, or one model at one step of its training. The choice of
+clips is fair by construction: what is not the best or the worst is drawn at random, with a seed that the page names.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eval import charts
+from eval.replies import Reply
+from verl_stvg.video import tracks as track_files
+from verl_stvg.video.build import located, plan_of, root_of
+from verl_stvg.video.decode import probe, read_frames
+from verl_stvg.video.thumbnails import jpeg
+
+PICK = 8
+"""Clips per selection."""
+PICK_SEED = 0
+NUM_FRAMES = 8
+FRAME_SIDE = 288
+"""Longer side of a frame on the page, pixels."""
+MAX_TEXT = 6000
+"""Characters of one answer on the page."""
+
+Boxes = Mapping[int | None, Sequence[float]]
+"""Boxes xyxy of a frame by object ID; None is the truth's own."""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """Who answers: a CSS class, a name, and what to add to it where there is room."""
+
+    kind: str
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a voice said about a clip.
+
+    Attributes:
+        reply: as it was read; None if it could not be.
+        text: of the answer.
+        values: heading and number, ready to print.
+        error: what is wrong, or why there is no reply; empty for nothing.
+        samples: that the numbers are means of.
+    """
+
+    reply: Reply | None
+    text: str
+    values: tuple[tuple[str, str], ...]
+    error: str = ""
+    samples: int = 1
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A row, its truth, and what was said.
+
+    Attributes:
+        uid: of the row.
+        query: if the row is not there to say it.
+        duration: seconds of what is shown; None if unknown.
+        truth: None if there is none.
+        said: by the voice's kind.
+        picked: selections that it is in.
+        final: what it is sorted by.
+        gain: of the last voice over the first; None with one voice.
+    """
+
+    uid: str
+    query: str
+    duration: float | None
+    truth: Reply | None
+    said: Mapping[str, Said]
+    picked: Sequence[str]
+    final: float
+    gain: float | None
+
+
+def pick(first: Mapping[str, float], last: Mapping[str, float], count: int = PICK) -> dict[str, list[str]]:
+    """Choose clips to look at: uid to the selections it is in, `random`, `improved`, `worsened`, `worst`.
+
+    The random ones are drawn from all clips, so they are a fair sample and may be in another selection too. Clips of
+    equal value come in random order, so that the worst are a fair sample of what is equally bad.
+
+    Args:
+        first: value of each clip before, or of the first model.
+        last: value after, or of the last model, for the same clips; empty if there is only one.
+        count: of clips per selection.
+    """
+    uids = sorted(first)
+    drawn = [uids[k] for k in np.random.default_rng(PICK_SEED).permutation(len(uids))]
+    values = last or first
+    gains = {uid: last[uid] - first[uid] for uid in drawn if uid in last}
+    selections = {
+        "random": drawn[:count],
+        "improved": sorted((uid for uid in gains if gains[uid] > 0), key=lambda uid: -gains[uid])[:count],
+        "worsened": sorted((uid for uid in gains if gains[uid] < 0), key=lambda uid: gains[uid])[:count],
+        "worst": sorted(drawn, key=lambda uid: values[uid])[:count],
+    }
+    picked = defaultdict(list)
+    for name, chosen in selections.items():
+        for uid in chosen:
+            picked[uid].append(name)
+    return dict(picked)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a page needs of a row: the entry of ``videos`` with absolute paths, and its dictionaries."""
+
+    entry: dict
+    extra: dict
+    truth: dict
+    data_source: str
+    folder: Path
+
+
+class Rows:
+    """Rows of parquet files, found by uid; files that are gone are told in `notices`."""
+
+    def __init__(self, files: Iterable[Path], video_root: str | Path | None = None):
+        self.notices: list[str] = []
+        self._found: dict[str, tuple[int, int]] = {}
+        self._tables: list[tuple[Path, Path, pa.Table]] = []
+        for file in files:
+            if not file.is_file():
+                self.notices.append(f"The rows ({file.name}) are gone, so no frames are shown; the answers are.")
+                continue
+            try:
+                table = pq.read_table(file, columns=["data_source", "videos", "reward_model", "extra_info"])
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"{file}: not a parquet file of rows ({error}); build the rows again") from error
+            uids = table.column("extra_info").combine_chunks().field("uid").to_pylist()
+            self._found.update((str(uid), (len(self._tables), k)) for k, uid in enumerate(uids))
+            self._tables.append((file, root_of(file, video_root), table))
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __contains__(self, uid: str) -> bool:
+        return uid in self._found
+
+    def __getitem__(self, uid: str) -> Row:
+        place, k = self._found[uid]
+        file, root, table = self._tables[place]
+        row = table.slice(k, 1).to_pylist()[0]
+        entry = located(row["videos"][0], root) if row["videos"] else {}
+        truth = (row["reward_model"] or {}).get("ground_truth") or {}
+        return Row(entry, row["extra_info"], truth, row["data_source"], file.parent)
+
+    def videos(self) -> dict[str, str]:
+        """Path of each row's video by uid."""
+        paths = [
+            [(entries or [{}])[0].get("video") for entries in table.column("videos").to_pylist()]
+            for _, _, table in self._tables
+        ]
+        return {uid: str(paths[place][k]) for uid, (place, k) in self._found.items()}
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------------------
+
+
+def draw(clips: Sequence[Clip], voices: Sequence[Voice], rows: Rows, budget: int) -> tuple[list[dict], list[str]]:
+    """Everything the page draws of clips, and notices about what is missing.
+
+    Args:
+        clips: in the page's order.
+        voices: in the order of the time lines.
+        rows: of the clips.
+        budget: bytes per picture; quality is lowered to keep it.
+    """
+    drawn, unseen, untracked = [], [], []
+    for clip in clips:
+        row = rows[clip.uid] if clip.uid in rows else None
+        frames, size, objects = [], (3, 2), None
+        if row is not None and row.entry:
+            video = Path(row.entry["video"])
+            try:
+                objects = _objects(row)
+                frames, size = _frames(row.entry, budget)
+            except ValueError as error:  # of the video, its tracks, or a plan that cannot be made of them
+                unseen.append(str(error).replace(str(video), video.name))
+        if frames and clip.truth is not None and clip.truth.objects and objects is None:
+            untracked.append(clip.uid)
+        _mark(frames, size, clip, objects)
+        drawn.append(_drawn(clip, voices, row, objects) | {"frames": frames, "size": size})
+    notices = []
+    if lost := sum(clip.uid not in rows for clip in clips) if len(rows) else 0:
+        notices.append(f"{lost} of {len(clips)} clips are not in the rows' files, which were built again since.")
+    if unseen:
+        notices.append(f"The frames of {len(unseen)} of {len(clips)} clips cannot be shown. The first: {unseen[0]}")
+    if untracked:
+        notices.append(
+            f"There are no boxes for {len(untracked)} of {len(clips)} clips: their rows name no track file, and the "
+            "rows' folder holds no tracks/<video>.json for them."
+        )
+    return drawn, notices
+
+
+def _mark(frames: Sequence[dict], size: tuple[int, int], clip: Clip, objects: "_Objects | None") -> None:
+    """Add to each frame who names its time, and the boxes of what they name."""
+    replies = {"truth": clip.truth} | {kind: said.reply for kind, said in clip.said.items()}
+    replies = {kind: reply for kind, reply in replies.items() if reply is not None}
+    for frame in frames:
+        frame["kinds"] = [
+            kind
+            for kind, reply in replies.items()
+            if any(start <= frame["time"] < end for start, end in reply.intervals)
+        ]
+        boxes = objects.at(frame["index"]) if objects is not None else {}
+        frame["boxes"] = _frame_boxes(frame["index"], frame["kinds"], replies, boxes, size)
+
+
+def _drawn(clip: Clip, voices: Sequence[Voice], row: Row | None, objects: "_Objects | None") -> dict:
+    """What the page says of a clip, besides its frames."""
+    extra = row.extra if row is not None else {}
+    duration = clip.duration or extra.get("duration")
+    lanes = [_lane(voice, clip.said[voice.kind], clip.truth, duration, objects) for voice in voices]
+    ticks = charts.ticks(0, duration, 8) if duration else []
+    return {
+        "uid": clip.uid,
+        "query": extra.get("query") or clip.query,
+        "options": extra.get("options") or [],
+        "picked": clip.picked,
+        "errors": sorted({said.error for said in clip.said.values()}),
+        "gain": clip.gain,
+        "final": clip.final,
+        "lanes": [_truth_lane(clip.truth, duration), *lanes],
+        "ticks": [{"at": charts.percent(value / duration), "text": charts.tick(value)} for value in ticks],
+        "answers": [_answer(voice, clip.said[voice.kind]) for voice in voices],
+    }
+
+
+def _answer(voice: Voice, said: Said) -> dict:
+    return {
+        "kind": voice.kind,
+        "name": ", ".join(part for part in (voice.name, voice.detail) if part),
+        "text": said.text[:MAX_TEXT],
+        "cut": max(0, len(said.text) - MAX_TEXT),
+        "values": said.values,
+        "error": said.error,
+        "samples": said.samples,
+    }
+
+
+def _frames(entry: Mapping, budget: int) -> tuple[list[dict], tuple[int, int]]:
+    """Some of the frames that the model is given, evenly spread, and the video's (width, height).
+
+    Raises:
+        ValueError: the video cannot be decoded, or no plan can be made for it.
+    """
+    info = probe(entry["video"])
+    plan = plan_of(entry, info)
+    count = min(NUM_FRAMES, plan.num_frames)
+    places = [(2 * k + 1) * plan.num_frames // (2 * count) for k in range(count)]
+    scale = min(1.0, FRAME_SIDE / max(info.width, info.height))
+    small = replace(
+        plan,
+        frame_indices=tuple(plan.frame_indices[k] for k in places),
+        timestamps=tuple(plan.timestamps[k] for k in places),
+        height=max(1, round(info.height * scale)),
+        width=max(1, round(info.width * scale)),
+    )
+    begin = entry.get("video_start") or 0.0
+    frames = [
+        {"time": time - begin, "text": f"{time - begin:.1f}", "index": index, "source": jpeg(image, budget)}
+        for index, time, image in zip(
+            small.frame_indices, small.timestamps, read_frames(entry["video"], small), strict=True
+        )
+    ]
+    return frames, (info.width, info.height)
+
+
+@dataclass(frozen=True)
+class _Objects:
+    """IDs of a video's objects (none if they are not known), and the boxes of a frame."""
+
+    ids: frozenset[int]
+    at: Callable[[int], Boxes]
+
+
+def _objects(row: Row) -> _Objects | None:
+    """Boxes of a clip's objects, from the track file that the row names or the synthetic set's; None without any.
+
+    Raises:
+        TrackError: a track file that cannot be read.
+    """
+    ids, at = frozenset(), None
+    beside = row.folder / "tracks" / f"{Path(row.entry['video']).stem}.json"
+    if row.entry.get("tracks"):
+        tracks = track_files.load(Path(row.entry["tracks"]))
+        ids, at = frozenset(track.object_id for track in tracks.tracks), tracks.boxes
+    elif beside.is_file():
+        record = json.loads(beside.read_text(encoding="utf-8"))
+        by_object = {
+            int(found["object_id"]): dict(zip(found["frames"], found["boxes_xyxy"], strict=True))
+            for found in record["objects"]
+        }
+        ids = frozenset(by_object)
+
+        def at(index: int) -> Boxes:
+            return {object_id: boxes[index] for object_id, boxes in by_object.items() if index in boxes}
+
+    tube, first = row.truth.get("boxes") or [], row.truth.get("first_frame") or 0
+    if not tube:
+        return _Objects(ids, at) if at is not None else None
+    return _Objects(
+        ids,
+        lambda index: {
+            **(at(index) if at is not None else {}),
+            **({None: tube[index - first]} if first <= index < first + len(tube) else {}),
+        },
+    )
+
+
+def _frame_boxes(
+    index: int, inside: Sequence[str], replies: Mapping[str, Reply], boxes: Boxes, size: tuple[int, int]
+) -> list[dict]:
+    """Boxes of a frame: the truth's in the true span, each voice's objects or own boxes in its own span.
+
+    Boxes of one object are drawn one inside the other, the truth outermost, so that none hides another.
+    """
+    order = [kind for kind in ("truth", *reversed([k for k in replies if k != "truth"])) if kind in inside]
+    depth, found = defaultdict(int), []
+    true_ids = replies["truth"].objects if "truth" in replies else ()
+    for kind in order:
+        reply = replies[kind]
+        own = boxes.get(None) if kind == "truth" else reply.tube.get(index)
+        named = [(object_id, boxes[object_id]) for object_id in reply.objects if object_id in boxes]
+        for object_id, box in [(true_ids[:1], own)] if own is not None else named:
+            left, top, right, bottom = (float(side) for side in box)
+            key = object_id if own is not None else (object_id,)
+            inset = depth[key] * min(size[0] / 24, (right - left) / 6, (bottom - top) / 6)
+            depth[key] += 1
+            found.append(
+                {
+                    "kind": kind,
+                    "x": round(left + inset, 1),
+                    "y": round(top + inset, 1),
+                    "width": round(max(0.0, right - left - 2 * inset), 1),
+                    "height": round(max(0.0, bottom - top - 2 * inset), 1),
+                }
+            )
+    return found
+
+
+def _truth_lane(truth: Reply | None, duration: float | None) -> dict:
+    lane = {"kind": "truth", "name": "truth", "verdict": "", "note": ""}
+    if truth is None:
+        return lane | {"bars": [], "who": "none known", "when": ""}
+    return lane | {"bars": _bars(truth, duration), "who": _who(truth), "when": _when(truth)}
+
+
+def _lane(voice: Voice, said: Said, truth: Reply | None, duration: float | None, objects: _Objects | None) -> dict:
+    """One bar of a clip's time line, and what it says."""
+    lane = {"kind": voice.kind, "name": voice.name, "verdict": "", "note": ""}
+    if said.reply is None:
+        return lane | {"bars": [], "who": said.error or "unreadable", "when": ""}
+    reply = said.reply
+    if truth is not None and (truth.objects or truth.option):
+        lane["verdict"] = "right" if (reply.objects, reply.option) == (truth.objects, truth.option) else "wrong"
+    notes = [_note(start, end, duration) for start, end in reply.intervals]
+    if objects is not None and objects.ids and not set(reply.objects) <= objects.ids:
+        notes.append("no such object")
+    lane["note"] = next((note for note in notes if note), "")
+    return lane | {"bars": _bars(reply, duration), "who": _who(reply), "when": _when(reply)}
+
+
+def _note(start: float, end: float, duration: float | None) -> str:
+    if duration and start >= duration:
+        return "past the clip's end"
+    if end <= start:
+        return "ends before it starts" if end < start else "empty span"
+    return ""
+
+
+def _bars(reply: Reply, duration: float | None) -> list[dict]:
+    """Place of each span on the time line, per cent of the clip; what lies outside of it has none."""
+    bars = []
+    for start, end in reply.intervals if duration else ():
+        left, right = charts.percent(start / duration), charts.percent(end / duration)
+        if right > left:
+            bars.append({"left": left, "width": round(right - left, 2)})
+    return bars
+
+
+def _who(reply: Reply) -> str:
+    ids = ", ".join(text if len(text) < 9 else f"{text[:8]}…" for text in map(str, reply.objects))
+    option = reply.option or ""
+    parts = [f"ID {ids}" if ids else "", option if len(option) > 1 else option and f"option {option}"]
+    return ", ".join(part if len(part) < 60 else f"{part[:58]}…" for part in parts if part)
+
+
+def _when(reply: Reply) -> str:
+    spans = [f"{charts.seconds(start)} to {charts.seconds(end)} s" for start, end in reply.intervals]
+    return ", ".join(spans) if len(spans) < 4 else f"{len(spans)} spans, {spans[0]} and on"

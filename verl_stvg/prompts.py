@@ -1,0 +1,160 @@
+"""Rows to prompts outside of a trainer: the messages, tokens and frames that training makes of the same row.
+
+Evaluation and data selection must ask exactly what training asks. verl's dataset class does it inside of verl, whose
+import takes a quarter of a minute and a trainer's configuration; here is what of it a prompt needs.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from verl_stvg.video.build import VIDEO_COLUMN, located, plan_of
+from verl_stvg.video.decode import VideoInfo, probe, read_frames
+from verl_stvg.video.plan import SamplingPlan
+from verl_stvg.video.refs import CachedFrames, view
+from verl_stvg.video.store import FrameStore
+
+ROOT_KEY = "video_root"
+"""Key of a row under which its reader puts the folder that relative paths start from."""
+_FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is asked.
+
+    Attributes:
+        uid: of the row.
+        text: after the chat template, with one placeholder token for each video.
+        ids: its tokens.
+        videos: in the order of the placeholders; their frames lie in the cache.
+    """
+
+    uid: str
+    text: str
+    ids: tuple[int, ...]
+    videos: tuple[CachedFrames, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the model reads: each placeholder stands for all visual tokens of its video."""
+        return len(self.ids) + sum(video.plan.num_tokens - 1 for video in self.videos)
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Bytes of the frames once the processor has made float32 of them."""
+        return sum(3 * _FLOAT * v.plan.num_frames * v.plan.height * v.plan.width for v in self.videos)
+
+
+@dataclass(frozen=True)
+class PromptMaker:
+    """Makes the prompts of rows: verl's messages, the model's chat template, the plan's frames.
+
+    Attributes:
+        processor: of the model.
+        store: of the frames.
+    """
+
+    processor: object
+    store: FrameStore
+
+    def __call__(self, row: dict) -> Prompt:
+        """The prompt of a row; reads its videos into the cache.
+
+        Raises:
+            ValueError: a video that cannot be used, or a prompt that does not fit its videos.
+            CacheError: the cache cannot be written.
+        """
+        messages = messages_of(row)
+        videos = []
+        for part in (
+            part for message in messages if isinstance(message["content"], list) for part in message["content"]
+        ):
+            if part["type"] == "video":
+                frames, _ = read_video(part, self.store)
+                check_size(frames.plan, self.processor)
+                videos.append(frames)
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return Prompt(row["extra_info"]["uid"], text, tuple(ids), tuple(videos))
+
+
+def messages_of(row: dict) -> list[dict]:
+    """The messages of a row, each ``<video>`` in them replaced by its entry of ``videos``, paths absolute.
+
+    Raises:
+        ValueError: more or fewer ``<video>`` than videos.
+    """
+    videos = [located(video, row.get(ROOT_KEY, "")) for video in row.get(VIDEO_COLUMN) or ()]
+    if not videos:
+        return [dict(message) for message in row["prompt"]]
+    asked = sum(message["content"].count("<video>") for message in row["prompt"])
+    if asked != len(videos):
+        raise ValueError(
+            f"the prompt has {asked} <video> and the row {len(videos)} videos; build the rows again, or correct them"
+        )
+    left = iter(videos)
+    return [
+        {
+            **message,
+            "content": [
+                {"type": "video", **next(left)} if part == "<video>" else {"type": "text", "text": part}
+                for part in re.split("(<video>)", message["content"])
+                if part
+            ],
+        }
+        for message in row["prompt"]
+    ]
+
+
+def plan_video_part(video: dict, store: FrameStore | None = None) -> SamplingPlan:
+    """Sampling plan of one message part, under the mask that its keys ``hidden`` and ``shown`` ask for.
+
+    Raises:
+        ValueError: see `plan_of`; `VideoError` where the video cannot be used.
+    """
+    path = video["video"]
+    version = Path(path).stat().st_mtime_ns if Path(path).is_file() else None
+    return plan_of(video, _probe_once(path, version, store)).masked(video.get("hidden"), video.get("shown"))
+
+
+def read_video(video: dict, store: FrameStore | None = None) -> tuple[CachedFrames | torch.Tensor, dict]:
+    """Frames and metadata of one message part, for a Hugging Face processor or vLLM.
+
+    Returns:
+        the frames, which now lie in the store, or without one a uint8 tensor (T, 3, H, W); and the metadata that makes
+        the processor's rate the plan's, exactly.
+
+    Raises:
+        ValueError: see `plan_video_part`.
+        CacheError: the cache cannot be written.
+    """
+    path, plan = video["video"], plan_video_part(video, store)
+    if store:
+        store.frames(path, plan.whole)
+        return CachedFrames(path, plan, store), plan.metadata()
+    return torch.from_numpy(view(read_frames(path, plan.whole), plan)).permute(0, 3, 1, 2), plan.metadata()
+
+
+@lru_cache(maxsize=65536)
+def _probe_once(path: str, version: int | None, store: FrameStore | None) -> VideoInfo:
+    return store.probe(path) if store else probe(path)
+
+
+def check_size(plan: SamplingPlan, processor) -> None:
+    """See that the processor leaves the plan's frames as they are, or prompt and pixels would not fit.
+
+    Raises:
+        ValueError: it would resize them.
+    """
+    limits = getattr(getattr(processor, "video_processor", None), "size", None)
+    if limits:
+        low, high = limits["shortest_edge"], limits["longest_edge"]
+        if not low <= plan.height * plan.width <= high:
+            raise ValueError(
+                f"frames of {plan.width}x{plan.height} lie outside the limits of the model's processor, {low} to "
+                f"{high} pixels; change the row's min_pixels and max_pixels, or the processor's size"
+            )
