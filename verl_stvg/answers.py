@@ -3,8 +3,8 @@
     {"uid": "hc_stvg_v2/val/3", "texts": ["<think>...</answer>"], "finish": ["stop"], "tokens": [57]}
     {"uid": "hc_stvg_v2/val/4", "error": "videos/4.mp4: no such video"}
 
-What made them stands in a JSON file beside them (`Pass`); answers of another model, other rows or other settings cannot
-be continued by mistake. It imports neither torch nor verl: whoever scores answers starts with it.
+What made them stands in a JSON file beside them (`continues`); answers of another model, other rows or other settings
+cannot be continued by mistake. It imports neither torch nor verl: whoever scores answers starts with it.
 """
 
 import hashlib
@@ -70,6 +70,14 @@ def append(path: Path, answers: Iterable[Answer]) -> None:
         os.fsync(file.fileno())
 
 
+def write(path: Path, answers: Iterable[Answer]) -> None:
+    """Replace a file of answers by these, at once."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.unlink(missing_ok=True)
+    append(temporary, answers)
+    temporary.rename(path)
+
+
 def continues(path: Path, made_by: Mapping[str, Any]) -> None:
     """Note what makes the answers of a folder, or see that it is what made those that are there.
 
@@ -120,18 +128,24 @@ def _end_of_last_line(file) -> int:
     return 0
 
 
+def parse(line: str) -> Answer:
+    """The answer of a line.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = json.loads(line)
+    if not isinstance(found, dict) or not isinstance(found.get("uid"), str):
+        raise ValueError("an object with a uid that is text is expected")
+    lists = [found.get(key, []) for key in ("texts", "finish", "tokens")]
+    texts, finish, tokens = lists
+    if not all(isinstance(given, list) for given in lists) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("texts must be a list of texts, finish and tokens lists")
+    return Answer(found["uid"], tuple(texts), tuple(finish), tuple(tokens), found.get("error"))
+
+
 def _parsed(path: Path, number: int, line: str) -> Answer:
     try:
-        found = json.loads(line)
-        answer = Answer(
-            found["uid"],
-            tuple(found.get("texts", ())),
-            tuple(found.get("finish", ())),
-            tuple(found.get("tokens", ())),
-            found.get("error"),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise AnswersError(f"{path}: line {number} is no answer ({error!r}); remove it or generate it again") from error
-    if not isinstance(answer.uid, str) or not all(isinstance(text, str) for text in answer.texts):
-        raise AnswersError(f"{path}: line {number}: uid and texts must be text; remove it or generate it again")
-    return answer
+        return parse(line)
+    except ValueError as error:
+        raise AnswersError(f"{path}: line {number} is no answer ({error}); remove it or generate it again") from error

@@ -1,0 +1,8 @@
+"""`python -m eval ...` is `verl-stvg eval ...`."""
+
+import sys
+
+from verl_stvg.cli import main
+
+sys.argv.insert(1, "eval")
+main()
