@@ -23,6 +23,8 @@ MODULES = {
     "data_plane": "benchmarks.data_plane",
     "decode": "benchmarks.decode",
     "objects": "benchmarks.objects",
+    "score": "benchmarks.score",
+    "generate": "benchmarks.generate",
     "training_step": "benchmarks.training_step",
 }
 

@@ -38,7 +38,7 @@ from pycocotools import mask as coco
 
 from data_builders.objects.detector import Detection, Detector, wanted
 from data_builders.objects.frames import Frames, VideoFrames, walk
-from verl_stvg.video.markers import RLE
+from verl_stvg.video.markers import RLE, rle_area
 from verl_stvg.video.tracks import Track, Tracks
 
 Box = tuple[float, float, float, float]
@@ -184,7 +184,7 @@ def _meet(mask: RLE, present: Mapping, iou: float, containment: float) -> tuple[
     if not present:
         return False, leaving
     others = list(present.values())
-    area, areas = coco.area(mask), coco.area(others)
+    area, areas = rle_area(mask), [rle_area(other) for other in others]  # pycocotools stops at 255 at once
     union, of_it, of_them = _shares(mask, others)
     for k, key in enumerate(present):
         if union[k] >= iou:

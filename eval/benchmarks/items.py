@@ -1,0 +1,349 @@
+"""What is scored: a row as a question with its truth, and an answer as the values that were read from it.
+
+Rows are read column by column, because a benchmark's prompts and boxes as Python objects take a hundred times their
+size in the file. Answers are read with the parsers of `reward_fns`, so that training and evaluation read alike; only
+option letters are read with `eval.metrics.answers.read_option`, which does not take the D of "Definitely A" for one.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eval.metrics.answers import read_option
+from eval.metrics.tubes import as_arrays
+from reward_fns import parsing, stvg_boxes, stvg_r1, temporal_r1, time_r1, videochat_r1
+from verl_stvg.reward import find_recipe
+from verl_stvg.video.build import root_of
+
+Interval = tuple[float, float]
+Box = tuple[float, float, float, float]
+
+_NO_BOX = (0.0, 0.0, 0.0, 0.0)
+_FAR = 1e12
+_BATCH = 4000
+_TRUTH = "reward_model.ground_truth"
+_INFO = ("uid", "dataset", "split", "query", "options", "duration", "num_frames", "source_fps", "width", "height")
+_VIDEO = ("video", "tracks", "video_start")
+_COLUMNS = (
+    "data_source",
+    *(f"videos.list.element.{name}" for name in _VIDEO),
+    _TRUTH,
+    *(f"extra_info.{name}" for name in (*_INFO, "annotated")),
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A row of a benchmark.
+
+    Attributes:
+        uid: of the row.
+        dataset: name of the annotation set.
+        split: of the set.
+        recipe: reward that reads the answers, which the prompt goes with.
+        video: path as the row has it; rows of one video succeed and fail together.
+        query: sentence or question.
+        duration: of what is shown, seconds.
+        intervals: annotated, seconds of what is shown; empty where the split has no public truth.
+        object_id: true ID; None if it is not known.
+        object_ids: true IDs, where several may be meant.
+        first_frame: of the annotated tube, zero-based, of the file.
+        boxes: (T, 4) float32 xyxy of the annotated tube; None if there is none.
+        num_options: of a question.
+        answer: letter of the right option.
+        fps: of the video; None if neither the video nor the annotation said it.
+        shown: first second of the file that is shown.
+        num_frames: of the file; None if it was not looked into.
+        size: (width, height) of the file, likewise.
+        tracks: absolute path of the track file whose IDs the model saw.
+        annotated: the row's JSON text of further fields.
+    """
+
+    uid: str
+    dataset: str
+    split: str
+    recipe: str
+    video: str
+    query: str
+    duration: float
+    intervals: tuple[Interval, ...] = ()
+    object_id: int | None = None
+    object_ids: tuple[int, ...] = ()
+    first_frame: int | None = None
+    boxes: np.ndarray | None = None
+    num_options: int = 0
+    answer: str | None = None
+    fps: float | None = None
+    shown: float = 0.0
+    num_frames: int | None = None
+    size: tuple[int, int] | None = None
+    tracks: Path | None = None
+    annotated: str | None = None
+
+    @cached_property
+    def extra(self) -> Mapping[str, Any]:
+        """Further fields of the annotation."""
+        return json.loads(self.annotated) if self.annotated else {}
+
+    def frames(self, interval: Interval) -> tuple[int, int]:
+        """First and last frame of the file in an interval of what is shown; the last is before the first if none is.
+
+        Frame k begins at k / fps; bounds are rounded to the nearest beginning, so that two decimals name a frame.
+        """
+        return _nearest((self.shown + interval[0]) * self.fps), _nearest((self.shown + interval[1]) * self.fps) - 1
+
+    @property
+    def true_frames(self) -> tuple[int, int]:
+        """First and last frame of the annotated tube."""
+        return self.first_frame, self.first_frame + len(self.boxes) - 1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was read from an answer, or what another program predicted.
+
+    Attributes:
+        intervals: seconds of what is shown, the best first; the first is scored.
+        object_ids: answered.
+        option: capital letter.
+        tube: boxes xyxy in pixels by zero-based frame of the file.
+        span: first and last frame that the tube is said to cover; None takes it from the interval or the tube.
+    """
+
+    intervals: tuple[Interval, ...] = ()
+    object_ids: tuple[int, ...] = ()
+    option: str | None = None
+    tube: Mapping[int, Box] | None = field(default=None, hash=False)
+    span: tuple[int, int] | None = None
+
+    @property
+    def interval(self) -> Interval | None:
+        """The interval that is scored."""
+        return self.intervals[0] if self.intervals else None
+
+    @cached_property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """The tube as frames (T,), ascending, and boxes (T, 4)."""
+        return as_arrays(self.tube)
+
+    def finite(self) -> "Prediction | None":
+        """Without what is not finite; None if nothing is there, or left."""
+        intervals = tuple(one for one in self.intervals if all(map(math.isfinite, one)))
+        tube = self.tube and {k: box for k, box in self.tube.items() if all(map(math.isfinite, box))}
+        if not (intervals or self.object_ids or self.option or tube):
+            return None
+        if len(intervals) == len(self.intervals) and (not self.tube or len(tube) == len(self.tube)):
+            return self
+        return replace(self, intervals=intervals, tube=tube or None)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def read_rows(files: Iterable[Path], video_root: str | Path | None = None) -> Iterator[dict]:
+    """Rows of parquet files with what scoring needs of them: boxes as arrays, paths of track files absolute.
+
+    Args:
+        files: of rows.
+        video_root: folder that paths in the rows start from; see `verl_stvg.video.build.root_of`.
+
+    Raises:
+        ValueError: a file that is missing, or one that holds no rows of ours.
+    """
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file}: no such file of rows; build the rows first, or correct the path")
+        root = root_of(file.resolve(), video_root)
+        with pq.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            if missing := [name for name in ("data_source", "reward_model", "extra_info") if name not in names]:
+                raise ValueError(
+                    f"{file}: has no column {', '.join(missing)}; give a file that `verl-stvg build` wrote"
+                )
+            for batch in table.iter_batches(_BATCH, columns=list(_COLUMNS)):
+                yield from _rows(batch, root)
+
+
+def _rows(batch: pa.RecordBatch, root: Path) -> Iterator[dict]:
+    videos = batch.column("videos").to_pylist() if "videos" in batch.schema.names else [None] * len(batch)
+    truths = _fields(batch.column("reward_model").field("ground_truth"))
+    infos = _fields(batch.column("extra_info"))
+    for source, video, truth, info in zip(batch.column("data_source").to_pylist(), videos, truths, infos, strict=True):
+        for entry in video or ():
+            if entry.get("tracks"):
+                entry["tracks"] = str(root / entry["tracks"])
+        yield {"data_source": source, "videos": video, "reward_model": {"ground_truth": truth}, "extra_info": info}
+
+
+def _fields(column: pa.StructArray) -> Iterator[dict]:
+    """Structs as dictionaries, boxes as arrays (T, 4)."""
+    columns = {}
+    for index, kind in enumerate(column.type):
+        values = column.field(index)
+        if values.null_count == len(values):  # half of the columns of most sets
+            columns[kind.name] = [None] * len(values)
+        else:
+            columns[kind.name] = _boxes(values) if kind.name == "boxes" else values.to_pylist()
+    return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
+
+def _boxes(column: pa.ListArray) -> list[np.ndarray | None]:
+    sides = _numbers(column.values.values, np.float32)
+    inner, offsets = _numbers(column.values.offsets, np.int32), _numbers(column.offsets, np.int32)
+    return [
+        sides[inner[start] : inner[end]].reshape(-1, 4) if known else None
+        for start, end, known in zip(offsets[:-1], offsets[1:], column.is_valid().to_pylist(), strict=True)
+    ]
+
+
+def _numbers(values: pa.Array, kind: type) -> np.ndarray:
+    """Numbers of an array without nulls; `to_numpy` would import pandas, which takes a second."""
+    if not len(values):
+        return np.zeros(0, dtype=kind)
+    return np.frombuffer(values.buffers()[1], dtype=kind, count=len(values), offset=values.offset * kind().itemsize)
+
+
+def item_of(row: Mapping[str, Any]) -> Item:
+    """The item that a row is; see `read_rows` and `data_builders.row.ROW_SCHEMA` for its keys.
+
+    Raises:
+        ValueError: the row lacks what every row has, or its data source names no reward.
+    """
+    info, truth = row["extra_info"], row["reward_model"]["ground_truth"]
+    uid = info.get("uid") or truth.get("uid")
+    if not uid or not info.get("duration"):
+        raise ValueError(f"row {uid or info.get('index')!r} has no uid or no duration; build the rows again")
+    video = (row.get("videos") or ({},))[0]
+    source = row["data_source"]
+    boxes, size = truth.get("boxes"), (info.get("width"), info.get("height"))
+    item = Item(
+        uid,
+        info.get("dataset") or source.rpartition("/")[2],
+        info.get("split") or "",
+        find_recipe(source).name,
+        video.get("video") or "",
+        info.get("query") or "",
+        info["duration"],
+        _intervals(truth),
+        truth.get("object_id"),
+        tuple(truth.get("object_ids") or ()),
+        truth.get("first_frame"),
+        None if boxes is None or not len(boxes) else np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
+        len(info.get("options") or ()),
+        truth.get("answer"),
+        info.get("source_fps"),
+        video.get("video_start") or 0.0,
+        info.get("num_frames"),
+        size if all(size) else None,
+        Path(video["tracks"]) if video.get("tracks") else None,
+        info.get("annotated"),
+    )
+    return item if item.fps or not item.annotated else replace(item, fps=item.extra.get("fps"))
+
+
+def _intervals(truth: Mapping[str, Any]) -> tuple[Interval, ...]:
+    if found := truth.get("intervals"):
+        return tuple(map(tuple, found))
+    return ((truth["start"], truth["end"]),) if truth.get("start") is not None else ()
+
+
+def _nearest(place: float) -> int:
+    """The nearest frame; far beyond any video it does not matter which."""
+    return math.floor(min(max(place, -_FAR), _FAR) + 0.5)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def read_answer(item: Item, text: str) -> Prediction | None:
+    """What an answer says, read as the reward of the item's prompt reads it; None if nothing can be read.
+
+    An answer that lacks a part (a letter, say) keeps the others where its reward keeps them. Times that are not finite
+    are not read.
+    """
+    form = item.recipe.removesuffix("_nothink").removesuffix("_strict").removesuffix("_visible")
+    found = _READERS[form](text, item.num_options)
+    return found if found is None or found.tube is not None else found.finite()  # boxes are read as finite ones
+
+
+def _target(text: str, _: int) -> Prediction | None:
+    found = stvg_r1.parse(text)
+    return Prediction((found[1:],), (found[0],)) if found is not None else None
+
+
+def _targets(text: str, _: int) -> Prediction | None:
+    found = stvg_r1.parse_set(text)
+    return Prediction((found[1],), tuple(sorted(found[0]))) if found is not None else None
+
+
+def _tube(text: str, _: int) -> Prediction | None:
+    found = stvg_boxes.parse(text)
+    if found is None:
+        return None
+    span, boxes = found
+    if not _all_boxes(boxes):  # what is no box counts as a frame without overlap, as in the reward
+        boxes = {frame: parsing.box(box) or _NO_BOX for frame, box in boxes.items()}
+    return Prediction((span,), tube=boxes)
+
+
+def _all_boxes(boxes: Mapping[int, object]) -> bool:
+    """Whether all values are boxes that `parsing.box` reads, seen at once."""
+    try:
+        sides = np.array(list(boxes.values()), dtype=np.float64)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return sides.shape == (len(boxes), 4) and bool(np.isfinite(sides).all())
+
+
+def _span(parse: Callable[[str], Interval | None]) -> Callable[[str, int], Prediction | None]:
+    def read(text: str, _: int) -> Prediction | None:
+        found = parse(text)
+        return Prediction((found,)) if found is not None else None
+
+    return read
+
+
+def _spans(text: str, _: int) -> Prediction | None:
+    answer = parsing.first_block(text, "answer")
+    found = parsing.interval_list(answer) if answer is not None else None
+    return Prediction(tuple(found)) if found else None
+
+
+def _option(text: str, num_options: int) -> Prediction | None:
+    letter = read_option(text, num_options)
+    return Prediction(option=letter) if letter is not None else None
+
+
+def _option_and(parse: Callable[[str], tuple | None], several: bool) -> Callable[[str, int], Prediction | None]:
+    def read(text: str, num_options: int) -> Prediction | None:
+        letter, found = read_option(text, num_options), parse(text)
+        if letter is None and not found:
+            return None
+        return Prediction((found if several else (found,)) if found else (), option=letter)
+
+    return read
+
+
+_READERS: dict[str, Callable[[str, int], Prediction | None]] = {
+    "stvg_r1": _target,
+    "stvg_r1_multi": _targets,
+    "stvg_boxes": _tube,
+    "timezero": _span(time_r1.parse),
+    "time_r1": _span(time_r1.parse),
+    "temporal_r1": _span(temporal_r1.parse),
+    "temporal_r1_mcq": _option,
+    "temporal_r1_gqa": _option_and(temporal_r1.parse, several=False),
+    "r1v": _option,
+    "videochat_r1": _span(videochat_r1.parse),
+    "videochat_r1_gqa": _option_and(videochat_r1.parse_glue, several=True),
+    "videochat_r1_5": _spans,
+    "videotg_r1": _span(videochat_r1.parse),
+}

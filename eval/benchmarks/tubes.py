@@ -1,0 +1,323 @@
+"""Spatio-temporal grounding: from an answered ID, or answered boxes, to a tube, and what the tube is worth.
+
+An ID becomes a tube through the tracks of its video, unfiltered if they are given, because an object keeps its tube
+where its number was hidden. Plain, a frame in which the object is not seen counts as answered without a box; repaired,
+it gets the box that STVG-R1's evaluation would take. Frames that are answered outside of the video count as well.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco
+
+from data_builders.objects.target import tube_of
+from eval.benchmarks.items import Interval, Item, Prediction
+from eval.benchmarks.temporal import Values
+from eval.metrics import tube_scripts
+from eval.metrics.temporal import exceeds, iou_hull, reaches
+from eval.metrics.tubes import THRESHOLDS, Box, as_arrays, common
+from reward_fns.measures import set_f1
+from verl_stvg.video.tracks import Tracks, load, track_name
+
+_FAR = 1e9  # seconds; beyond it only the number of digits grows
+
+Frames = tuple[int, int]
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass
+class Objects:
+    """Objects of one video, their boxes made when they are asked for.
+
+    Attributes:
+        tracks: of the video.
+    """
+
+    tracks: Tracks
+    _boxes: dict[int, dict[int, Box]] = field(default_factory=dict)
+
+    def of(self, object_id: int) -> dict[int, Box]:
+        """Boxes of an object by frame; none if there is no such object."""
+        if object_id not in self._boxes:
+            track = next((one for one in self.tracks.tracks if one.object_id == object_id), None)
+            self._boxes[object_id] = _boxes(track.masks) if track is not None else {}
+        return self._boxes[object_id]
+
+    def around(self, object_id: int) -> "_Around":
+        """What `tube_of` needs to know of the video to follow an object."""
+        return _Around(self, object_id)
+
+
+@dataclass(frozen=True)
+class _Around:
+    """Boxes of a frame: the object's own where it is seen, else those of all others, which a repair chooses from."""
+
+    objects: Objects
+    object_id: int
+
+    def boxes(self, frame: int) -> dict[int, Box]:
+        own = self.objects.of(self.object_id)
+        return {self.object_id: own[frame]} if frame in own else _boxes(self.objects.tracks.at(frame))
+
+
+def _boxes(masks: Mapping[int, Mapping]) -> dict[int, Box]:
+    """Boxes xyxy of masks that have a pixel, as `Tracks.boxes` gives them, many at a time."""
+    encoded = [encoded_mask(mask) for mask in masks.values()]
+    if not encoded:
+        return {}
+    found = coco.toBbox(encoded)
+    found[:, 2:] += found[:, :2]
+    return {key: tuple(box) for key, box in zip(masks, found.tolist(), strict=True) if box[2] > box[0]}
+
+
+def encoded_mask(mask: Mapping) -> dict:
+    """A mask as pycocotools wants it, which takes bytes where JSON has text."""
+    counts = mask["counts"]
+    return {"size": list(mask["size"]), "counts": counts.encode() if isinstance(counts, str) else counts}
+
+
+@dataclass
+class Library:
+    """Track files of a benchmark's videos, the last one held, because rows of a video lie together.
+
+    Attributes:
+        folder: of the track files; None takes those that the rows name.
+    """
+
+    folder: Path | None = None
+    _held: tuple[Path, Objects] | None = None
+
+    def knows(self, item: Item) -> bool:
+        """Whether an item has a track file to look for."""
+        return self.path(item) is not None
+
+    def path(self, item: Item) -> Path | None:
+        """Where an item's track file should be."""
+        return self.folder / track_name(item.video) if self.folder is not None else item.tracks
+
+    def objects(self, item: Item) -> Objects:
+        """Objects of an item's video.
+
+        Raises:
+            ValueError: the file cannot be read, or is of another video; the message names the row.
+        """
+        path = self.path(item)
+        if self._held is None or self._held[0] != path:
+            try:
+                self._held = path, Objects(load(path))
+            except ValueError as error:
+                raise ValueError(f"row {item.uid}: {error}") from error
+        tracks = self._held[1].tracks
+        if item.size is not None and (tracks.width, tracks.height) != item.size:
+            raise ValueError(
+                f"row {item.uid}: {path} is of a video of {tracks.width}x{tracks.height}, the row's has "
+                f"{item.size[0]}x{item.size[1]}; give the folder of the row's videos with --tracks"
+            )
+        return self._held[1]
+
+
+# --- clean ------------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    items: Sequence[Item], said: Sequence[Prediction | None], library: Library, repair: bool = True
+) -> tuple[Values, list[str]]:
+    """Return the table per item, (N,), and what could not be measured.
+
+    m_tIoU is of frames where the annotated tube and the rate are known, of seconds otherwise; m_vIoU and its recalls
+    (strictly above) are plain, and with `_repaired`, unless `repair` is off, as STVG-R1 repairs IDs. ID accuracy counts
+    an unknown true ID as missed; for several IDs it is their F1.
+    """
+    framed = all(item.boxes is not None and item.fps for item in items)
+    table = {"m_tIoU": np.zeros(len(items))}
+    notes = []
+    ends = ("", "_repaired") if repair else ("",)
+    tubes = framed and any(one is not None and (one.tube or one.object_ids) for one in said)
+    if not framed:
+        notes.append(
+            "m_tIoU is of seconds, and m_vIoU is not scored: rows lack annotated boxes or the rate of the video."
+        )
+    elif not tubes:
+        notes.append("m_vIoU is not scored: no answer names an object or boxes.")
+    elif any(
+        one is not None and one.object_ids and not library.knows(item) for item, one in zip(items, said, strict=True)
+    ):
+        tubes = False
+        notes.append(
+            "m_vIoU is not scored: answers are IDs, and rows name no track files; give their folder (--tracks)."
+        )
+    if tubes:
+        table |= {f"m_vIoU{end}": np.zeros(len(items)) for end in ends}
+    for k, (item, one) in enumerate(zip(items, said, strict=True)):
+        if one is None:
+            continue
+        if not framed:
+            if one.interval is not None:
+                table["m_tIoU"][k] = iou_hull([one.interval], [item.intervals[0]])[0]
+            continue
+        span = frames_of(item, one)
+        table["m_tIoU"][k] = _frames_iou(span, item.true_frames) if span is not None else 0.0
+        if tubes:
+            for end, value in zip(ends, _viou(item, one, span, library, repair), strict=True):
+                table[f"m_vIoU{end}"][k] = value
+    if tubes:
+        for end in ends:
+            values = table[f"m_vIoU{end}"]
+            table |= {f"vIoU@{r:g}{end}": exceeds(values, r).astype(float) for r in THRESHOLDS}
+    if any(item.object_id is not None or item.object_ids for item in items):
+        table["ID accuracy"] = identity(items, said)
+    return table, notes
+
+
+def identity(items: Sequence[Item], said: Sequence[Prediction | None]) -> np.ndarray:
+    """Whether the answered ID is the true one, (N,), or the F1 of several."""
+    found = np.zeros(len(items))
+    for k, (item, one) in enumerate(zip(items, said, strict=True)):
+        true = item.object_ids or ((item.object_id,) if item.object_id is not None else ())
+        found[k] = set_f1(one.object_ids, true) if one is not None else 0.0
+    return found
+
+
+def frames_of(item: Item, one: Prediction) -> Frames | None:
+    """First and last frame of the file that an answer covers; None if it says no time."""
+    if one.span is not None:
+        return one.span
+    if one.interval is not None:
+        return item.frames(one.interval)
+    return (min(one.tube), max(one.tube)) if one.tube else None
+
+
+def _viou(item: Item, one: Prediction, span: Frames | None, library: Library, repair: bool) -> tuple[float, ...]:
+    """vIoU of a tube as it is, and if wanted repaired."""
+    true = _true(item, one)
+    if one.tube:
+        _, ious, either = common(one.arrays, true)
+        return (float(ious.sum()) / either,) * (1 + repair)
+    if not one.object_ids or span is None or span[1] < span[0]:
+        return (0.0,) * (1 + repair)
+    objects = library.objects(item)
+    either = _frames_either(span, item.true_frames)
+    found = tubes_of(objects, one.object_ids[0], span, repair)
+    return tuple(float(common(tube, true)[1].sum()) / either for tube in found)
+
+
+def tubes_of(objects: Objects, object_id: int, span: Frames, repair: bool = True) -> tuple[dict[int, Box], ...]:
+    """Boxes of an object in frames of the video, as they are and if wanted repaired."""
+    first, last = max(span[0], 0), min(span[1], objects.tracks.num_frames - 1)
+    own = objects.of(object_id)
+    plain = {frame: own[frame] for frame in range(first, last + 1) if frame in own}
+    if not repair:
+        return (plain,)
+    if len(plain) == max(0, last - first + 1):
+        return plain, plain
+    return plain, tube_of(objects.around(object_id), object_id, first, last, repair=True)
+
+
+def _frames_common(a: Frames, b: Frames) -> int:
+    return max(0, min(a[1], b[1]) - max(a[0], b[0]) + 1)
+
+
+def _frames_either(a: Frames, b: Frames) -> int:
+    return max(0, a[1] - a[0] + 1) + max(0, b[1] - b[0] + 1) - _frames_common(a, b)
+
+
+def _frames_iou(a: Frames, b: Frames) -> float:
+    return _frames_common(a, b) / _frames_either(a, b)
+
+
+# --- scripts of papers ------------------------------------------------------------------------------------------------
+
+Script = Callable[[Item, Prediction, Frames, Arrays, Library], tuple[float, float]]
+
+
+def variants(
+    items: Sequence[Item], said: Sequence[Prediction | None], library: Library, scripts: Mapping[str, Script]
+) -> Values:
+    """Return m_tIoU, m_vIoU and vIoU@R of scripts of papers, under their names, per item; IDs are repaired.
+
+    A script that knows IDs only is left out where no answer has one.
+    """
+    table: Values = {}
+    with_ids = any(one is not None and one.object_ids for one in said)
+    scripts = {name: one for name, one in scripts.items() if with_ids or name != "STVG-R1"}
+    values = {name: np.zeros((len(items), 2)) for name in scripts}
+    for k, (item, one) in enumerate(zip(items, said, strict=True)):
+        span = frames_of(item, one) if one is not None else None
+        if span is None or span[1] < span[0] or not (one.tube or one.object_ids):
+            continue
+        by_id = None if one.tube else tubes_of(library.objects(item), one.object_ids[0], span)[1]
+        tube = one.arrays if by_id is None else as_arrays(by_id)
+        for name, script in scripts.items():
+            values[name][k] = script(item, one, span, tube, library)
+    for name, found in values.items():
+        counts = reaches if name in ("STVG-R1", "ST-Align") else exceeds
+        table |= {f"m_tIoU ({name})": found[:, 0], f"m_vIoU ({name})": found[:, 1]}
+        table |= {f"vIoU@{r:g} ({name})": counts(found[:, 1], r).astype(float) for r in THRESHOLDS}
+    return table
+
+
+def challenge(item: Item, one: Prediction, span: Frames, tube: Arrays, library: Library):
+    """HC-STVG challenge."""
+    return tube_scripts.hcstvg_challenge(tube, span, _true(item, one), item.true_frames)
+
+
+def tubedetr(item: Item, one: Prediction, span: Frames, tube: Arrays, library: Library, shift: int = 0):
+    """TubeDETR; `shift` of `tube_scripts.tubedetr`."""
+    first, end = _nearest_frames(item)
+    sampled = tube_scripts.sampled_frames(first, end - 1, item.fps)
+    true_span = item.true_frames[0], item.true_frames[1] + 1
+    return tube_scripts.tubedetr(tube, (span[0], span[1] + 1), _true(item, one), true_span, sampled, shift)[:2]
+
+
+def tubedetr_hcstvg(item: Item, one: Prediction, span: Frames, tube: Arrays, library: Library):
+    """TubeDETR on HC-STVG, whose frames it takes for zero-based."""
+    return tubedetr(item, one, span, tube, library, shift=1)
+
+
+def cgstvg(item: Item, one: Prediction, span: Frames, tube: Arrays, library: Library):
+    """CG-STVG."""
+    return tube_scripts.cgstvg(tube, (span[0], span[1] + 1), _true(item, one), item.true_frames)[:2]
+
+
+def stvg_r1(item: Item, one: Prediction, span: Frames, tube: Arrays, library: Library):
+    """STVG-R1 on HC-STVG, whose frames it takes for zero-based; 0 for answers without an ID."""
+    if not one.object_ids or one.interval is None:
+        return 0.0, 0.0
+    objects, true = library.objects(item), item.intervals[0]
+    start, end = (min(time, _FAR) for time in one.interval)
+    around = objects.around(one.object_ids[0])
+    low = max(int(max(start, true[0]) * item.fps), 0)
+    high = min(int(min(end, true[1]) * item.fps), objects.tracks.num_frames - 1)
+    seen = {
+        frame: {k: (box[0], box[1], box[2] - 1, box[3] - 1) for k, box in around.boxes(frame).items()}
+        for frame in range(low, high + 1)
+    }
+    return tube_scripts.stvg_r1(one.object_ids[0], (start, end), _true(item, one), true, seen, item.fps, shift=1)
+
+
+def st_align(item: Item, one: Prediction, span: Frames, tube: Arrays, library: Library):
+    """ST-Align's STVG task: 100 frames of the clip; seconds become parts of the clip."""
+    clip = item.extra["split_first"], item.extra["split_last"]
+    sampled = tube_scripts.st_align_frames(*clip)
+    there, true = (tuple(side[np.isin(boxes[0], sampled)] for side in boxes) for boxes in (tube, _true(item, one)))
+    times: Interval = one.interval or tuple(frame / item.fps - item.shown for frame in (span[0], span[1] + 1))
+    parts = [time * item.fps / (clip[1] - clip[0]) for time in times]
+    return tube_scripts.st_align(there, parts, true, item.true_frames, clip)[:2]
+
+
+def _true(item: Item, one: Prediction) -> Arrays:
+    """The annotated tube in an answer's pixels: boxes are answered in the annotation's, objects are the file's (it may
+    be a smaller copy)."""
+    width, height = item.extra.get("width"), item.extra.get("height")
+    boxes = item.boxes
+    if not one.tube and item.size and width and height and (width, height) != item.size:
+        boxes = boxes * np.array([item.size[0] / width, item.size[1] / height] * 2, np.float32)
+    return np.arange(item.true_frames[0], item.true_frames[1] + 1), boxes
+
+
+def _nearest_frames(item: Item) -> Frames:
+    """Frames that are shown: the first, and the one after the last."""
+    first, last = item.frames((0.0, item.duration))
+    return first, last + 1

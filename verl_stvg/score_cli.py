@@ -1,0 +1,66 @@
+"""``verl-stvg score``: predictions of any program against the rows they answer."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+logger = logging.getLogger(__name__)
+
+
+def score(
+    predictions: Annotated[
+        list[Path], typer.Argument(help="Files of predictions, such as shards; or one folder of `verl-stvg eval`.")
+    ],
+    rows: Annotated[
+        list[Path] | None, typer.Option(help="Rows that were answered, of `verl-stvg build`; not for a folder.")
+    ] = None,
+    benchmark: Annotated[str | None, typer.Option(help="What to score; default: what the rows are.")] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="auto, answers, verl, lines, by_uid, hc_stvg, stvg_r1, time_r1, temporal_r1, videomind, moment_detr.",
+        ),
+    ] = "auto",
+    tracks: Annotated[
+        Path | None,
+        typer.Option(help="Unfiltered track files, which make a tube of an ID; default: those that the rows name."),
+    ] = None,
+    masks: Annotated[Path | None, typer.Option(help="Annotation folder with the true masks (MeViS).")] = None,
+    train: Annotated[
+        list[Path] | None, typer.Option(help="Rows that the constant window is fitted on; default: those scored.")
+    ] = None,
+    rewards: Annotated[
+        bool, typer.Option("--rewards", help="Also the means of the training reward, as verl's validation logs them.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the scores; default: beside the predictions, with -scores added.")
+    ] = None,
+) -> None:
+    """Score predictions: table, intervals, groups and baselines (scores.json), and every row (items.jsonl)."""
+    from eval import foreign
+    from eval.benchmarks.items import item_of, read_rows
+    from eval.score import rewards as mean_rewards
+    from eval.score import score_files, score_run
+    from verl_stvg.answers import Answer
+
+    if len(predictions) == 1 and predictions[0].is_dir():
+        if rows or form != "auto" or out or rewards:
+            raise ValueError(f"{predictions[0]}: a folder of answers knows rows, format and place; leave them out")
+        score_run(predictions[0], benchmark, tracks, masks, tuple(train or ()))
+        return
+    if not rows:
+        raise ValueError("predictions are scored against the rows they answer: give --rows FILE.parquet")
+    found = foreign.read(predictions, [item_of(row) for row in read_rows(rows)], form)
+    scores = score_files(rows, found.answers, benchmark, tracks, masks, tuple(train or ()), found.counts)
+    scores.made_by["predictions"] = [str(file) for file in predictions]
+    folder = out or predictions[0].with_name(f"{predictions[0].stem}-scores")
+    scores.write(folder)
+    logger.info("%s", scores.table())
+    if rewards:
+        texts = {uid: said for uid, said in found.answers.items() if isinstance(said, Answer)}
+        for source, parts in mean_rewards(read_rows(rows), texts).items():
+            logger.info("%s: %s", source, ", ".join(f"{part} {value:.4f}" for part, value in parts.items()))
+    logger.info("scores and items: %s", folder)
