@@ -5,19 +5,27 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data_builders import synthetic
-from eval import report
+from data_builders.row import ROW_SCHEMA
+from eval import charts, clips, evaluations, replies, report, runs
+from eval.benchmarks.items import read_rows
+from eval.metrics.intervals import bootstrap
+from eval.score import score
 from reward_fns import RECIPES
-from verl_stvg.video import thumbnails
+from verl_stvg.answers import Answer, append
+from verl_stvg.video import thumbnails, tracks
 
 NUM_VAL, STEPS, GROUP = 12, 12, 8
 SOURCE = "verl_stvg/synthetic"
+PARTS = {"temporal_iou": "Temporal IoU", "id_match": "ID accuracy", "format": "Format"}
 HOSTILE = '<think><script>alert("x")</script></think><answer>Target ID: 9&9, Time range: 1 to 2</answer>'
 
 
@@ -92,6 +100,69 @@ def make_run(run_dir, data, steps=STEPS, seed=0, hostile=None):
     return run_dir
 
 
+def add_tracks(data):
+    """Write rows of the held-out clips as `verl-stvg build` does, with track files and tubes; returns the file."""
+    rows = pq.read_table(data / "val.parquet").to_pylist()
+    for row in rows:
+        truth, extra = row["reward_model"]["ground_truth"], row["extra_info"]
+        stem = Path(row["videos"][0]["video"]).stem
+        record = json.loads((data / "tracks" / f"{stem}.json").read_text())
+        objects = [
+            tracks.Track(one["object_id"], one["shape"], None, dict(zip(one["frames"], one["masks"], strict=True)))
+            for one in sorted(record["objects"], key=lambda one: one["object_id"])
+        ]
+        found = tracks.Tracks(*record["size"], record["num_frames"], float(record["fps"]), tuple(objects))
+        tracks.save(found, data / "objects" / f"{stem}.tracks.json.gz")
+        target = next(one for one in record["objects"] if one["object_id"] == truth["object_id"])
+        first, last = target["visible_frames"]
+        boxes = dict(zip(target["frames"], target["boxes_xyxy"], strict=True))
+        truth |= {"intervals": [[truth["start"], truth["end"]]], "first_frame": first}
+        truth["boxes"] = [[float(side) for side in boxes[frame]] for frame in range(first, last + 1)]
+        extra |= {"dataset": "synthetic", "split": "val"}
+        row["videos"][0] |= {"tracks": f"objects/{stem}.tracks.json.gz", "marker_style": "centred"}
+    path = data / "tracked.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), path)
+    return path
+
+
+def evaluate(folder, rows_file, skill, model="models/tiny-qwen", seed=0, change=None):
+    """Write the folder of an evaluation as `verl-stvg eval` does, with answers of that skill; returns the folder."""
+    rng = np.random.default_rng(seed)
+    rows = list(read_rows([rows_file]))
+    said = {}
+    for row in rows:
+        uid = row["extra_info"]["uid"]
+        said[uid] = Answer(uid, (answer(rng, row["reward_model"]["ground_truth"], skill),), ("stop",), (31,))
+    if change is not None:
+        change(said)
+    folder.mkdir(parents=True)
+    record = {
+        "rows": [str(rows_file)],
+        "video_root": None,
+        "model": model,
+        "sampling": {"engine": "vllm", "samples": 1, "temperature": 0.0, "max_tokens": 256},
+        "versions": {"verl-stvg": "0.1.0", "vllm": "0.24.0"},
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+    append(folder / "predictions.jsonl", said.values())
+    score(rows, said).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows_file(data):
+    return add_tracks(data)
+
+
+@pytest.fixture(scope="module")
+def evaluations_of(tmp_path_factory, rows_file):
+    """Folders of two models' evaluations, the second the better one."""
+    folder = tmp_path_factory.mktemp("evaluations")
+    return [
+        evaluate(folder / name, rows_file, skill, f"models/{name}") for name, skill in (("base", 0.3), ("tuned", 0.9))
+    ]
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return synthetic.build(tmp_path_factory.mktemp("report") / "data", 1, NUM_VAL, seed=3, progress=False)
@@ -135,13 +206,23 @@ def read(run_dir):
     return Page(report.write(run_dir, run_dir / "out" / "report.html").read_text())
 
 
+def drawn_section(run_dir):
+    section = report._run_section(run_dir, report.PICK)
+    report._draw(section, 50_000)
+    return section
+
+
+def scores(answers):
+    return {uid: answer.values["score"] for uid, answer in answers.items()}
+
+
 def test_the_headline_is_the_mean_of_the_dumps(run_dir):
     numbers = report.summarise(run_dir)
     dumps = {}
     for step in (0, STEPS):
         lines = (run_dir / "validation" / f"{step}.jsonl").read_text().splitlines()
         dumps[step] = {line["gts"]["uid"]: line for line in map(json.loads, lines)}
-    for part in report.PARTS:
+    for part in PARTS:
         before, after = (np.array([dumps[step][uid][part] for uid in dumps[0]]) for step in (0, STEPS))
         row = numbers[part]
         assert row["before"] == pytest.approx(before.mean())
@@ -165,7 +246,7 @@ def test_the_page_stands_alone_and_shows_the_run(run_dir):
     assert len(text) < 5_000_000
     assert not re.search(r"(?:src|href)=\"(?!data:)|url\(|@import|https?://", text)
     numbers = report.summarise(run_dir)
-    for part, name in report.PARTS.items():
+    for part, name in PARTS.items():
         assert name in page.text and f"{numbers[part]['gain']:+.2f}".replace("-", "−") in page.text
     assert len(page.of("figure", **{"class": "plot"})) == 4 + 7 + 1  # reward, diagnostics without entropy, histogram
     cards = page.of("article")
@@ -184,11 +265,11 @@ def test_the_page_does_not_depend_on_the_order_of_the_dump(run_dir):
 
 
 def test_boxes_are_those_of_the_named_object_at_the_named_time(run_dir, data):
-    run = report.read_run(run_dir)
-    clips, notices = report._clips(run)
-    assert not notices
+    run = runs.read_run(run_dir)
+    section = drawn_section(run_dir)
+    assert not section["notices"]
     drawn = 0
-    for clip in clips:
+    for clip in section["clips"]:
         stem = clip["uid"].rpartition("-")[2]
         record = json.loads((data / "tracks" / f"{stem}.json").read_text())
         target = next(o for o in record["objects"] if o["object_id"] == record["target_id"])
@@ -210,8 +291,7 @@ def test_boxes_are_those_of_the_named_object_at_the_named_time(run_dir, data):
 
 
 def test_frames_are_those_of_their_times(run_dir, data):
-    clips, _ = report._clips(report.read_run(run_dir))
-    clip = clips[0]
+    clip = drawn_section(run_dir)["clips"][0]
     index = int(clip["uid"][-5:])
     spec = synthetic.make_clip(3, "val", index)
     for frame in clip["frames"]:
@@ -223,20 +303,22 @@ def test_frames_are_those_of_their_times(run_dir, data):
 
 
 def test_selections(run_dir):
-    run = report.read_run(run_dir)
-    before, after = run.validations[0], run.validations[STEPS]
-    picked = report.pick_clips(before, after)
-    gains = {uid: after[uid].values["score"] - before[uid].values["score"] for uid in before}
-    improved = [uid for uid in picked if "improved" in picked[uid]]
-    assert improved and min(gains[uid] for uid in improved) > 0
-    assert min(gains[u] for u in improved) >= max(gains[u] for u in gains if u not in improved)
-    worst = [uid for uid in picked if "worst" in picked[uid]]
-    assert max(after[u].values["score"] for u in worst) <= min(
-        after[u].values["score"] for u in after if u not in worst
-    )
-    assert sum("random" in names for names in picked.values()) == report.PICK
-    assert report.pick_clips(after, before) != picked and report.pick_clips(before, after) == picked
-    assert not any("improved" in names for names in report.pick_clips(before, {}).values())
+    run = runs.read_run(run_dir)
+    before, after = scores(run.validations[0]), scores(run.validations[STEPS])
+    picked = clips.pick(before, after)
+    gains = {uid: after[uid] - before[uid] for uid in before}
+    chosen = {
+        name: [uid for uid in picked if name in picked[uid]] for name in ("improved", "worsened", "worst", "random")
+    }
+    assert chosen["improved"] and min(gains[uid] for uid in chosen["improved"]) > 0
+    assert min(gains[u] for u in chosen["improved"]) >= max(gains[u] for u in gains if u not in chosen["improved"])
+    assert all(gains[uid] < 0 for uid in chosen["worsened"])
+    assert max(after[u] for u in chosen["worst"]) <= min(after[u] for u in after if u not in chosen["worst"])
+    assert len(chosen["random"]) == clips.PICK
+    assert clips.pick(after, before) != picked and clips.pick(before, after) == picked
+    alone = clips.pick(before, {})
+    assert not any({"improved", "worsened"} & set(names) for names in alone.values())
+    assert clips.pick(dict(reversed(before.items())), {}) == alone  # the order of the rows decides nothing
 
 
 @pytest.mark.parametrize(
@@ -264,20 +346,20 @@ def test_videos_that_are_gone_are_told(tmp_path, data):
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     run_dir = make_run(tmp_path / "run", copy)
-    uids = report.pick_clips(*report._ends(report.read_run(run_dir)))
+    uids = clips.pick(*map(scores, runs.ends(runs.read_run(run_dir))))
     (copy / "videos" / f"{next(iter(uids)).rpartition('-')[2]}.mp4").write_bytes(b"broken")
     page = read(run_dir)
     assert f"The frames of 1 of {len(uids)} clips cannot be shown" in page.text and "not a readable video" in page.text
     assert len(page.of("img")) == (len(uids) - 1) * report.NUM_FRAMES
+    shutil.rmtree(copy / "tracks")
+    assert f"There are no boxes for {len(uids) - 1} of" in read(run_dir).text
     shutil.rmtree(copy / "videos")
     page = read(run_dir)
     assert f"The frames of {len(uids)} of {len(uids)} clips cannot be shown" in page.text
     assert not page.of("img") and len(page.of("article")) == len(uids) and str(copy) not in page.text
-    shutil.rmtree(copy / "tracks")
-    assert "There are no boxes" in read(run_dir).text
     shutil.rmtree(copy)
     page = read(run_dir)
-    assert "The held-out rows (val.parquet) are gone" in page.text and len(page.of("article")) == len(uids)
+    assert "The rows (val.parquet) are gone" in page.text and len(page.of("article")) == len(uids)
     (run_dir / "run.json").unlink()
     page = read(run_dir)
     assert "There is no run.json" in page.text and page.of("figure")
@@ -306,7 +388,7 @@ def test_logged_means_serve_where_there_are_no_dumps(run_dir):
     from_dumps = report.summarise(run_dir)
     shutil.rmtree(run_dir / "validation")
     numbers = report.summarise(run_dir)
-    for part in report.PARTS:
+    for part in PARTS:
         for name in ("before", "after", "gain"):
             assert numbers[part][name] == pytest.approx(from_dumps[part][name])
         assert numbers[part]["gain_low"] is None
@@ -327,7 +409,7 @@ def test_several_answers_per_clip_are_averaged(run_dir):
     once = report.summarise(run_dir)
     for path in (run_dir / "validation").glob("*.jsonl"):
         records = [json.loads(line) for line in path.read_text().splitlines()]
-        worse = [record | dict.fromkeys(("score", *report.PARTS), 0.0) | {"output": "zzz"} for record in records]
+        worse = [record | dict.fromkeys(("score", *PARTS), 0.0) | {"output": "zzz"} for record in records]
         path.write_text("".join(json.dumps(record) + "\n" for record in records + worse))
     twice = report.summarise(run_dir)
     assert twice["clips"] == NUM_VAL
@@ -341,7 +423,7 @@ def test_long_runs_are_binned(run_dir):
     page = read(run_dir)
     assert "mean of up to 13 steps" in page.text and "weighted" in page.text  # 5 is above the plain sum's 3
     line = page.of("polyline", **{"class": "train"})[1]["points"].split()  # the first is the legend's
-    assert len(line) <= report.MAX_POINTS
+    assert len(line) <= charts.MAX_POINTS
 
 
 @pytest.mark.parametrize(
@@ -370,9 +452,9 @@ def test_broken_metrics_are_refused(tmp_path, content, message):
     ("change", "message"),
     [
         (lambda r: r["gts"].pop("uid"), "line 2: key 'gts' holds no 'uid'"),
-        (lambda r: r["gts"].pop("object_id"), "line 2: object_id is missing"),
+        (lambda r: r["gts"].pop("object_id"), "line 2: ground truth of row 'synthetic-3-val_"),
         (lambda r: r.pop("output"), "line 2: output is missing"),
-        (lambda r: r.pop("temporal_iou"), "line 2: no temporal_iou; this page reads"),
+        (lambda r: r.pop("temporal_iou"), "line 2: no temporal_iou; every answer"),
     ],
 )
 def test_broken_dumps_are_refused(run_dir, change, message):
@@ -395,19 +477,258 @@ def test_failed_rollouts_are_left_out_and_told(run_dir):
 
 @pytest.mark.parametrize("values", [[0.0], [5.0, 5.0], [-1.0, 2.0], [1e-7, 3e-6], [30.1, 30.9], [0.0, 1e9]])
 def test_axes_hold_their_values(values):
-    low, high = report._span(values)
+    low, high = charts.value_span(values)
     assert low <= min(values) and high >= max(values) and low < high
-    ticks = report._ticks(low, high, 4)
+    ticks = charts.ticks(low, high, 4)
     assert 2 <= len(ticks) <= 8
     assert ticks[0] == pytest.approx(low, abs=1e-9 * (high - low))
 
 
 def test_pictures_keep_to_their_budget():
     noise = np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8)
-    sizes = [len(thumbnails._jpeg(noise, budget)) for budget in (10**6, 12_000)]
+    sizes = [len(thumbnails.jpeg(noise, budget)) for budget in (10**6, 12_000)]
     assert sizes[1] < sizes[0] and sizes[1] <= 12_000 * 4 / 3 + 30
 
 
 def test_numbers_read_as_people_write_them():
-    texts = [report._number(value) for value in (None, 0.0, -0.25, 3.94e-6, 12345.0, 31.4)]
+    texts = [charts.number(value) for value in (None, 0.0, -0.25, 3.94e-6, 12345.0, 31.4)]
     assert texts == ["", "0", "−0.25", "3.94×10⁻⁶", "1.23×10⁴", "31.4"]
+
+
+# --- evaluations ------------------------------------------------------------------------------------------------------
+
+
+def page_of(folders, tmp_path):
+    return Page(report.write(folders, tmp_path / "page.html").read_text())
+
+
+def spoil(said):
+    """No answer to one row, an unusable video, and one that cannot be read and was cut off."""
+    uids = list(said)
+    del said[uids[1]]
+    said[uids[2]] = Answer(uids[2], error="videos/2.mp4: no such video")
+    said[uids[3]] = Answer(uids[3], (HOSTILE.replace("Target", "target&"),), ("length",), (256,))
+
+
+def test_an_evaluation_has_a_page(tmp_path, evaluations_of):
+    page = page_of(evaluations_of[1], tmp_path)
+    text = (tmp_path / "page.html").read_text()
+    found = json.loads((evaluations_of[1] / "scores.json").read_text())
+    assert "tuned on synthetic val" in page.text and "Every row has an answer" in page.text
+    for metric, row in found["metrics"].items():
+        assert metric in page.text and f"{100 * row['value']:.1f}" in page.text
+        assert f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]" in page.text
+    for name in found["baselines"]:
+        assert name in page.text
+    assert "By video duration" in page.text and "By interval length" in page.text and "greedy" in page.text
+    assert not re.search(r"(?:src|href)=\"(?!data:|#)|url\(|@import|https?://", text) and len(text) < 5_000_000
+    cards = page.of("article")
+    assert {name for card in cards for name in card["data-picked"].split()} == {"random", "worst"}
+    assert len(page.of("img")) == len(cards) * report.NUM_FRAMES
+    assert page.of("rect", **{"class": "truth"}) and page.of("rect", **{"class": "m2"})
+    assert not page.of("div", **{"class": "notices"}) and "Differences" not in page.text
+    assert report.write(evaluations_of[1], tmp_path / "again.html").read_text() == text
+
+
+def test_a_comparison_pairs_its_differences(tmp_path, evaluations_of):
+    base, tuned = (evaluations.read(folder) for folder in evaluations_of)
+    metric = evaluations.main_metric([base, tuned])
+    assert metric == "m_vIoU"
+    rows = {row["metric"]: row["cells"][0] for row in evaluations.differences([base, tuned], ["m1", "m2"], {})}
+    gains = [tuned.items[uid].values[metric] - item.values[metric] for uid, item in base.items.items()]
+    expected = bootstrap(gains, resamples=evaluations.RESAMPLES)
+    assert (rows[metric]["gain"], rows[metric]["low"], rows[metric]["high"]) == pytest.approx(expected)
+    assert rows[metric]["gain"] == pytest.approx(tuned.value(metric) - base.value(metric))
+    assert rows[metric]["clear"] == (expected[1] > 0 or expected[2] < 0)
+    itself = evaluations.differences([base, base], ["m1", "m2"], {})
+    assert all(cell["gain"] == cell["low"] == cell["high"] == 0 for row in itself for cell in row["cells"])
+    one_video = evaluations.differences([base, tuned], ["m1", "m2"], dict.fromkeys(base.items, "a.mp4"))[0]["cells"][0]
+    assert one_video["low"] == pytest.approx(one_video["high"])  # nothing to draw from
+
+    page = page_of(evaluations_of, tmp_path)
+    assert "base and tuned on synthetic val" in page.text and "Differences to base" in page.text
+    assert f"{100 * rows[metric]['gain']:+.1f}" in page.text
+    picked = {name for card in page.of("article") for name in card["data-picked"].split()}
+    assert {"random", "improved", "worst"} <= picked
+    assert len(page.of("details", **{"class": "answer"})) == 2 * len(page.of("article"))
+    turned = page_of(evaluations_of[::-1], tmp_path)
+    assert f"{-100 * rows[metric]['gain']:+.1f}".replace("-", "−") in turned.text
+
+
+def test_a_metric_that_is_no_mean_has_no_interval_of_its_difference(evaluations_of):
+    base, tuned = (evaluations.read(folder) for folder in evaluations_of)
+    tuned.scores["metrics"]["m_tIoU"]["value"] += 0.01
+    first, *rest = evaluations.differences([base, tuned], ["m1", "m2"], {})
+    assert first["metric"] == "m_tIoU" and first["cells"][0]["low"] is None and first["cells"][0]["gain"] is not None
+    assert all(row["cells"][0]["low"] is not None for row in rest)
+
+
+def test_what_went_wrong_is_said_in_sentences(tmp_path, rows_file):
+    folder = evaluate(tmp_path / "evaluation", rows_file, 0.8, change=spoil)
+    page = page_of(folder, tmp_path)
+    assert f"Answers that cannot be read, which count as 0: 1 of {NUM_VAL}." in page.text
+    assert f"Rows whose video or prompt cannot be used, which count as 0: 1 of {NUM_VAL}." in page.text
+    assert f"cut off at the greatest length: 1 of {NUM_VAL}." in page.text
+    assert "1 rows have no answer" in page.text and "Every row has an answer" not in page.text
+    for kind in ("unreadable", "unusable video", "no answer"):
+        assert kind in page.text
+    found = evaluations.read(folder)
+    shares = {row["name"]: row["cells"][0]["count"] for row in evaluations.errors([found], ["m2"])}
+    assert sum(shares.values()) == NUM_VAL and shares["no answer"] == shares["unreadable"] == 1
+    errors = {kind for card in page.of("article") for kind in card["data-errors"].split("|")}
+    assert not {"no answer", "unusable video"} & errors  # such a clip has nothing to show
+    assert [tag for tag, _ in page.tags].count("script") == 1 and "<script>alert" in page.text
+
+
+def test_frames_are_as_the_model_saw_them(evaluations_of, rows_file):
+    section = report._evaluation_section([evaluations.read(evaluations_of[1])], 4)
+    rows = section["looked"].rows
+    marked = clips._frames(rows[section["looked"].clips[0].uid].entry, 10**6)
+    plain = clips._frames({**rows[section["looked"].clips[0].uid].entry, "tracks": None}, 10**6)
+    assert [frame["index"] for frame in marked[0]] == [frame["index"] for frame in plain[0]]
+    assert any(a["source"] != b["source"] for a, b in zip(marked[0], plain[0], strict=True))  # the IDs
+    report._draw(section, 10**6)
+    boxes = [box for clip in section["clips"] for frame in clip["frames"] for box in frame["boxes"]]
+    assert {box["kind"] for box in boxes} == {"truth", "m2"}
+
+
+def test_part_of_a_file_has_its_own_clock(rows_file):
+    uid = pq.read_table(rows_file).column("extra_info").to_pylist()[0]["uid"]
+    entry = clips.Rows([rows_file])[uid].entry
+    frames, _ = clips._frames({**entry, "video_start": 2.0, "video_end": 6.0}, 10**6)
+    whole, _ = clips._frames(entry, 10**6)
+    assert frames[0]["time"] < 1 and frames[-1]["time"] < 4 < whole[-1]["time"]
+    assert all(frame["index"] == round((frame["time"] + 2) * synthetic.SOURCE_FPS) for frame in frames)
+
+
+def test_an_evaluation_brings_the_curves_of_its_run(tmp_path, data, evaluations_of):
+    run_dir = make_run(tmp_path / "run", data)
+    shutil.copytree(evaluations_of[1], run_dir / "eval" / "synthetic")
+    page = page_of(run_dir / "eval" / "synthetic", tmp_path)
+    assert "The training of tiny" in page.text and "what the training changed" not in page.text
+    assert len(page.of("figure", **{"class": "plot"})) == 4 + 7 + 1
+    both = page_of([run_dir / "eval" / "synthetic", run_dir], tmp_path)
+    assert "what the training changed" in both.text and "The training of tiny" not in both.text
+    assert len(both.of("nav")) == 1 and len((tmp_path / "page.html").read_text()) < 5_000_000
+
+
+def test_evaluations_without_their_rows_and_answers_have_a_page(tmp_path, evaluations_of):
+    folder = tmp_path / "evaluation"
+    shutil.copytree(evaluations_of[0], folder)
+    (folder / "predictions.jsonl").unlink()
+    record = json.loads((folder / "run.json").read_text()) | {"rows": ["gone.parquet"]}
+    (folder / "run.json").write_text(json.dumps(record))
+    page = page_of(folder, tmp_path)
+    assert "There is no predictions.jsonl" in page.text and "The rows (gone.parquet) are gone" in page.text
+    assert not page.of("img") and page.of("article")
+    (folder / "run.json").unlink()
+    assert page_of(folder, tmp_path).of("article")
+
+
+def copy_with(source, target, name, change):
+    shutil.copytree(source, target)
+    path = target / name
+    change(path)
+    return target
+
+
+def lines_of(path):
+    return path.read_text().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("scores.json", lambda path: path.unlink(), "its answers are not scored; run `verl-stvg score`"),
+        ("scores.json", lambda path: path.write_text("{"), "scores.json: not JSON"),
+        ("scores.json", lambda path: path.write_text('{"metrics": {}}'), "scores.json: holds no metrics"),
+        ("scores.json", lambda path: path.write_text('{"metrics": {"a": {}}}'), "metric 'a' has no value"),
+        ("items.jsonl", lambda path: path.unlink(), "items.jsonl: no such file; score"),
+        ("items.jsonl", lambda path: path.write_text(path.read_text()[:-40]), "items.jsonl: its last line is cut off"),
+        ("items.jsonl", lambda path: path.write_text(""), "items.jsonl: is empty"),
+        ("items.jsonl", lambda path: path.write_text("{}\n"), "items.jsonl, line 1: no uid"),
+        ("items.jsonl", lambda path: path.write_text(2 * lines_of(path)[0]), "items.jsonl, line 2: a second item"),
+        (
+            "items.jsonl",
+            lambda path: path.write_text(json.dumps(json.loads(lines_of(path)[0]) | {"error": "bored"}) + "\n"),
+            "items.jsonl, line 1: error 'bored' is none of",
+        ),
+        ("predictions.jsonl", lambda path: path.write_text("{}\n"), "predictions.jsonl: line 1 is no answer"),
+    ],
+)
+def test_broken_evaluations_are_refused(tmp_path, evaluations_of, name, change, message):
+    folder = copy_with(evaluations_of[0], tmp_path / "evaluation", name, change)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        report.write(folder, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path, evaluations_of):
+    def shorten(path):
+        path.write_text("".join(lines_of(path)[:-1]))
+
+    other = copy_with(evaluations_of[1], tmp_path / "other", "items.jsonl", shorten)
+    with pytest.raises(ValueError, match=r"its rows are not those of .* \(1 are only in one"):
+        report.write([evaluations_of[0], other], tmp_path / "page.html")
+    with pytest.raises(ValueError, match="7 evaluations of synthetic val, and a page compares 6 at most"):
+        report.write(7 * [evaluations_of[0]], tmp_path / "page.html")
+    with pytest.raises(ValueError, match="no folder"):
+        report.write([], tmp_path / "page.html")
+
+
+def test_models_are_told_apart():
+    def named(*pairs):
+        return evaluations.names([(model, Path(folder)) for model, folder in pairs])
+
+    assert named(("Qwen/Qwen2.5-VL-3B", "/a/x"), ("runs/r/global_step_8/actor", "/a/y")) == [
+        "Qwen2.5-VL-3B",
+        "global_step_8",
+    ]
+    assert named(("m", "/a/x"), ("m", "/a/y")) == ["x", "y"]
+    assert named(("m", "/a/x"), (None, "/b/x")) == ["m", "x"]
+    assert named(("m", "/a/x"), ("m", "/b/x")) == ["a/x", "b/x"]
+    assert named(("m", "/a/x"), ("m", "/a/x")) == ["1: a/x", "2: a/x"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_answers_of_every_recipe_are_read(recipe):
+    assert replies.read(recipe, "nothing") is None
+    truth = {"intervals": [[1.0, 2.5]], "object_id": None, "object_ids": [4, 2], "answer": "(B)", "duration": 9.0}
+    assert replies.of_record(truth) == replies.Reply(((1.0, 2.5),), (2, 4), "B")
+    assert replies.of_record({"start": 1, "end": 2, "object_id": 0}) == replies.Reply(((1.0, 2.0),), (0,))
+    assert replies.of_record({"intervals": None, "duration": 3.0}) is None
+
+
+def rename(run_dir, source, parts):
+    """Let a run be of another data source, with other reward parts for those of `stvg_r1`."""
+    names = dict(zip(PARTS, parts, strict=True))
+    for path in (run_dir / "metrics.jsonl", *(run_dir / "validation").glob("*.jsonl")):
+        text = path.read_text().replace(SOURCE, source)
+        for name, other in names.items():
+            text = text.replace(f"/{name}/", f"/{other}/").replace(f'"{name}"', f'"{other}"')
+        path.write_text(text)
+
+
+def test_runs_of_other_recipes_show_their_parts(run_dir):
+    text = "<think></think><glue>[(1.0, 2.0), (3.0, 4.5)]</glue><answer>Answer (B)</answer>"
+    rename(run_dir, "videochat_r1_gqa/nextgqa", ("temporal_iou", "option", "format"))
+    for path in (run_dir / "validation").glob("*.jsonl"):
+        records = [json.loads(line) for line in lines_of(path)]
+        for record in records:
+            record["gts"] |= {"answer": "B", "intervals": [[record["gts"]["start"], record["gts"]["end"]]]}
+            record["gts"].pop("object_id")
+            record["output"] = text
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    page = read(run_dir)
+    assert "Option accuracy" in page.text and "ID accuracy" not in page.text and "videochat_r1_gqa" in page.text
+    assert "1.00 to 2.00 s, 3.00 to 4.50 s" in page.text and "option B" in page.text
+    assert report.summarise(run_dir)["option"]["gain_low"] is not None
+
+
+def test_a_reward_of_ones_own_has_a_page(run_dir):
+    rename(run_dir, "mine/clips", ("closeness", "luck", "rhyme"))
+    (run_dir / "run.json").write_text(json.dumps({"val_files": "gone.parquet"}))
+    page = read(run_dir)
+    assert {"Closeness", "Luck", "Rhyme"} <= set(page.text.split()) and "weighted" in page.text
+    assert "What the answers say is not drawn" in page.text and "not read" in page.text
+    assert set(report.summarise(run_dir)) >= {"closeness", "luck", "rhyme"}

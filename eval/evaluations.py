@@ -1,0 +1,440 @@
+"""Scored evaluations, read and set side by side: tables with intervals, differences, groups and kinds of errors.
+
+A folder holds what `verl-stvg eval` and `verl-stvg score` write: ``scores.json`` and ``items.jsonl``, and where a model
+was run here, ``run.json`` and ``predictions.jsonl``. Evaluations of one benchmark are compared item by item: the
+interval of a difference is that of the paired differences, which is far narrower than two intervals of two means.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from eval import charts
+from eval.metrics.intervals import bootstrap
+from eval.runs import is_number, read_lines, read_record
+from verl_stvg import answers
+
+RESAMPLES = 2000
+ERRORS = {
+    None: "right",
+    "time": "wrong time",
+    "id": "wrong ID",
+    "id+time": "wrong ID and time",
+    "wrong option": "wrong option",
+    "format": "unreadable",
+    "video": "unusable video",
+    "missing": "no answer",
+}
+"""Kinds of errors of ``items.jsonl``, in the page's order, and what the page calls them."""
+UNANSWERED = ("missing", "video")
+UNREAD = (*UNANSWERED, "format")
+DEFINITIONS = {
+    "mIoU": "Mean of the temporal IoU: seconds in both the answered and the true span, over the seconds in either; the "
+    "best of several annotated spans.",
+    "m_tIoU": "Mean of the temporal IoU of tubes: frames in both the answered and the true span, over the frames in "
+    "either.",
+    "m_vIoU": "Mean of vIoU: the IoU of answered and true box, summed over the frames in both spans, over the number "
+    "of frames in either.",
+    "_repaired": "Where the tracker lost the answered object, the paper's repair follows it through the other boxes.",
+    "R1@": "Share of rows whose first answer has at least that temporal IoU.",
+    "vIoU@": "Share of rows whose vIoU is above that value.",
+    "ID accuracy": "Share of rows whose answer names the right object.",
+    "ID F1": "Mean of the F1 of the answered object IDs.",
+    "IoU@": "Share of rows whose temporal IoU is at least that value.",
+    "mIoP": "Mean of IoP: seconds in both spans, over the seconds in the answered one.",
+    "IoP@": "Share of rows whose IoP is at least that value.",
+    "Acc@QA": "Share of rows with the right option.",
+    "Acc@GQA": "Share of rows with the right option and an IoP of at least a half.",
+    "Acc@IoU": "Share of rows with the right option and a temporal IoU of at least a half.",
+    "J&F": "Mean of region similarity (J) and contour accuracy (F) of the masks.",
+}
+"""What metrics are, by the beginning of their names (or, with a leading line, by a part of them)."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line of ``items.jsonl``: what a row was worth and why, what was predicted, and what is true."""
+
+    uid: str
+    values: Mapping[str, float]
+    error: str | None
+    prediction: Mapping
+    truth: Mapping
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A scored folder.
+
+    Attributes:
+        folder: of the files.
+        name: of the model, as the page calls it; unique on the page.
+        record: ``run.json``; empty if there is none.
+        scores: ``scores.json``.
+        items: by uid, in row order.
+        said: answers by uid; empty if there is no ``predictions.jsonl``.
+        notices: what is missing, in sentences.
+    """
+
+    folder: Path
+    name: str
+    record: dict
+    scores: dict
+    items: dict[str, Item]
+    said: dict[str, answers.Answer]
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def benchmark(self) -> str:
+        """Name of the benchmark, and the split."""
+        return " ".join(filter(None, (self.scores.get("benchmark") or "unnamed rows", self.scores.get("split"))))
+
+    @property
+    def made_by(self) -> dict:
+        """What made the answers and the scores: ``run.json`` over what ``scores.json`` says."""
+        return {**(self.scores.get("made_by") or {}), **self.record}
+
+    @property
+    def rows_files(self) -> list[Path]:
+        """Parquet files of the rows."""
+        return [Path(file) for file in self.made_by.get("rows") or ()]
+
+    def value(self, metric: str) -> float | None:
+        """Of a metric; None if it was not scored."""
+        return (self.scores["metrics"].get(metric) or {}).get("value")
+
+
+def read(folder: Path) -> Evaluation:
+    """Read a scored folder.
+
+    Raises:
+        ValueError: ``scores.json`` or ``items.jsonl`` is missing or damaged, or a line is no item; names file, line and
+            remedy.
+    """
+    path = folder / "scores.json"
+    scores = read_record(path)
+    if scores is None:
+        raise ValueError(f"{path}: no such file; score the folder first (`verl-stvg score`)")
+    if not isinstance(scores.get("metrics"), dict) or not scores["metrics"]:
+        raise ValueError(f"{path}: holds no metrics; score the folder again")
+    for metric, row in scores["metrics"].items():
+        if not isinstance(row, dict) or not is_number(row.get("value")):
+            raise ValueError(f"{path}: metric {metric!r} has no value; score the folder again")
+    path = folder / "items.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; score the folder again")
+    records, torn = read_lines(path)
+    if torn or not records:
+        raise ValueError(f"{path}: {'its last line is cut off' if torn else 'is empty'}; score the folder again")
+    items = {}
+    for place, found in records:
+        item = _item(found, f"{path}, line {place}")
+        if item.uid in items:
+            raise ValueError(f"{path}, line {place}: a second item {item.uid!r}; score the folder again")
+        items[item.uid] = item
+    record = read_record(folder / "run.json") or {}
+    path = folder / "predictions.jsonl"
+    said = answers.read(path) if path.is_file() else {}
+    notices = [] if said else ["There is no predictions.jsonl, so the answers' texts are not shown."]
+    return Evaluation(folder, folder.resolve().name, record, scores, items, said, notices)
+
+
+def _item(found: dict, where: str) -> Item:
+    values, error = found.get("values"), found.get("error")
+    if not isinstance(found.get("uid"), str) or not isinstance(values, dict):
+        raise ValueError(f"{where}: no uid or no values; score the folder again")
+    if error not in ERRORS:
+        raise ValueError(f"{where}: error {error!r} is none of {', '.join(filter(None, ERRORS))}; score it again")
+    numbers = {name: float(value) for name, value in values.items() if is_number(value)}
+    return Item(found["uid"], numbers, error, found.get("prediction") or {}, found.get("truth") or {})
+
+
+def names(found: Sequence[tuple[str | None, Path]]) -> list[str]:
+    """Names that tell models apart: the models' own, else their folders', else as much of these paths as it takes.
+
+    Args:
+        found: of each evaluation the model's path or hub name, and the folder.
+    """
+    ways: list[Callable[[str | None, Path], str]] = [
+        lambda model, folder: model_name(model) if model else folder.resolve().name,
+        lambda model, folder: folder.resolve().name,
+        lambda model, folder: "/".join(folder.resolve().parts[1:][-2:]),
+        lambda model, folder: "/".join(folder.resolve().parts[1:][-3:]),
+    ]
+    for way in ways:
+        chosen = [way(model, folder) for model, folder in found]
+        if len(set(chosen)) == len(chosen):
+            return chosen
+    return [f"{k}: {name}" for k, name in enumerate(chosen, 1)]
+
+
+def model_name(model: str) -> str:
+    """Last part of a model's path or hub name that says something: verl's checkpoints end in ``actor/huggingface``."""
+    parts = [part for part in Path(model).parts if part not in ("actor", "huggingface", "/")]
+    return parts[-1] if parts else model
+
+
+def main_metric(evaluations: Sequence[Evaluation]) -> str:
+    """The metric that clips are chosen by: the one that the scores name, else the first that every item has.
+
+    Raises:
+        ValueError: no metric has a value for every item.
+    """
+    first = evaluations[0]
+    named = [first.scores["main"]] if first.scores.get("main") else []
+    for metric in (*named, *first.scores["metrics"]):
+        if all(metric in item.values for one in evaluations for item in one.items.values()):
+            return metric
+    raise ValueError(
+        f"{first.folder / 'items.jsonl'}: no metric of scores.json has a value in every line; score the folder again"
+    )
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def is_variant(metric: str) -> bool:
+    """Whether it is a metric by the script of a paper, which is named in brackets."""
+    return metric.endswith(")") and " (" in metric
+
+
+def table(evaluations: Sequence[Evaluation], kinds: Sequence[str]) -> list[dict]:
+    """Rows of the table of metrics: value and interval of each model, value of each baseline, and their places.
+
+    Args:
+        evaluations: of one benchmark.
+        kinds: CSS class of each.
+    """
+    baselines = baseline_names(evaluations)
+    rows = []
+    for metric in dict.fromkeys(metric for one in evaluations for metric in one.scores["metrics"]):
+        cells = []
+        for one, kind in zip(evaluations, kinds, strict=True):
+            found = one.scores["metrics"].get(metric) or {}
+            value, low, high = (found.get(key) for key in ("value", "low", "high"))
+            cell = {"kind": kind, "name": one.name, "value": value, "low": low, "high": high}
+            if value is not None:
+                cell["at"] = charts.percent(value)
+            if low is not None and high is not None:
+                cell |= {"left": charts.percent(low), "width": round(charts.percent(high) - charts.percent(low), 2)}
+            cells.append(cell)
+        floors = [{"name": name, "value": _baseline(evaluations, name, metric)} for name in baselines]
+        rows.append(
+            {
+                "metric": metric,
+                "variant": is_variant(metric),
+                "cells": cells,
+                "baselines": floors,
+                "floors": [
+                    charts.percent(floor["value"])
+                    for floor in floors
+                    if floor["value"] is not None and 0 <= floor["value"] <= 1
+                ],
+            }
+        )
+    return rows
+
+
+def baseline_names(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Baselines of a benchmark, in the order of the scores."""
+    return list(dict.fromkeys(name for one in evaluations for name in one.scores.get("baselines") or {}))
+
+
+def _baseline(evaluations: Sequence[Evaluation], name: str, metric: str) -> float | None:
+    """A baseline's value: it depends on the rows alone, so the first evaluation that has it serves all."""
+    for one in evaluations:
+        value = ((one.scores.get("baselines") or {}).get(name) or {}).get(metric)
+        if is_number(value):
+            return float(value)
+    return None
+
+
+def differences(evaluations: Sequence[Evaluation], kinds: Sequence[str], videos: Mapping[str, str]) -> list[dict]:
+    """What every further evaluation has more than the first, by metric, with the paired 95 % bootstrap interval.
+
+    Args:
+        evaluations: of one benchmark, on the same rows.
+        kinds: CSS class of each.
+        videos: of each uid; rows of one video are drawn together. Empty draws rows.
+
+    Returns:
+        of each metric `metric`, `variant` and `cells`; a cell has the model's `kind` and `name`, `gain`, `low` and
+        `high`, whether 0 is `clear` of the interval, and places around 0 in the middle. The bounds are None where the
+        items' mean is not the metric's value, or not every item has one.
+    """
+    first = evaluations[0]
+    uids = list(first.items)
+    drawn = [videos.get(uid, uid) for uid in uids]
+    rows: dict[str, list[dict]] = defaultdict(list)
+    for other, kind in zip(evaluations[1:], kinds[1:], strict=True):
+        bounds = {}
+        shared = [m for m in first.scores["metrics"] if _is_mean(first, m) and _is_mean(other, m)]
+        if shared:
+            gains = [[other.items[uid].values[m] - first.items[uid].values[m] for m in shared] for uid in uids]
+            found = bootstrap(gains, resamples=RESAMPLES, groups=drawn)
+            bounds = {metric: found[:, k].tolist() for k, metric in enumerate(shared)}
+        for metric in first.scores["metrics"]:
+            there = other.value(metric)
+            plain = (there - first.value(metric) if there is not None else None, None, None)
+            gain, low, high = bounds.get(metric, plain)
+            clear = low is not None and (low > 0 or high < 0)
+            cell = {"kind": kind, "name": other.name, "gain": gain, "low": low, "high": high, "clear": clear}
+            rows[metric].append(cell)
+    reach = max((abs(side) for cells in rows.values() for cell in cells for side in _sides(cell)), default=0.0) or 1.0
+    for cell in (cell for cells in rows.values() for cell in cells if cell["gain"] is not None):
+        cell["at"], *bounds = (charts.percent(0.5 + 0.5 * side / reach) for side in _sides(cell))
+        if bounds:
+            cell |= {"left": bounds[0], "width": round(bounds[1] - bounds[0], 2)}
+    return [{"metric": metric, "variant": is_variant(metric), "cells": cells} for metric, cells in rows.items()]
+
+
+def _sides(cell: Mapping) -> list[float]:
+    return [cell[key] for key in ("gain", "low", "high") if cell[key] is not None]
+
+
+def _is_mean(one: Evaluation, metric: str) -> bool:
+    values = [item.values[metric] for item in one.items.values() if metric in item.values]
+    value = one.value(metric)
+    return value is not None and len(values) == len(one.items) and abs(float(np.mean(values)) - value) < 1e-6
+
+
+def check_same_rows(evaluations: Sequence[Evaluation]) -> None:
+    """See that evaluations can be compared item by item.
+
+    Raises:
+        ValueError: their rows differ.
+    """
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        if differing := first.items.keys() ^ other.items.keys():
+            raise ValueError(
+                f"{other.folder}: its rows are not those of {first.folder} ({len(differing)} are only in one, such as "
+                f"{min(differing)!r}); score both on the same rows, or write two reports"
+            )
+
+
+# --- groups and errors ------------------------------------------------------------------------------------------------
+
+
+def groups(evaluations: Sequence[Evaluation], kinds: Sequence[str], metric: str) -> list[dict]:
+    """Groupings of the scores (by duration, by length of the interval, by sentence): of each group the bars of all.
+
+    Args:
+        evaluations: of one benchmark.
+        kinds: CSS class of each.
+        metric: that the bars show.
+    """
+    found = []
+    for family in dict.fromkeys(name for one in evaluations for name in one.scores.get("groups") or {}):
+        tables = [(one.scores.get("groups") or {}).get(family) or {} for one in evaluations]
+        bars = []
+        for group in dict.fromkeys(group for each in tables for group in each):
+            cells = []
+            for one, kind, each in zip(evaluations, kinds, tables, strict=True):
+                value = (each.get(group) or {}).get(metric)
+                if is_number(value):
+                    cells.append({"kind": kind, "name": one.name, "value": value, "width": charts.percent(value)})
+            count = next((each[group]["count"] for each in tables if "count" in each.get(group, {})), None)
+            bars.append({"label": group, "count": count, "cells": cells})
+        full = [
+            {
+                "name": one.name,
+                "groups": [(group, row.get("count")) for group, row in each.items()],
+                "rows": [
+                    {"metric": name, "cells": [row.get(name) for row in each.values()]}
+                    for name in one.scores["metrics"]
+                    if not is_variant(name)
+                ],
+            }
+            for one, each in zip(evaluations, tables, strict=True)
+        ]
+        found.append({"name": family, "bars": bars, "full": full})
+    return found
+
+
+def errors(evaluations: Sequence[Evaluation], kinds: Sequence[str]) -> list[dict]:
+    """Kinds of errors that occur, with the number and share of rows of each model."""
+    rows = []
+    for error, name in ERRORS.items():
+        cells = []
+        for one, kind in zip(evaluations, kinds, strict=True):
+            found = sum(item.error == error for item in one.items.values())
+            share = found / len(one.items)
+            cells.append(
+                {"kind": kind, "name": one.name, "count": found, "share": share, "width": charts.percent(share)}
+            )
+        if any(cell["count"] for cell in cells):
+            rows.append({"name": name, "cells": cells})
+    return rows
+
+
+def sentences(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What went wrong with the answers, one plain sentence per model and count that is not zero; the scores' notes tell
+    what is missing."""
+    said = {
+        "errors": "Rows whose video or prompt cannot be used, which count as 0: {n} of {rows}.",
+        "unreadable": "Answers that cannot be read, which count as 0: {n} of {rows}.",
+        "cut_off": "Answers that were cut off at the greatest length: {n} of {rows}.",
+        "duplicates": "Answers to rows that had one already, which are left out: {n}.",
+        "not_finite": "Predictions with numbers that are not finite: {n}.",
+        "half_written": "Half-written last lines, which are left out: {n}.",
+    }
+    found = []
+    for one in evaluations:
+        who = f"{one.name}: " if len(evaluations) > 1 else ""
+        counts = one.scores.get("counts") or {}
+        rows = charts.thousands(len(one.items))
+        for key, sentence in said.items():
+            if counts.get(key):
+                found.append(who + sentence.format(n=charts.thousands(counts[key]), rows=rows))
+        found += [f"{who}{note}" for note in (*(one.scores.get("notes") or ()), *one.notices)]
+    return found
+
+
+def facts(one: Evaluation, alone: bool) -> list[dict]:
+    """Name, value and note of what is known of an evaluation, besides its benchmark.
+
+    Args:
+        one: the evaluation.
+        alone: on the page; if not, its name stands there already.
+    """
+    made = one.made_by
+    rows = one.scores.get("rows", len(one.items))
+    found = [("Rows", charts.thousands(rows), _files(one))]
+    if made.get("model") and (alone or model_name(str(made["model"])) != one.name):
+        found.append(("Model", model_name(str(made["model"])), str(made.get("weights") or "")))
+    sampling = dict(made.get("sampling") or {})
+    if sampling.get("engine"):
+        found.append(("Engine", str(sampling.pop("engine")), ""))
+    if sampling:
+        found.append(("Sampling", *_sampling(sampling)))
+    versions = dict(made.get("versions") or {})
+    if versions:
+        found.append(("verl-stvg", str(versions.pop("verl-stvg", "")), _pairs(versions)))
+    return [dict(zip(("name", "value", "note"), fact, strict=True)) for fact in found]
+
+
+def _files(one: Evaluation) -> str:
+    return ", ".join(path.name for path in one.rows_files)
+
+
+def _sampling(sampling: Mapping) -> tuple[str, str]:
+    """How was sampled, and what else was set: greedy answers depend on little."""
+    temperature, samples = sampling.get("temperature"), sampling.get("samples") or 1
+    said = {"temperature", "samples"} | ({"top_p", "top_k", "seed"} if temperature == 0 else set())
+    rest = _pairs({key: value for key, value in sampling.items() if key not in said and value is not None})
+    how = "greedy" if temperature == 0 else f"temperature {temperature:g}" if temperature is not None else ""
+    return (how if samples == 1 else f"{how}, {samples} samples"), rest
+
+
+def _pairs(values: Mapping) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if not isinstance(value, dict | list))
+
+
+def pretty(record: Mapping) -> str:
+    """JSON to be read by people."""
+    return json.dumps(record, indent=2, ensure_ascii=False, default=str)

@@ -1,0 +1,192 @@
+"""What the yaml files of this folder name: between lmms-eval, which asks and averages, and our rows, parsers, metrics.
+
+lmms-eval runs this file anew for each function that it takes, so nothing is shared between them. Folders are named by
+environment variables (`docs/lmms_eval.md`):
+
+    VERL_STVG_ROWS      of rows: ``<set>/<split>.parquet``, as ``verl-stvg build SET --out`` writes them
+    VERL_STVG_VIDEOS    of videos, where the rows' manifest does not name it
+    VERL_STVG_NUMBERED  of videos with object IDs drawn, of ``verl-stvg objects render``; for answers that give an ID
+    VERL_STVG_TRACKS    of track files with all objects, of ``verl-stvg objects track``; likewise
+"""
+
+import hashlib
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from eval.benchmarks import temporal, tubes
+from eval.benchmarks.items import Item, item_of, read_answer
+from eval.benchmarks.tubes import Library
+from eval.lmms_eval_tasks.parts import cut
+from verl_stvg.video.build import root_of
+from verl_stvg.video.tracks import track_name
+
+SPLITS = {"hc_stvg_v1": "test", "hc_stvg_v2": "val", "vidstg": "test"}
+"""Of each set, the split with public ground truth that papers report."""
+
+
+def __getattr__(name: str) -> dict[str, str]:
+    """``data_files`` of a set: row file by split.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if name not in SPLITS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return {SPLITS[name]: str(_row_file(name))}
+
+
+# --- before a model is asked
+
+
+def declarative(rows):
+    """Rows of VidSTG whose sentence is declarative.
+
+    Raises:
+        ValueError: there are none.
+    """
+    return _of_kind(rows, "declarative")
+
+
+def interrogative(rows):
+    """Rows of VidSTG whose sentence is a question; see `declarative`."""
+    return _of_kind(rows, "interrogative")
+
+
+def doc_to_visual(doc: dict) -> list[str]:
+    """Path of what a model is to see: the video, or the part of it that the row shows, cut beside the rows."""
+    item, entry = item_of(doc), doc["videos"][0]
+    video = _video(item)
+    if entry["video_start"] is None:
+        return [str(video)]
+    start, end = entry["video_start"], entry["video_end"]
+    source = hashlib.sha256(str(video.resolve()).encode()).hexdigest()[:12]  # numbered or not, of one size or another
+    out = _row_file(item.dataset).parent / "parts" / f"{video.stem}-{start:.3f}-{end:.3f}-{source}.mp4"
+    return [str(cut(video, start, end, out))]
+
+
+def doc_to_text(doc: dict) -> str:
+    """The prompt for models that take a text and set the video before it; a system turn comes first.
+
+    lmms-eval asks for the texts of all rows before it asks a model anything, so rows are checked here.
+
+    Raises:
+        ValueError: a row that cannot be asked or scored: a prompt whose answers give no time, no ground truth, no
+            video, no boxes or tracks where an answer says where.
+    """
+    _check(item_of(doc))
+    return "\n".join(turn["content"].replace("<video>", "").strip() for turn in doc["prompt"])
+
+
+def doc_to_messages(doc: dict) -> list[dict[str, Any]]:
+    """The prompt for models that take messages: the row's turns, the video in its place."""
+    (video,) = doc_to_visual(doc)
+    messages = []
+    for turn in doc["prompt"]:
+        before, place, after = turn["content"].partition("<video>")
+        parts = [{"type": "text", "text": before}, {"type": "video", "url": video}, {"type": "text", "text": after}]
+        content = [part for part in parts if (part.get("text") if part["type"] == "text" else place)]
+        messages.append({"role": turn["role"], "content": content})
+    return messages
+
+
+def doc_to_target(doc: dict) -> str:
+    """The annotated interval, for the reader of a log."""
+    truth = doc["reward_model"]["ground_truth"]
+    return f"{truth['start']:.2f} to {truth['end']:.2f}"
+
+
+# --- after it has answered
+
+
+def process_results(doc: dict, results: list[str]) -> dict[str, float]:
+    """Metrics of one answer, 0 to 1; their means are what `verl-stvg score` prints. Unreadable answers get 0.
+
+    Always m_tIoU, of frames, and R1@m, of seconds. For prompts that ask where (an ID, or boxes) m_vIoU and vIoU@R as
+    well; in m_vIoU_repaired frames in which the answered object is not seen get the box that STVG-R1 takes.
+    """
+    item = item_of(doc)
+    said = read_answer(item, results[0])
+    library = _library(_track_file(item)) if _form(item) in _NUMBERED else Library()
+    values = temporal.measure([item], [said]) | tubes.measure([item], [said], library)[0]
+    names = METRICS + PLACED_METRICS if _form(item) in _PLACED else METRICS
+    return {name: float(values[name][0]) if name in values else 0.0 for name in names}
+
+
+METRICS = ("m_tIoU", "R1@0.3", "R1@0.5", "R1@0.7")
+PLACED_METRICS = ("m_vIoU", "vIoU@0.3", "vIoU@0.5", "m_vIoU_repaired")
+
+_NUMBERED = {"stvg_r1"}
+_PLACED = _NUMBERED | {"stvg_boxes"}
+_TEMPORAL = {"timezero", "time_r1", "temporal_r1", "videochat_r1", "videotg_r1"}
+
+
+def _form(item: Item) -> str:
+    """Name of the reward that reads the answers, without its variants."""
+    return item.recipe.removesuffix("_nothink").removesuffix("_strict").removesuffix("_visible")
+
+
+@lru_cache(maxsize=4)
+def _library(track_file: Path) -> Library:
+    """A library for the answers about one video: lmms-eval may score in several threads, and a library holds one."""
+    return Library(_folder("VERL_STVG_TRACKS", "the track files of all objects"))
+
+
+# --- rows and files
+
+
+def _check(item: Item) -> None:
+    form = _form(item)
+    if form not in _TEMPORAL | _PLACED:
+        raise ValueError(f"{item.uid}: answers for the reward {form} give no single time; build with another template")
+    if not item.intervals:
+        raise ValueError(f"{item.uid}: has no ground truth; build with --unusable-truth drop")
+    if form in _PLACED and item.boxes is None:
+        raise ValueError(f"{item.uid}: has no annotated boxes; build with a temporal template, such as time_r1")
+    if form in _NUMBERED:
+        _track_file(item)
+    _video(item)
+
+
+def _of_kind(rows, kind: str):
+    kinds = [json.loads(info["annotated"])["kind"] for info in rows["extra_info"]]
+    found = [index for index, one in enumerate(kinds) if one == kind]
+    if not found:
+        raise ValueError(f"none of {len(kinds)} rows of VidSTG is {kind}; build the whole annotation file")
+    return rows.select(found)
+
+
+def _folder(variable: str, what: str) -> Path:
+    if not os.environ.get(variable):
+        raise ValueError(f"the environment variable {variable} is not set; let it name the folder of {what}")
+    return Path(os.environ[variable]).expanduser()
+
+
+def _row_file(dataset: str) -> Path:
+    folder = _folder("VERL_STVG_ROWS", "the rows") / dataset
+    file = folder / f"{SPLITS[dataset]}.parquet"
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file; run `verl-stvg build {dataset} ... --out {folder}`")
+    return file
+
+
+def _video(item: Item) -> Path:
+    """The file that a row is about; with the IDs drawn, if the answer is to give one."""
+    if _form(item) in _NUMBERED:
+        root = _folder("VERL_STVG_NUMBERED", "the videos with IDs, which `verl-stvg objects render` writes")
+        path, remedy = (root / item.video).with_suffix(".mp4"), "run `verl-stvg objects render`"
+    else:
+        path = root_of(_row_file(item.dataset), os.environ.get("VERL_STVG_VIDEOS")) / item.video
+        remedy = "let VERL_STVG_VIDEOS name the folder of the videos"
+    if not path.is_file():
+        raise ValueError(f"{item.uid}: no video {path}; {remedy}")
+    return path
+
+
+def _track_file(item: Item) -> Path:
+    path = _folder("VERL_STVG_TRACKS", "the track files of all objects") / track_name(item.video)
+    if not path.is_file():
+        raise ValueError(f"{item.uid}: no track file {path}; run `verl-stvg objects track`")
+    return path

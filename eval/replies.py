@@ -1,0 +1,54 @@
+"""What an answer or a ground truth says, in the one form that pages draw: spans, object IDs, an option, boxes.
+
+Answers are read by the parsers that score them, so that a page shows what was scored and nothing that only an eye would
+read.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from eval.benchmarks.items import Interval, Item, Prediction, read_answer
+
+_LETTERS = 26
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What is said about a clip.
+
+    Attributes:
+        intervals: seconds of what is shown.
+        objects: IDs, ascending.
+        option: letter, or the text of an answer without options.
+        tube: boxes xyxy by zero-based frame of the file.
+    """
+
+    intervals: tuple[Interval, ...] = ()
+    objects: tuple[int, ...] = ()
+    option: str | None = None
+    tube: Mapping[int, Sequence[float]] = field(default_factory=dict, hash=False)
+
+
+def of_record(record: Mapping[str, Any]) -> Reply | None:
+    """A ground truth, or a prediction of ``items.jsonl``; None if it says nothing."""
+    intervals = record.get("intervals")
+    if not intervals and record.get("start") is not None:
+        intervals = [(record["start"], record["end"])]
+    objects = [record["object_id"]] if record.get("object_id") is not None else record.get("object_ids") or ()
+    option = record.get("option") or record.get("answer")
+    reply = Reply(
+        tuple((float(start), float(end)) for start, end in intervals or ()),
+        tuple(sorted(int(one) for one in objects)),
+        str(option).strip().strip("()") if option else None,
+    )
+    return reply if reply != Reply() else None
+
+
+def read(recipe: str, text: str, num_options: int = 0) -> Reply | None:
+    """A completion, read as the reward of that recipe reads it; None if it cannot be read."""
+    item = Item("", "", "", recipe, "", "", 0.0, num_options=num_options or _LETTERS)
+    found: Prediction | None = read_answer(item, text)
+    if found is None:
+        return None
+    return Reply(found.intervals, tuple(sorted(found.object_ids)), found.option, found.tube or {})
