@@ -1,0 +1,397 @@
+"""What a stage leaves in its folder: frozen rows, answers, judgements; and how they come together again.
+
+    rows.parquet, manifest.json   the rows that are asked, their order and their hash        `prepare`
+    answers/<fold>/               `run.json` and `predictions.jsonl`, by `verl_stvg.generate`
+    judged.jsonl, summary.json    one line per row, in the order of the rows, and the counts  `judge`
+
+A fold number means the same rows only as long as the row list stands still, so it is written once and every later run
+is compared with it. Files appear whole or not at all: a run that is killed and started again ends with the same ones.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_builders.check import COLUMNS, rows_of
+from data_builders.read import json_lines
+from data_builders.selection.samples import Sample, sample_of
+from verl_stvg import answers
+from verl_stvg.answers import Answer
+from verl_stvg.video.build import root_of
+
+ROWS, MANIFEST, ANSWERS, JUDGED, SUMMARY = "rows.parquet", "manifest.json", "answers", "judged.jsonl", "summary.json"
+FORMAT_VERSION = 1  # raise it whenever the same arguments would give other files
+_BATCH = 1000  # rows per row group
+_SHOWN = 5
+
+
+class SelectionError(ValueError):
+    """Rows, answers or judgements that do not fit together; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A way of asking and judging.
+
+    Attributes:
+        name: of the stage.
+        asking: all that the asked rows depend on besides the rows, as it stands in the manifest.
+        rules: of judging, as they stand in the summary.
+        ask: the row that is asked, from a row.
+        judge: what an answer says about a row, the keys that follow those of `line_of`.
+        finish: changes the lines by what only all of them together can say.
+        notes: what a reader of the summary should know, from all lines.
+        video_fields: columns that asked rows have in ``videos`` beyond those of the rows.
+    """
+
+    name: str
+    asking: Mapping[str, Any]
+    rules: Mapping[str, Any]
+    ask: Callable[[dict], dict]
+    judge: Callable[[Sample, Answer], dict]
+    finish: Callable[[list[dict]], None] = lambda lines: None
+    notes: Callable[[list[dict]], list[str]] = lambda lines: []
+    video_fields: Mapping[str, pa.DataType] = field(default_factory=dict)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Rows of some files under one root.
+
+    Attributes:
+        files: parquet files.
+        root: folder that all paths of videos start from.
+        roots: the root of each file.
+    """
+
+    files: tuple[Path, ...]
+    root: Path
+    roots: tuple[Path, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of all files together.
+
+        Raises:
+            SelectionError: they contradict each other.
+        """
+        found = [pq.read_schema(file).remove_metadata() for file in self.files]
+        try:
+            return pa.unify_schemas(found, promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise SelectionError(
+                f"{', '.join(map(str, self.files))}: columns do not fit ({error}); build them again"
+            ) from error
+
+    def rows(self) -> Iterator[dict]:
+        """Rows in the order of files, paths relative to the common root.
+
+        Raises:
+            SelectionError: two rows have one uid.
+        """
+        seen: set[str] = set()
+        for file, root in zip(self.files, self.roots, strict=True):
+            prefix = Path(os.path.relpath(root, self.root))
+            for row in _all_columns(file):
+                uid = row["extra_info"]["uid"]
+                if uid in seen:
+                    raise SelectionError(f"{file}: uid {uid!r} is there twice; remove one of the rows or files")
+                seen.add(uid)
+                for video in row["videos"] or ():
+                    for key in ("video", "tracks"):
+                        if video.get(key) is not None and root != self.root:
+                            video[key] = (prefix / video[key]).as_posix()
+                yield row
+
+
+def pool(files: Iterable[Path], video_root: Path | None = None) -> Pool:
+    """The rows of some parquet files.
+
+    Args:
+        files: as training reads them.
+        video_root: see `verl_stvg.video.build.root_of`.
+
+    Raises:
+        ValueError: no files, or one that is missing.
+    """
+    files = tuple(files)
+    if missing := [file for file in files if not file.is_file()] or not files:
+        raise SelectionError(
+            f"{missing[0] if files else 'rows'}: no such file; build the rows first, or correct the path"
+        )
+    roots = tuple(root_of(file.resolve(), video_root) for file in files)
+    return Pool(files, Path(os.path.commonpath(roots)), roots)
+
+
+def with_fields(schema: pa.Schema, column: str, fields: Mapping[str, pa.DataType]) -> pa.Schema:
+    """A schema whose struct column (or list of structs) has further fields; those of the same name are replaced."""
+    if not fields:
+        return schema
+    index = schema.get_field_index(column)
+    old = schema.field(index).type
+    struct = old.value_type if pa.types.is_list(old) else old
+    kept = {struct.field(k).name: struct.field(k).type for k in range(struct.num_fields)}
+    new = pa.struct({**kept, **fields})
+    return schema.set(index, pa.field(column, pa.list_(new) if pa.types.is_list(old) else new))
+
+
+def write_rows(path: Path, rows: Iterable[dict], schema: pa.Schema) -> int:
+    """Write rows to a parquet file and return their number."""
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        return sum(1 for _ in _as_read(rows, schema, writer))
+
+
+def prepare(stage: Stage, files: Iterable[Path], out: Path, video_root: Path | None = None) -> dict:
+    """Freeze the rows that a stage asks, or see that they are those that were frozen; returns the manifest.
+
+    Raises:
+        SelectionError: the folder holds other rows or another stage, or there are no rows.
+    """
+    source = pool(files, video_root)
+    schema = with_fields(source.schema, "videos", stage.video_fields)
+    truths, datasets = hashlib.sha256(), Counter()
+
+    def asked() -> Iterator[dict]:
+        for row in source.rows():
+            sample = sample_of(row)
+            datasets[sample.dataset] += 1
+            truths.update(json.dumps([sample.uid, row["reward_model"]], sort_keys=True).encode())
+            yield stage.ask(row)
+
+    there = out / MANIFEST
+    frozen = there.is_file()
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / f".{os.getpid()}.{ROWS}"
+    with contextlib.nullcontext() if frozen else pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        hashed = answers.hash_rows(_as_read(asked(), schema, writer))
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "stage": stage.name,
+        "asking": dict(stage.asking),
+        "rows": {"count": datasets.total(), "hash": hashed, "truth": truths.hexdigest()[:16]},
+        "datasets": dict(sorted(datasets.items())),
+        "video_root": os.path.relpath(source.root, out.resolve()),
+    }
+    if frozen:
+        _same(out, json.loads(there.read_text(encoding="utf-8")), json.loads(json.dumps(manifest)))
+        return manifest
+    if not datasets:
+        temporary.unlink()
+        raise SelectionError(f"{', '.join(map(str, source.files))}: no rows; build them again")
+    temporary.rename(out / ROWS)
+    write_json(there, manifest)  # last: a folder without it is not prepared
+    return manifest
+
+
+def _as_read(rows: Iterable[dict], schema: pa.Schema, writer: pq.ParquetWriter | None) -> Iterator[dict]:
+    """Rows as they will be read again, written on the way if there is a writer."""
+    rows = iter(rows)
+    while True:
+        table = pa.Table.from_pylist(list(itertools.islice(rows, _BATCH)), schema)
+        if writer is not None:
+            writer.write_table(table)
+        if not table.num_rows:
+            return
+        yield from table.to_pylist()
+
+
+def _same(out: Path, there: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    if different := [key for key in manifest if there.get(key) != manifest[key]]:
+        said = "; ".join(f"{key} was {there.get(key)!r} and is {manifest[key]!r}" for key in different)
+        raise SelectionError(
+            f"{out}: holds other rows ({said}); they cannot be asked further here: choose another folder or remove it"
+        )
+
+
+def _all_columns(file: Path) -> Iterator[dict]:
+    with pq.ParquetFile(file) as table:
+        if missing := [name for name in COLUMNS if name not in table.schema_arrow.names]:
+            raise SelectionError(f"{file}: has no column {', '.join(missing)}; build the rows again")
+        for batch in table.iter_batches(_BATCH):
+            yield from batch.to_pylist()
+
+
+# --- answers and judgements -------------------------------------------------------------------------------------------
+
+
+def line_of(sample: Sample, answer: Answer, made_by: Mapping[str, Any], version: str) -> dict:
+    """What every line of judgements begins with; source: VideoTG-R1 notes, 1.4."""
+    return {
+        "uid": sample.uid,
+        "dataset": sample.dataset,
+        "index": sample.index,
+        "video_path": sample.video,
+        "duration": sample.duration,
+        "query": sample.query,
+        "span": [list(span) for span in sample.spans],
+        "model": made_by.get("model"),
+        "prompt_version": version,
+        "raw_response": answer.texts[0] if answer.texts else None,
+        "error": answer.error,
+    }
+
+
+def judge(stage: Stage, out: Path) -> list[dict]:
+    """Judge all answers of a folder, write `judged.jsonl` and `summary.json`, and return the lines.
+
+    Lines are in the order of the rows, with the keys of `line_of`, then those of the stage.
+
+    Raises:
+        SelectionError: another stage's folder, rows without an answer, answers without a row, or answers of different
+            models.
+    """
+    manifest = read_manifest(out)
+    if manifest["stage"] != stage.name or manifest["asking"] != json.loads(json.dumps(dict(stage.asking))):
+        raise SelectionError(
+            f"{out}: was prepared for {manifest['stage']} with {manifest['asking']}, not for {stage.name} with "
+            f"{dict(stage.asking)}; give the same options, or choose another folder"
+        )
+    found, made_by = read_answers(out)
+    lines, missing = [], []
+    for row in rows_of(out / ROWS):
+        sample = sample_of(row)
+        answer = found.pop(sample.uid, None)
+        if answer is None:
+            missing.append(sample.uid)
+        elif not missing:
+            version = stage.asking.get("prompt_version") or sample.template
+            lines.append(line_of(sample, answer, made_by, version) | stage.judge(sample, answer))
+    if missing:
+        raise MissingAnswers(
+            f"{out}: {len(missing)} of {manifest['rows']['count']} rows have no answer: {some(missing)}; run the "
+            "remaining folds (or the interrupted one again)"
+        )
+    if found:
+        raise SelectionError(
+            f"{out / ANSWERS}: {len(found)} answers belong to none of the rows: {some(list(found))}; remove the "
+            "folder that does not belong there"
+        )
+    stage.finish(lines)
+    write_lines(out / JUDGED, lines)
+    write_json(out / SUMMARY, _summary(stage, manifest, made_by, lines))
+    return lines
+
+
+class MissingAnswers(SelectionError):
+    """Rows that have no answer yet."""
+
+
+def read_answers(out: Path) -> tuple[dict[str, Answer], dict[str, Any]]:
+    """All answers of a folder by uid, and what made them.
+
+    Raises:
+        SelectionError: folds were answered by different models or settings, or differently twice.
+    """
+    found: dict[str, Answer] = {}
+    made_by: dict[str, Any] = {}
+    for folder in sorted(path.parent for path in (out / ANSWERS).glob("*/predictions.jsonl")):
+        run = folder / "run.json"
+        if not run.is_file():
+            raise SelectionError(f"{run}: no such file, so nobody knows what made these answers; answer them again")
+        made = json.loads(run.read_text(encoding="utf-8"))
+        if different := [key for key in _OF_ALL_FOLDS if made_by and made.get(key) != made_by[key]]:
+            raise SelectionError(f"{folder}: was made otherwise than the folds before it ({', '.join(different)})")
+        made_by = made_by or {key: made.get(key) for key in ("model", *_OF_ALL_FOLDS, "versions")}
+        for uid, answer in answers.read(folder / "predictions.jsonl").items():
+            if found.setdefault(uid, answer) != answer:
+                raise SelectionError(f"{folder}: answers {uid!r} otherwise than another fold; remove one of the two")
+    return found, made_by
+
+
+_OF_ALL_FOLDS = ("weights", "sampling")  # one model may have different paths on different machines
+
+
+def read_manifest(out: Path) -> dict:
+    """The manifest of a prepared folder.
+
+    Raises:
+        SelectionError: there is none.
+    """
+    if not (out / MANIFEST).is_file() or not (out / ROWS).is_file():
+        raise SelectionError(f"{out}: no folder of a selection stage; name the folder that --out made")
+    return json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+
+
+def read_summary(out: Path) -> dict:
+    """The summary of a judged folder.
+
+    Raises:
+        SelectionError: it is not judged yet.
+    """
+    if not (out / SUMMARY).is_file():
+        raise SelectionError(f"{out}: not judged yet; run its stage to the end first")
+    return json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+
+
+def _summary(stage: Stage, manifest: Mapping[str, Any], made_by: Mapping[str, Any], lines: list[dict]) -> dict:
+    by_set: dict[str, Counter] = defaultdict(Counter)
+    for line in lines:
+        counts = by_set[line["dataset"]]
+        counts["rows"] += 1
+        counts["unreadable"] += not line["parse_ok"] and line["error"] is None
+        if line["drop_reason"]:
+            counts[f"dropped: {line['drop_reason']}"] += 1
+    return {
+        "stage": stage.name,
+        "asking": dict(stage.asking),
+        "rules": dict(stage.rules),
+        "made_by": dict(made_by),
+        "rows": manifest["rows"],
+        "datasets": {name: dict(sorted(counts.items())) for name, counts in sorted(by_set.items())},
+        "notes": stage.notes(lines),
+    }
+
+
+def read_judged(path: Path, needed: Iterable[str]) -> dict[str, dict]:
+    """Judgements by uid, from a stage's folder or from any file of JSON lines with the needed keys.
+
+    Raises:
+        ValueError: no such file, a line that lacks a key, or two lines about one row.
+    """
+    file = path / JUDGED if path.is_dir() else path
+    found: dict[str, dict] = {}
+    for number, line in json_lines(file):
+        if lacks := [key for key in ("uid", *needed) if key not in line]:
+            raise SelectionError(
+                f"{file}: line {number} lacks {', '.join(lacks)}; see docs/selection.md for the schema"
+            )
+        if found.setdefault(line["uid"], line) is not line:
+            raise SelectionError(f"{file}: line {number}: a second line about {line['uid']!r}; remove one of the two")
+    return found
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines, all or none."""
+    _write(path, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    _write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    temporary.rename(path)
+
+
+def some(uids: list[str]) -> str:
+    """The first few of some uids, for a message."""
+    return ", ".join(uids[:_SHOWN]) + (f" and {len(uids) - _SHOWN} more" if len(uids) > _SHOWN else "")

@@ -1,0 +1,155 @@
+"""What the stages need of a row, and the intervals that a reply names.
+
+Replies are read by the parsers of the row's own reward, so that "hard" means that this policy earns little.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reward_fns import measures, parsing, stvg_boxes, stvg_r1, temporal_r1, time_r1, videochat_r1
+from verl_stvg.reward import find_recipe
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row as far as it is judged.
+
+    Attributes:
+        uid: of the row.
+        dataset: annotation set.
+        index: position in the set's rows, before any selection.
+        video: path relative to the root of the videos.
+        duration: seconds.
+        query: as it is asked.
+        spans: annotated intervals, seconds; none where the row has none.
+        template: name and version of the row's prompt, empty if it says none.
+        recipe: name of the reward.
+        truth: ground truth of the reward, without empty keys.
+    """
+
+    uid: str
+    dataset: str
+    index: int
+    video: str
+    duration: float
+    query: str
+    spans: tuple[Interval, ...]
+    template: str
+    recipe: str
+    truth: Mapping[str, Any]
+
+
+def sample_of(row: Mapping[str, Any]) -> Sample:
+    """The sample of a row, from a parquet file as training reads it.
+
+    Raises:
+        ValueError: no uid, no video, no duration, or a data source without a reward.
+    """
+    extra = row["extra_info"] or {}
+    uid = extra.get("uid")
+    if not isinstance(uid, str) or not uid:
+        raise ValueError(f"row {extra.get('index')!r} has no extra_info.uid; build the rows again")
+    truth = {key: value for key, value in (row["reward_model"]["ground_truth"] or {}).items() if value is not None}
+    duration = extra.get("duration") or truth.get("duration")
+    if not row["videos"] or not duration:
+        lacks = "duration" if row["videos"] else "video"
+        raise ValueError(f"row {uid!r} has no {lacks}; build the rows again, with --videos")
+    spans = truth.get("intervals") or ([[truth["start"], truth["end"]]] if truth.get("start") is not None else [])
+    return Sample(
+        uid=uid,
+        dataset=extra.get("dataset") or row["data_source"].rpartition("/")[2],
+        index=extra["index"],
+        video=row["videos"][0]["video"],
+        duration=float(duration),
+        query=extra["query"],
+        spans=tuple((float(start), float(end)) for start, end in spans),
+        template=extra.get("template") or "",
+        recipe=find_recipe(row["data_source"]).name,
+        truth=truth,
+    )
+
+
+def read_intervals(text: str, recipe: str) -> list[Interval] | None:
+    """The intervals that a reply names, as the reward of that name reads it; None if it cannot be read.
+
+    Times are finite; an interval may be reversed.
+
+    Raises:
+        ValueError: the reward reads no times.
+    """
+    if recipe not in _READERS:
+        raise ValueError(
+            f"the reward {recipe!r} reads no times, so its rows have no interval to compare; leave them out, or select "
+            "them by variance"
+        )
+    found = _READERS[recipe](text)
+    if found is None or not all(map(math.isfinite, (time for interval in found for time in interval))):
+        return None
+    return found
+
+
+def first_two_numbers(text: str) -> list[Interval] | None:
+    """The first two numbers of a reply as an interval, whatever stands around them; None if there are not two.
+
+    Source: Time-R1 `calc_difficulty.py`, for replies that do not keep to the form.
+    """
+    numbers = []
+    for match in _NUMBER.finditer(text):
+        numbers.append(float(match.group()))
+        if len(numbers) == 2:
+            return [(numbers[0], numbers[1])] if all(map(math.isfinite, numbers)) else None
+    return None
+
+
+def overlap(intervals: list[Interval], spans: tuple[Interval, ...]) -> float:
+    """IoU of what is answered and what is annotated, in [0, 1]; unions of intervals where there are several.
+
+    One interval against one is the paper's IoU, over the hull, in which a reversed one has none.
+    """
+    if len(intervals) == len(spans) == 1:
+        return measures.temporal_iou(*intervals[0], *spans[0])
+    return measures.intervals_iou(_forward(intervals), _forward(spans))
+
+
+def _forward(intervals) -> list[Interval]:
+    return [(start, end) for start, end in intervals if start <= end]
+
+
+def _one(read: Callable[[str], Interval | None]) -> Callable[[str], list[Interval] | None]:
+    def read_one(text: str) -> list[Interval] | None:
+        found = read(text)
+        return [(found[0], found[1])] if found is not None else None
+
+    return read_one
+
+
+def _glue(text: str) -> list[Interval] | None:
+    found = videochat_r1.parse_glue(text)
+    return list(found) if found is not None else None
+
+
+def _tuples(text: str) -> list[Interval] | None:
+    block = parsing.first_block(text, "answer")
+    return parsing.interval_list(block) if block is not None else None
+
+
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_READERS: dict[str, Callable[[str], list[Interval] | None]] = {
+    **dict.fromkeys(("stvg_r1", "stvg_r1_nothink", "stvg_r1_visible"), _one(stvg_r1.parse_span)),
+    "stvg_r1_multi": _one(stvg_r1.parse_set_span),
+    "stvg_boxes": _one(stvg_boxes.parse_span),
+    **dict.fromkeys(("timezero", "time_r1", "time_r1_nothink"), _one(time_r1.parse)),
+    **dict.fromkeys(
+        ("temporal_r1", "temporal_r1_strict", "temporal_r1_nothink", "temporal_r1_gqa"), _one(temporal_r1.parse)
+    ),
+    **dict.fromkeys(
+        ("videochat_r1", "videotg_r1", "videotg_r1_nothink", "videotg_r1_strict"), _one(videochat_r1.parse)
+    ),
+    **dict.fromkeys(("videochat_r1_gqa", "videochat_r1_gqa_nothink"), _glue),
+    "videochat_r1_5": _tuples,
+}
