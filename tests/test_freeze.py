@@ -17,7 +17,7 @@ def engines(visual=True):
             super().__init__()
             self.model = torch.nn.Module()
             if visual:
-                self.model.visual = torch.nn.Linear(2, 2)
+                self.model.visual = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in ("blocks", "merger")})
             self.model.language_model = torch.nn.Linear(2, 2)
 
     class Engine:
@@ -45,6 +45,16 @@ def test_the_actors_tower_is_frozen_when_asked(asked, forward_only):
     model = module.FSDPEngine(forward_only)._build_module().model
     assert all(p.requires_grad is not (asked and not forward_only) for p in model.visual.parameters())
     assert all(p.requires_grad for p in model.language_model.parameters())
+
+
+def test_the_merger_can_be_left_out():
+    module = engines()
+    module.ActorRolloutRefWorker(OmegaConf.create({"actor": {"freeze_vision_tower": "keep_merger"}}))
+    visual = module.FSDPEngine(False)._build_module().model.visual
+    trained = {name: all(p.requires_grad for p in part.parameters()) for name, part in visual.items()}
+    assert trained == {"blocks": False, "merger": True}
+    with pytest.raises(ValueError, match="choose true, false or keep_merger"):
+        module.ActorRolloutRefWorker(OmegaConf.create({"actor": {"freeze_vision_tower": "merger"}}))
 
 
 def test_a_model_without_vision_is_refused():

@@ -1,6 +1,8 @@
 """Mistakes in a run's configuration or rows end before anything starts, in a message that names cause and remedy."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -75,6 +77,7 @@ def test_the_recipe_as_it_is_passes(config):
             ["log_prob_micro_batch_size_per_gpu=64 does not divide the 32 sequences", "divisor"],
         ),
         ("ray_kwargs.ray_init.num_cpus=4", ["4 CPUs", "ray_kwargs.ray_init.num_cpus="]),
+        ("data.max_response_length=100", ["max_model_len=256 is less than", "= 292; raise it to 292"]),
     ],
 )
 def test_mistakes_name_cause_and_remedy(config, override, words):
@@ -100,6 +103,23 @@ def test_too_little_memory(config, monkeypatch):
     monkeypatch.setattr(preflight, "CPU_RUN_BYTES", 2**60)
     with pytest.raises(PreflightError, match="GiB of memory are free"):
         preflight.check(config())
+
+
+def test_more_gpus_than_there_are(config, monkeypatch):
+    monkeypatch.setattr("verl_stvg.cpu.wanted", lambda: False)
+    with pytest.raises(PreflightError, match="= 8 GPUs and this machine has 0; lower them, or start a Ray cluster"):
+        preflight.check(config("trainer.n_gpus_per_node=8", "ray_kwargs.ray_init.num_cpus=99"))
+
+
+def test_models_with_other_patches(config):
+    made = config()
+    file = Path(made.actor_rollout_ref.model.path, "video_preprocessor_config.json")
+    file = file if file.is_file() else Path(made.actor_rollout_ref.model.path, "processor_config.json")
+    said = json.loads(file.read_text())
+    (said.get("video_processor") or said)["patch_size"] = 16
+    file.write_text(json.dumps(said))
+    with pytest.raises(PreflightError, match="makes one token of 32x32 pixels, and sampling plans are for 28"):
+        preflight.check(made)
 
 
 def test_overlong_prompts(config):

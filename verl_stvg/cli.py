@@ -8,16 +8,21 @@ from typing import Annotated
 
 import typer
 
-from verl_stvg import data_cli
+from verl_stvg import data_cli, eval_cli, plan_cli, score_cli
 from verl_stvg.cache_cli import app as cache_app
 from verl_stvg.objects_cli import app as objects_app
+from verl_stvg.select_cli import app as select_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data_cli.build_app, name="build")
 app.add_typer(cache_app, name="cache")
 app.add_typer(objects_app, name="objects")
+app.add_typer(select_app, name="select")
 app.command()(data_cli.check)
 app.command()(data_cli.show)
+app.command(name="eval")(eval_cli.eval_)
+app.command()(score_cli.score)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(plan_cli.plan)
 
 
 def main() -> None:
@@ -71,15 +76,17 @@ def tiny_model(
 
 @app.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of a run made by `verl-stvg train`.")],
-    out: Annotated[Path | None, typer.Option(help="The page; default: report.html in the run's folder.")] = None,
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of `verl-stvg train`, `eval` or `score`; several are compared.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The page; default: report.html in the first folder.")] = None,
 ) -> None:
-    """One self-contained page: reward curves by part, and held-out clips with ground truth and prediction, before and
-    after.
+    """One self-contained page: metrics with intervals, curves of training, errors, and clips with ground truth and
+    predictions.
     """
     from eval import report as page
 
-    path = page.write(run_dir, out or run_dir / "report.html")
+    path = page.write(folders, out or folders[0] / "report.html")
     logging.getLogger(__name__).info("report: %s", path)
 
 

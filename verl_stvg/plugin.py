@@ -35,7 +35,7 @@ def when_imported(module: str, action: Callable) -> None:
 
 def register() -> None:
     """Mend positions and packing; register agent loop, metrics and checks, and the CPU if there is nothing else."""
-    from verl_stvg import cpu, freeze, packing, preflight
+    from verl_stvg import cpu, freeze, packing, preflight, schedule
     from verl_stvg.video import positions, refs
 
     when_imported("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", positions.mend_modeling)
@@ -44,6 +44,7 @@ def register() -> None:
     when_imported("verl.utils.config", preflight.install)
     when_imported("verl.workers.engine_workers", freeze.mend_worker)
     when_imported("verl.workers.engine.fsdp.transformer_impl", freeze.mend_engine)
+    when_imported("verl.workers.engine.fsdp.transformer_impl", schedule.mend_engine)
     when_imported("verl.workers.engine.base", refs.report_loads)
     when_imported("verl.experimental.agent_loop", register_agent_loop)
     if cpu.wanted():

@@ -38,6 +38,7 @@ OPEN_KEYS = (
 ADDED_KEYS = {
     "model_engine",
     "data.check_videos",
+    "data.curriculum",
     "data.video_cache",
     "data.video_root",
     "actor_rollout_ref.rollout.enable_sleep_mode",
@@ -74,6 +75,8 @@ def check(config: DictConfig) -> None:
         *unknown_keys(config),
         *missing_files(config),
         *indivisible_batches(config),
+        *longer_than_the_rollout(config),
+        *too_few_gpus(config),
         *cache_without_manager(config),
         *too_few_cpus(config),
         *too_little_memory(),
@@ -94,11 +97,18 @@ def check_rows(config: DictConfig) -> None:
 
     from verl_stvg.dataset import RowError, row_uid
     from verl_stvg.reward import find_recipe
+    from verl_stvg.video.plan import MERGE, PATCH
 
     model = config.actor_rollout_ref.model.get("tokenizer_path") or config.actor_rollout_ref.model.path
     tokenizer, processor = hf_tokenizer(model), hf_processor(model)
     if processor is None:
         raise PreflightError(f"{model} has no Qwen2.5-VL processor that loads; it cannot read video")
+    side = processor.video_processor.patch_size * processor.video_processor.merge_size
+    if side != PATCH * MERGE:
+        raise PreflightError(
+            f"{model} makes one token of {side}x{side} pixels, and sampling plans are for {PATCH * MERGE} (Qwen2-VL "
+            "and Qwen2.5-VL); train one of these"
+        )
     dataset_class = load_extern_object(config.data.custom_cls.path, config.data.custom_cls.name)
     ours = "verl_stvg.reward" in str(OmegaConf.select(config, "reward.custom_reward_function.path") or "")
     options = OmegaConf.select(config, "reward.custom_reward_function.reward_kwargs") or {}
@@ -121,15 +131,18 @@ def check_rows(config: DictConfig) -> None:
 
 
 def cache_without_manager(config: DictConfig) -> list[str]:
-    """The frame cache hands out keys, and only our manager's workers can read them."""
+    """The frame cache hands out keys, and only our manager's workers can read them; only they draw masks."""
+    from verl_stvg.curriculum import Curriculum
     from verl_stvg.dataset import frame_store
 
     manager = str(OmegaConf.select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class") or "")
-    if frame_store(config.data) is None or "verl_stvg" in manager:
+    masked = Curriculum.of(config.data) is not None
+    if "verl_stvg" in manager or not (masked or frame_store(config.data)):
         return []
+    key = "data.curriculum" if masked else "data.video_cache"
     return [
-        "data.video_cache needs actor_rollout_ref.rollout.agent.agent_loop_manager_class="
-        "verl_stvg.trainer.VideoGroundingLoopManager; set it, or data.video_cache.enabled=false"
+        f"{key} needs actor_rollout_ref.rollout.agent.agent_loop_manager_class="
+        "verl_stvg.trainer.VideoGroundingLoopManager; set it, or set enabled=false there"
     ]
 
 
@@ -202,6 +215,34 @@ def indivisible_batches(config: DictConfig) -> list[str]:
                 "choose a divisor, or set actor.use_dynamic_bsz"
             )
     return problems
+
+
+def longer_than_the_rollout(config: DictConfig) -> list[str]:
+    """Whether the longest prompt and the longest answer fit into vLLM's window together."""
+    window = OmegaConf.select(config, "actor_rollout_ref.rollout.max_model_len")
+    needed = int(config.data.max_prompt_length) + int(config.data.max_response_length)
+    if not window or int(window) >= needed:
+        return []
+    return [
+        f"actor_rollout_ref.rollout.max_model_len={window} is less than data.max_prompt_length + "
+        f"data.max_response_length = {needed}; raise it to {needed}"
+    ]
+
+
+def too_few_gpus(config: DictConfig) -> list[str]:
+    """Whether this machine has the GPUs of a run that joins no cluster."""
+    import torch
+
+    from verl_stvg import cpu
+
+    address = os.environ.get("RAY_ADDRESS") or OmegaConf.select(config, "ray_kwargs.ray_init.address")
+    asked = int(config.trainer.n_gpus_per_node) * int(config.trainer.nnodes)
+    if cpu.wanted() or (address and address != "local") or asked <= torch.cuda.device_count():
+        return []
+    return [
+        f"trainer.n_gpus_per_node x trainer.nnodes = {asked} GPUs and this machine has {torch.cuda.device_count()}; "
+        "lower them, or start a Ray cluster and set RAY_ADDRESS"
+    ]
 
 
 def needed_cpus(config: DictConfig) -> int:
