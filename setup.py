@@ -52,8 +52,8 @@ setup(
     package_data={
         "recipes": ["*/*.yaml", "*/*.md", "*/*.sh"],
         "reward_fns": ["py.typed"],
-        "eval": ["*.html"],
-        "data_builders": ["*.html"],
+        "eval": ["*.html", "lmms_eval_tasks/*.yaml", "lmms_eval_tasks/_template"],
+        "data_builders": ["*.html", "selection/*.html"],
     },
     install_requires=CORE,
     extras_require={"cpu": CPU, "gpu": GPU, "objects": OBJECTS, "dev": DEV},
