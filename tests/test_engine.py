@@ -77,10 +77,12 @@ def left_behind():
 
 
 def training_rows(rows, folder):
-    """The training rows, all hard ones; the first batch's have the same words, so that its prompts have one length."""
+    """The training rows, all hard ones; the prompts of the first batch have one length, those of the second two."""
     table = pq.read_table(rows / "train.parquet").to_pylist()
     for k, row in enumerate(table):
-        row["prompt"] = table[0 if k < 4 else k]["prompt"]
+        if k % 2 and k >= 4:
+            (message,) = row["prompt"]
+            message["content"] = message["content"].replace("this happens", "this happens, this happens")
         row["videos"][0]["video"] = str(rows / row["videos"][0]["video"])
         row["extra_info"] |= {"bin": "hard", "difficulty": 1.0}
     pq.write_table(pa.Table.from_pylist(table), folder / "train.parquet")
