@@ -6,7 +6,6 @@ decoded once, into the frame cache, not once per rollout.
 """
 
 import logging
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,15 +16,14 @@ from omegaconf import DictConfig, open_dict
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from verl_stvg.curriculum import Curriculum, RowFacts, crop_truth
-from verl_stvg.prompts import check_size, read_video
+from verl_stvg.prompts import ROOT_KEY, check_size, read_video
 from verl_stvg.video.build import located, plan_of, root_of
 from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan
-from verl_stvg.video.store import FrameStore
+from verl_stvg.video.store import FrameStore, default_folder
 
 logger = logging.getLogger(__name__)
 
-ROOT_KEY = "video_root"
 CHECKS = ("exist", "probe", "decode")
 _SHOWN = 5
 
@@ -48,8 +46,7 @@ def frame_store(config) -> FrameStore | None:
         raise RowError(f"data.video_cache knows no {', '.join(unknown)}; its keys are {', '.join(CACHE_KEYS)}")
     if not given.get("enabled", True):
         return None
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(given.get("folder") or Path(home, "verl_stvg", "frames")).expanduser().absolute()
+    folder = Path(given.get("folder") or default_folder()).expanduser().absolute()
     max_gb = given.get("max_gb")
     max_bytes = None if max_gb is None else int(float(max_gb) * 10**9)
     return FrameStore(str(folder), max_bytes, given.get("decoder") or "pyav", float(given.get("timeout") or 60))

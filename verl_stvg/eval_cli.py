@@ -59,8 +59,8 @@ def eval_(
     May be stopped at any moment and called again.
     """
     from eval.run import run
-    from verl_stvg.generate import Settings, default_cache
-    from verl_stvg.video.store import FrameStore
+    from verl_stvg.generate import Settings
+    from verl_stvg.video.store import FrameStore, default_folder
 
     settings = Settings(
         model=model,
@@ -76,7 +76,7 @@ def eval_(
         tensor_parallel=tensor_parallel,
         gpu_memory_utilization=gpu_memory_utilization,
         batch=batch,
-        store=FrameStore(str(cache.expanduser().absolute()) if cache else default_cache(), decoder=decoder),
+        store=FrameStore(str(cache.expanduser().absolute()) if cache else default_folder(), decoder=decoder),
         video_root=video_root,
         fold_size=fold_size,
         fold_index=fold_index,

@@ -9,7 +9,6 @@ import fcntl
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from verl_stvg import answers, checkpoint
 from verl_stvg.answers import Answer, AnswersError
 from verl_stvg.video.build import VIDEO_COLUMN, root_of
-from verl_stvg.video.store import FrameStore
+from verl_stvg.video.store import FrameStore, default_folder
 
 if TYPE_CHECKING:
     from verl_stvg.engines import Engine
@@ -37,12 +36,6 @@ BATCHES = {"vllm": 256, "transformers": 8}
 _COLUMNS = ("prompt", VIDEO_COLUMN, "extra_info")
 _FLUSH_SECONDS = 1.0
 _SHOWN = 5
-
-
-def default_cache() -> str:
-    """Folder of the frame cache where none is named: ``verl_stvg/frames`` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(home, "verl_stvg", "frames").absolute())
 
 
 @dataclass(frozen=True)
@@ -85,7 +78,7 @@ class Settings:
     tensor_parallel: int = 1
     gpu_memory_utilization: float = 0.9
     batch: int | None = None
-    store: FrameStore = field(default_factory=lambda: FrameStore(default_cache()))
+    store: FrameStore = field(default_factory=lambda: FrameStore(default_folder()))
     video_root: Path | None = None
     fold_size: int | None = None
     fold_index: int = 0

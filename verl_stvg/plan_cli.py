@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -118,6 +117,7 @@ def _pair(text: str) -> tuple[str, float]:
 
 def _existing(folder: str | None) -> Path:
     """The cache's folder, or the nearest one above it that is there."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(folder or Path(home, "verl_stvg", "frames")).expanduser().absolute()
+    from verl_stvg.video.store import default_folder
+
+    path = Path(folder or default_folder()).expanduser().absolute()
     return next(one for one in (path, *path.parents) if one.exists())

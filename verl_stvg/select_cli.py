@@ -59,8 +59,8 @@ def _settings(
     """How rows are answered; None where they are not."""
     if model is None:
         return None
-    from verl_stvg.generate import Settings, default_cache
-    from verl_stvg.video.store import FrameStore
+    from verl_stvg.generate import Settings
+    from verl_stvg.video.store import FrameStore, default_folder
 
     return Settings(
         model=model,
@@ -74,7 +74,7 @@ def _settings(
         tensor_parallel=tensor_parallel,
         gpu_memory_utilization=gpu_memory_utilization,
         batch=batch,
-        store=FrameStore(str(cache.expanduser().absolute()) if cache else default_cache()),
+        store=FrameStore(str(cache.expanduser().absolute()) if cache else default_folder()),
         fold_size=fold_size,
         fold_index=fold_index,
         ray=ray,

@@ -16,6 +16,12 @@ from verl_stvg.video.decode import VideoInfo
 from verl_stvg.video.plan import SamplingPlan
 
 
+def default_folder() -> str:
+    """Where frames are kept if nothing is said: ``verl_stvg/frames`` in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(home, "verl_stvg", "frames").absolute())
+
+
 @dataclass(frozen=True)
 class FrameStore:
     """Where frames are kept and how they are made; the same words in every process give the same cache.
