@@ -20,7 +20,6 @@ $(VENV)/.ready: setup.py pyproject.toml
 	@echo "[environment] installing verl 0.9.1, torch 2.11, vLLM 0.24 (CPU) into $(VENV): 6.5 GB on disk, 1 to 5 minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check setuptools wheel
 	@SAM2_BUILD_CUDA=0 $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[cpu,objects,dev]'
 	@touch $@
 
