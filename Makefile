@@ -31,9 +31,9 @@ demo: $(VENV)/.ready
 learn: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" CACHE=$(CACHE) SEED=$(or $(SEED),0) bash recipes/tiny/run.sh learn
 
-# Tests that start engines fill the machine, one at a time; the others share it.
+# Tests that start engines fill the machine, one at a time; of the others, which often wait, three share two cores.
 test: lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine"
+	@$(BIN)/python -m pytest -n 3 --dist loadfile -m "not engine"
 	@$(BIN)/python -m pytest -m engine
 
 quick: $(VENV)/.ready

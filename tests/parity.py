@@ -81,7 +81,7 @@ def positions(engine, processor, model) -> dict[str, bool]:
     return same
 
 
-def main(model_path: str, rows: Path, count: int) -> None:
+def main(model_path: str, rows: Path, count: int, also_positions: bool) -> None:
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # lets functions be sent to the worker
     table = pq.read_table(rows / "val.parquet").to_pylist()[:count]
     processor = AutoProcessor.from_pretrained(model_path)
@@ -137,10 +137,10 @@ def main(model_path: str, rows: Path, count: int) -> None:
         "transformers": processor.batch_decode(answers, skip_special_tokens=True),
         "mean": sum(differences) / len(differences),
         "max": max(differences),
-        "positions": positions(engine, processor, model),
+        "positions": positions(engine, processor, model) if also_positions else {},
     }
     sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:] == ["positions"])

@@ -123,7 +123,7 @@ def test_upstream_vllm_still_needs_the_mend(run_python):
 def test_live_engine_and_transformers_give_the_same_answers(model, rows):
     """The gate: fp32, greedy, 48 mp4 clips through both, on a model that knows the time; and positions at any rate."""
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    result = _parity(model, rows, 48, environment)
+    result = _parity(model, rows, 48, environment, "positions")
     same = sum(a == b for a, b in zip(result["vllm"], result["transformers"], strict=True))
     assert same == 48, f"{same} of 48 answers equal; probabilities differ by {result['mean']:.2g} on average"
     assert result["mean"] < 1e-4
@@ -134,9 +134,9 @@ def test_live_engine_and_transformers_give_the_same_answers(model, rows):
     assert sum(a == b for a, b in zip(stock["vllm"], stock["transformers"], strict=True)) < 40
 
 
-def _parity(model, rows, count, environment):
+def _parity(model, rows, count, environment, *more):
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("parity.py")), str(model), str(rows), str(count)],
+        [sys.executable, str(Path(__file__).with_name("parity.py")), str(model), str(rows), str(count), *more],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
