@@ -58,8 +58,9 @@ class Queue:
 
 
 def configuration(folder: Path, ours: bool):
-    """verl's configuration of the tiny recipe with room for real clips, for our side or the stock one."""
+    """verl's configuration of STVG-R1's recipe at tiny size with room for real clips, for our side or the stock one."""
     overrides = [
+        "+variant=tiny",
         f"actor_rollout_ref.model.path={folder}/model",
         "data.train_files=none",
         "data.val_files=none",
@@ -67,8 +68,8 @@ def configuration(folder: Path, ours: bool):
         "data.max_prompt_length=32768",
         "actor_rollout_ref.rollout.max_model_len=33000",
     ]
-    with initialize_config_module("recipes.tiny", version_base=None):
-        config = compose("tiny", overrides)
+    with initialize_config_module("recipes.stvg_r1", version_base=None):
+        config = compose("stvg_r1", overrides)
     if not ours:
         with open_dict(config):
             config.data.custom_cls.path = None

@@ -95,9 +95,10 @@ def test_two_steps(tmp_path, rows, model):
     status = launch.train(
         [
             "--config-path",
-            "pkg://recipes.tiny",
+            "pkg://recipes.stvg_r1",
             "--config-name",
-            "tiny",
+            "stvg_r1",
+            "+variant=tiny",
             f"data.train_files={training_rows(rows, tmp_path)}",
             f"data.val_files={rows}/val.parquet",
             f"data.video_cache.folder={tmp_path}/frames",
@@ -159,8 +160,8 @@ def test_two_steps(tmp_path, rows, model):
 
 
 def test_ctrl_c_leaves_nothing(tmp_path, rows, model):
-    command = [sys.executable, "-m", "verl_stvg.cli", "train", "--run-dir", str(tmp_path), *SMALL]
-    command += [f"data.train_files={rows}/train.parquet", f"data.val_files={rows}/val.parquet"]
+    command = [sys.executable, "-m", "verl_stvg.cli", "train", "--recipe", "stvg_r1", "--run-dir", str(tmp_path)]
+    command += ["+variant=tiny", *SMALL, f"data.train_files={rows}/train.parquet", f"data.val_files={rows}/val.parquet"]
     command += [f"data.video_cache.folder={tmp_path}/frames", f"actor_rollout_ref.model.path={model}"]
     process = subprocess.Popen(
         command,

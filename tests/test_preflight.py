@@ -18,7 +18,7 @@ from verl_stvg.preflight import PreflightError
 
 @pytest.fixture
 def config(rows, tmp_path):
-    """The composed tiny recipe on the synthetic rows; overrides as on the command line."""
+    """STVG-R1's recipe at tiny size, composed, on the synthetic rows; overrides as on the command line."""
     from data_builders.tiny_model import make_processor
 
     folder = tmp_path / "model"
@@ -26,10 +26,11 @@ def config(rows, tmp_path):
     shutil.copyfile(_config_json(tmp_path), folder / "config.json")
 
     def make(*overrides):
-        with initialize_config_module("recipes.tiny", version_base=None):
+        with initialize_config_module("recipes.stvg_r1", version_base=None):
             return compose(
-                "tiny",
+                "stvg_r1",
                 [
+                    "+variant=tiny",
                     f"data.train_files={rows}/train.parquet",
                     f"data.val_files={rows}/val.parquet",
                     f"actor_rollout_ref.model.path={folder}",

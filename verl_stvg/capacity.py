@@ -264,7 +264,6 @@ CLIPS = {
     "time_r1": Clip(2500, 2475, 147, 640, 360, 30, _sampling(3584, 16), "TimeRFT: 147 s on average"),
     "temporal_r1": Clip(12404, 5338, 30, 480, 360, 30, _sampling(2048, 4), "Charades-STA, train: clips of 30 s"),
     "videotg_r1": Clip(21000, 21000, 120, 640, 360, 30, _sampling(3584, 16), "a tenth of 210,000 rows; 120 s is ours"),
-    "tiny": Clip(512, 512, 8, 84, 56, 10, {"min_pixels": 3136, "max_pixels": 8 * 784}, "the synthetic set"),
 }  # fmt: skip
 """By recipe; sizes of frames and rates are typical ones, and ours."""
 

@@ -38,8 +38,8 @@ def main() -> None:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
     context: typer.Context,
+    recipe: Annotated[str, typer.Option(help="Folder below recipes/.")],
     run_dir: Annotated[Path, typer.Option(help="Folder for the log and the metrics.")],
-    recipe: Annotated[str, typer.Option(help="Folder below recipes/.")] = "tiny",
     config_name: Annotated[str | None, typer.Option(help="Yaml in the recipe's folder; default: its own name.")] = None,
 ) -> None:
     """Train with a recipe; further arguments are verl's (KEY=VALUE). Ends every process the run started, however it

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 GIB = 2**30
 CPU_RUN_BYTES = 9 * GIB
-"""Memory a run of `recipes/tiny` takes beyond an idle machine: measured 9 GB; larger models take more."""
+"""Memory a run with `+variant=tiny` takes beyond an idle machine: measured 9 GB; larger models take more."""
 BASE_CPUS = 4
 """Logical CPUs the trainer's own actors ask Ray for, besides storage units, agent-loop and reward workers."""
 _CLUSTER_SECONDS = 45

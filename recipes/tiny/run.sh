@@ -22,7 +22,7 @@ say "2/4 model" "a Qwen2.5-VL of about 1 M parameters, warm-started on other cli
 verl-stvg tiny-model "$cache/model"
 
 say "3/4 training" "$steps GRPO steps through verl: FSDP2 actor and reference, vLLM rollout; start-up takes 3 minutes, a step 15 to 20 s"
-verl-stvg train --recipe tiny --run-dir "$run_dir" \
+verl-stvg train --recipe stvg_r1 --run-dir "$run_dir" +variant=tiny \
   data.train_files="$cache/synthetic/train.parquet" data.val_files="$cache/synthetic/val.parquet" data.seed="$((seed + 1))" \
   data.video_cache.folder="$cache/frames" \
   actor_rollout_ref.model.path="$cache/model" actor_rollout_ref.rollout.n=8 actor_rollout_ref.rollout.seed="$((seed + 1))" \
