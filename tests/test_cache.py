@@ -418,7 +418,7 @@ def test_a_full_and_a_read_only_disk(clip, folder):
     folder.mkdir()
     script = 'mount -t tmpfs -o size=1m none "$1" || exit 77; exec "$0" -c "$3" "$1" "$2" tmpfs'
     command = ["unshare", "-rm", "sh", "-c", script, sys.executable, folder, clip, FULL]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
     if done.returncode == 77 or "unshare failed" in done.stderr:
         pytest.skip("mounting a disk in a namespace is not permitted here")
     assert done.returncode == 0, done.stderr
@@ -564,7 +564,7 @@ def hammer(folder: Path, kills: int, seed: int) -> dict:
 def test_kill_9_at_200_random_moments(tmp_path, run_python):
     code = "import json, sys; from pathlib import Path; from tests.test_cache import hammer; "
     code += "print(json.dumps(hammer(Path(sys.argv[1]), 200, seed=0))); assert not {'torch', 'verl'} & set(sys.modules)"
-    seen = json.loads(run_python(code, tmp_path, timeout=110, OMP_NUM_THREADS="1").stdout.splitlines()[-1])
+    seen = json.loads(run_python(code, tmp_path, timeout=600, OMP_NUM_THREADS="1").stdout.splitlines()[-1])
     assert seen["killed"] >= 200 and seen["reads"] > 200 and seen["left"] > 20, seen
     assert seen["refused"] == [] and seen["same"] and seen["temporary"] == 0, seen
 
