@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 CACHE ?= .cache
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install demo learn test quick lint format doctor clean
+.PHONY: help install demo learn test quick long lint format doctor clean
 
 help:
 	@echo "make demo    train a tiny video model with GRPO on the real engine, on a CPU, and show what it learned (15 minutes)"
-	@echo "make test    every test (22 minutes)           make quick   the fast ones (2 minutes)"
-	@echo "make learn   the longer run, SEED=0, 1, 2     make doctor  check this machine"
-	@echo "make lint    ruff                             make clean   remove everything that was made here"
+	@echo "make test    what CI runs (25 minutes)        make quick   the fast tests (2 minutes)"
+	@echo "make learn   longer, RECIPE=temporal_r1       make long    what CI leaves out (90 minutes)"
+	@echo "make doctor  check this machine               make lint    ruff"
+	@echo "make clean   remove everything that was made here"
 
 # Bootstraps uv inside the environment, then installs verl, vLLM (CPU build), SAM 2 and this package into it.
 $(VENV)/.ready: setup.py pyproject.toml
@@ -29,15 +30,19 @@ demo: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" CACHE=$(CACHE) bash recipes/tiny/run.sh demo
 
 learn: $(VENV)/.ready
-	@PATH="$(CURDIR)/$(BIN):$$PATH" CACHE=$(CACHE) SEED=$(or $(SEED),0) bash recipes/tiny/run.sh learn
+	@PATH="$(CURDIR)/$(BIN):$$PATH" CACHE=$(CACHE) SEED=$(or $(SEED),0) bash recipes/tiny/run.sh learn $(or $(RECIPE),stvg_r1)
 
 # Tests that start engines fill the machine, one at a time; of the others, which often wait, three share two cores.
 test: lint
-	@$(BIN)/python -m pytest -n 3 --dist loadfile -m "not engine"
-	@$(BIN)/python -m pytest -m engine
+	@$(BIN)/python -m pytest -n 3 --dist loadfile -m "not engine and not long"
+	@$(BIN)/python -m pytest -m "engine and not long"
 
 quick: $(VENV)/.ready
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not engine"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not engine and not long"
+
+# Every recipe and variant trained for two steps, resume after a kill, two nodes: an hour and a half.
+long: $(VENV)/.ready
+	@$(BIN)/python -m pytest -m long
 
 lint: $(VENV)/.ready
 	@$(BIN)/ruff check .

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-FORMAT_VERSION = 2  # raise it whenever the same arguments would give other files
+FORMAT_VERSION = 3  # raise it whenever the same arguments would give other files
 
 MODEL_SCALE = 4  # native size over the size a tiny model sees
 HEIGHT, WIDTH = 56 * MODEL_SCALE, 84 * MODEL_SCALE
@@ -63,11 +63,6 @@ MARKER_COLOR = (255, 0, 0)
 IDS = tuple(range(1, 10))
 SPLITS = {"train": 0, "val": 1, "warm": 2}  # part of every clip's seed, so the splits never share a clip
 
-INSTRUCTION = (
-    'Each object\'s red number is its ID. Find when this happens, and the ID: "{query}". '
-    "Format: <think> </think> <answer>Target ID: id, Time range: start to end</answer>"
-)
-DATA_SOURCE = "verl_stvg/synthetic"
 FRAME_PIXELS = (HEIGHT // MODEL_SCALE) * (WIDTH // MODEL_SCALE)
 
 _GLYPHS = {  # 5 x 7 dots
@@ -117,8 +112,58 @@ class Track:
 
 
 @dataclass(frozen=True)
+class Task:
+    """What is asked about a clip, in the contract of one paper but in few words.
+
+    Attributes:
+        data_source: of the rows; selects the reward.
+        instruction: the user's words around ``{query}``.
+        answer: what stands in the answer's tags, with ``{id}``, ``{start}`` and ``{end}``.
+        ability: of the rows.
+    """
+
+    data_source: str
+    instruction: str
+    answer: str
+    ability: str = "temporal grounding"
+
+    def prompt(self, query: str) -> str:
+        """The user's words about a sentence, without the video."""
+        return self.instruction.replace("{query}", query)
+
+    def completion(self, object_id: int, start: float, end: float, thought: str) -> str:
+        """The canonical completion: a thought, then the answer, seconds with two decimals."""
+        answer = self.answer.replace("{id}", str(object_id))
+        answer = answer.replace("{start}", f"{start:.2f}").replace("{end}", f"{end:.2f}")
+        return f"<think>{thought}</think>\n<answer>{answer}</answer>"
+
+
+_WHEN = 'Find when this happens: "{query}". Format: <think> </think> <answer>'
+TASKS = {
+    "stvg_r1": Task(
+        "verl_stvg/synthetic",
+        'Each object\'s red number is its ID. Find when this happens, and the ID: "{query}". '
+        "Format: <think> </think> <answer>Target ID: id, Time range: start to end</answer>",
+        "Target ID: {id}, Time range: {start} to {end}",
+        "spatio-temporal grounding",
+    ),
+    "temporal_r1": Task(
+        "temporal_r1/synthetic",
+        _WHEN + '{"start_time": "start", "end_time": "end"}</answer>',
+        '{"start_time": "{start}", "end_time": "{end}"}',
+    ),
+    "time_r1": Task("time_r1/synthetic", _WHEN + "start to end</answer>", "{start} to {end}"),
+    "videotg_r1": Task("videotg_r1/synthetic", _WHEN + "start to end</answer>", "{start} to {end}"),
+}
+"""By paper. The text comes before the video: a model of four causal layers must know what it looks for."""
+
+
+@dataclass(frozen=True)
 class ClipSpec:
-    """Everything that determines a clip's pixels: the tracks, the one asked for, and two background colours."""
+    """Everything that determines a clip's pixels: the tracks, the one asked for, and two background colours.
+
+    Where the event happens twice, the last track is the target's second passage, which no annotation mentions.
+    """
 
     tracks: tuple[Track, ...]
     target: int
@@ -128,6 +173,12 @@ class ClipSpec:
     def target_track(self) -> Track:
         return self.tracks[self.target]
 
+    @property
+    def again(self) -> Track | None:
+        """The second passage of the target."""
+        last, target = self.tracks[-1], self.target_track
+        return last if last is not target and last.object_id == target.object_id else None
+
 
 def make_clip(
     seed: int,
@@ -135,8 +186,11 @@ def make_clip(
     index: int,
     min_objects: int = 2,
     max_objects: int = MAX_OBJECTS,
+    twice: bool = False,
 ) -> ClipSpec:
     """Draw clip `index` of a split; the same arguments always give the same clip, other arguments another one.
+
+    With `twice` the target passes a second time, a second or more before or after the first.
 
     Raises ValueError for an unknown split, a negative seed or index, or an object count outside 1 to MAX_OBJECTS.
     """
@@ -153,8 +207,13 @@ def make_clip(
     background = tuple(tuple(int(v) for v in rng.integers(15, 60, size=3)) for _ in range(2))
     while True:
         tracks = tuple(_draw_track(rng, object_id, color) for object_id, color in zip(ids, colors, strict=False))
-        if not any(_touch(a, b) for i, a in enumerate(tracks) for b in tracks[:i]):
-            return ClipSpec(tracks, int(rng.integers(count)), background)
+        if any(_touch(a, b) for i, a in enumerate(tracks) for b in tracks[:i]):
+            continue
+        clip = ClipSpec(tracks, int(rng.integers(count)), background)
+        if not twice:
+            return clip
+        if again := _draw_again(rng, clip):
+            return replace(clip, tracks=(*tracks, again))
 
 
 def render_frames(clip: ClipSpec, frame_indices: Sequence[int]) -> np.ndarray:
@@ -195,17 +254,6 @@ def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     return int(xs[0]), int(ys[0]), int(xs[-1] - xs[0] + 1), int(ys[-1] - ys[0] + 1)
 
 
-def format_answer(object_id: int, start: float, end: float, thought: str) -> str:
-    """The canonical completion of STVG-R1 (section 1.8): a thought, then ID and seconds with two decimals."""
-    answer = f"Target ID: {object_id}, Time range: {start:.2f} to {end:.2f}"
-    return f"<think>{thought}</think>\n<answer>{answer}</answer>"
-
-
-def user_message(query: str) -> dict[str, str]:
-    """The one chat message of a row: instruction first, video placeholder second."""
-    return {"role": "user", "content": INSTRUCTION.format(query=query) + "<video>"}
-
-
 def build(
     out_dir: str | os.PathLike,
     num_train: int,
@@ -213,9 +261,14 @@ def build(
     seed: int,
     min_objects: int = 2,
     max_objects: int = MAX_OBJECTS,
+    task: str = "stvg_r1",
+    twice: float = 0.0,
     progress: bool = True,
 ) -> Path:
     """Write a whole data set and return its folder; an identical, complete one that is already there is kept.
+
+    `task` is one of `TASKS`. In a share `twice` of the training clips the event happens twice and one of the two
+    passages is annotated; `extra_info.again` has the other.
 
     Files: `videos/<split>_<k>.mp4`, `tracks/<split>_<k>.json` (masks as COCO RLE, boxes xyxy, of every shape),
     `annotations_<split>.json` (keys as in HC-STVG v2, STVG-R1 section 5.2, plus `target_id`), `<split>.parquet`
@@ -227,6 +280,10 @@ def build(
     for split, count in counts.items():
         if count < 1:
             raise ValueError(f"num_{split} must be at least 1, got {count}")
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}: use one of {', '.join(TASKS)}")
+    if not 0 <= twice <= 1:
+        raise ValueError(f"twice is a share between 0 and 1, got {twice}")
     make_clip(seed, "train", 0, min_objects, max_objects)  # checks the other arguments
     out_dir = Path(out_dir)
     manifest = {
@@ -235,6 +292,8 @@ def build(
         "counts": counts,
         "min_objects": min_objects,
         "max_objects": max_objects,
+        "task": task,
+        "twice": twice,
     }
     if out_dir.exists():
         _check_existing(out_dir, manifest)
@@ -250,12 +309,13 @@ def build(
             ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
         ):
             for split, count in counts.items():
-                clips = [make_clip(seed, split, k, min_objects, max_objects) for k in range(count)]
+                second = [split == "train" and _share(seed, k) < twice for k in range(count)]
+                clips = [make_clip(seed, split, k, min_objects, max_objects, second[k]) for k in range(count)]
                 for _ in pool.map(lambda job: _write_clip(work, *job), ((split, k, c) for k, c in enumerate(clips))):
                     bar.update()
                 annotations = {f"{split}_{k:05d}.mp4": annotation(clip) for k, clip in enumerate(clips)}
                 _write_json(work / f"annotations_{split}.json", annotations)
-                rows = [row(clip, seed, split, k) for k, clip in enumerate(clips)]
+                rows = [row(clip, seed, split, k, task) for k, clip in enumerate(clips)]
                 pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), work / f"{split}.parquet")
         _write_json(work / "dataset.json", manifest)
         work.chmod(0o755)
@@ -280,17 +340,17 @@ def annotation(clip: ClipSpec) -> dict:
     }
 
 
-def row(clip: ClipSpec, seed: int, split: str, index: int) -> dict:
+def row(clip: ClipSpec, seed: int, split: str, index: int, task: str = "stvg_r1") -> dict:
     """verl's row of a clip; the video path is relative to the parquet file."""
-    track = clip.target_track
+    track, asked = clip.target_track, TASKS[task]
     stem = f"{split}_{index:05d}"
     uid = f"synthetic-{seed}-{stem}"
     video = {"video": f"videos/{stem}.mp4", "fps": float(GRID_FPS)}
     return {
-        "data_source": DATA_SOURCE,
-        "prompt": [user_message(track.sentence)],
+        "data_source": asked.data_source,
+        "prompt": [{"role": "user", "content": asked.prompt(track.sentence) + "<video>"}],
         "videos": [video | {"min_pixels": FRAME_PIXELS, "max_pixels": FRAME_PIXELS}],
-        "ability": "spatio-temporal grounding",
+        "ability": asked.ability,
         "reward_model": {
             "style": "rule",
             "ground_truth": {
@@ -311,6 +371,7 @@ def row(clip: ClipSpec, seed: int, split: str, index: int) -> dict:
             "source_fps": float(SOURCE_FPS),
             "width": WIDTH,
             "height": HEIGHT,
+            "again": [clip.again.start, clip.again.end] if clip.again else None,
         },
     }
 
@@ -348,6 +409,7 @@ ROW_SCHEMA = pa.schema(
                 "source_fps": pa.float64(),
                 "width": pa.int64(),
                 "height": pa.int64(),
+                "again": pa.list_(pa.float64()),
             }
         ),
     }
@@ -385,6 +447,23 @@ def _draw_track(rng: np.random.Generator, object_id: int, color: str) -> Track:
         last=last,
         lefts=tuple(lefts),
     )
+
+
+def _draw_again(rng: np.random.Generator, clip: ClipSpec) -> Track | None:
+    """A second passage of the target that fits into the clip; None if 50 draws give none."""
+    target = clip.target_track
+    gap = 2 * FRAMES_PER_TICK
+    for _ in range(50):
+        again = replace(_draw_track(rng, target.object_id, target.color), shape=target.shape)
+        apart = again.first - target.last > gap or target.first - again.last > gap
+        if apart and again.motion == target.motion and not any(_touch(again, track) for track in clip.tracks):
+            return again
+    return None
+
+
+def _share(seed: int, index: int) -> float:
+    """A number in [0, 1) of a training clip: which shares of the set it belongs to."""
+    return float(np.random.default_rng([seed, SPLITS["train"], index, 1]).random())
 
 
 def _touch(a: Track, b: Track) -> bool:

@@ -46,7 +46,7 @@ from transformers.video_utils import VideoMetadata
 from transformers.vision_utils import get_vision_position_ids
 
 from data_builders import synthetic
-from reward_fns import RECIPES
+from verl_stvg.reward import find_recipe
 from verl_stvg.video.decode import read_frames
 from verl_stvg.video.plan import plan_video
 from verl_stvg.video.positions import mend_transformers
@@ -90,6 +90,7 @@ MIN_PIXELS, MAX_PIXELS = TOKEN_PIXELS**2, 16 * TOKEN_PIXELS**2  # every multiple
 class TinyConfig:
     """Sizes of the model and of its warm start; every field is part of the cache key."""
 
+    task: str = "stvg_r1"  # of synthetic.TASKS: the prompt it knows and the form of its answers
     text_width: int = 128
     text_layers: int = 4
     text_heads: int = 4
@@ -115,13 +116,14 @@ class TinyConfig:
     eval_clips: int = 96
 
 
-def make_tokenizer() -> Qwen2Tokenizer:
+def make_tokenizer(task: str = "stvg_r1") -> Qwen2Tokenizer:
     """Byte-level BPE in Qwen's manner: digits and words of the synthetic task are one token each, any text survives."""
+    asked = synthetic.TASKS[task]
     words = [f"the {c} {s} {m}" for c in synthetic.COLORS for s in synthetic.SHAPES for m in synthetic.MOTIONS]
     corpus = (
-        words + [f"{color} " for color in synthetic.COLORS] + [synthetic.INSTRUCTION, "system", "user\n", "assistant\n"]
+        words + [f"{color} " for color in synthetic.COLORS] + [asked.instruction, "system", "user\n", "assistant\n"]
     )
-    corpus.append(synthetic.format_answer(1, 2.5, 3.0, "is"))
+    corpus.append(asked.completion(1, 2.5, 3.0, "is"))
     for tag in TAGS:
         corpus = [line.replace(tag, "\n") for line in corpus]
     tokenizer = Tokenizer(models.BPE())
@@ -151,12 +153,12 @@ def make_tokenizer() -> Qwen2Tokenizer:
     return result
 
 
-def make_processor() -> Qwen2_5_VLProcessor:
+def make_processor(task: str = "stvg_r1") -> Qwen2_5_VLProcessor:
     """Qwen2.5-VL's processor around `make_tokenizer`, with size limits that leave the synthetic frames as they are."""
     size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=dict(size)),
-        tokenizer=make_tokenizer(),
+        tokenizer=make_tokenizer(task),
         video_processor=Qwen2VLVideoProcessor(size=dict(size)),
         chat_template=CHAT_TEMPLATE,
     )
@@ -224,9 +226,10 @@ def make_untrained(config: TinyConfig, tokenizer: Qwen2Tokenizer, seed: int) -> 
     return model
 
 
-def completion(track: synthetic.Track) -> str:
-    """The answer the warm start teaches for a track."""
-    return synthetic.format_answer(track.object_id, track.start, track.end, f"{track.color} {track.object_id}")
+def completion(track: synthetic.Track, task: str = "stvg_r1") -> str:
+    """The answer the warm start teaches for a track; the thought names the object whatever is asked."""
+    thought = f"{track.color} {track.object_id}"
+    return synthetic.TASKS[task].completion(track.object_id, track.start, track.end, thought)
 
 
 def render_pool(
@@ -384,9 +387,9 @@ def warm_cosine(steps: int, warm_up: int = 20):
     return factor
 
 
-def prompt_ids(tokenizer: Qwen2Tokenizer, sentence: str) -> list[int]:
+def prompt_ids(tokenizer: Qwen2Tokenizer, sentence: str, task: str = "stvg_r1") -> list[int]:
     """Token IDs of a prompt with the video's placeholders in place, as the processor would give them."""
-    content = [{"type": "text", "text": synthetic.INSTRUCTION.format(query=sentence)}, {"type": "video"}]
+    content = [{"type": "text", "text": synthetic.TASKS[task].prompt(sentence)}, {"type": "video"}]
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
@@ -438,10 +441,10 @@ def train_answers(
     asked = torch.tensor([clip.target_track.color in common for clip in unseen[0]])
     unseen = [clip for clip in unseen[0] if clip.target_track.color in common], unseen[1][asked]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    answers = [tokenizer(completion(track))["input_ids"] + [end] for _, track in samples]
+    answers = [tokenizer(completion(track, config.task))["input_ids"] + [end] for _, track in samples]
     length = len(answers[0])
     ids = torch.tensor(
-        [prompt_ids(tokenizer, track.sentence) + a for (_, track), a in zip(samples, answers, strict=True)]
+        [prompt_ids(tokenizer, track.sentence, config.task) + a for (_, track), a in zip(samples, answers, strict=True)]
     )
     clip_of = torch.tensor([k for k, _ in samples])
     weights = torch.ones(length)
@@ -487,10 +490,11 @@ def train_answers(
         optimizer.step()
         schedule.step()
         if step >= 50 and step % config.check_every == 0:
-            texts = answer_greedily(model, tokenizer, *unseen)
-            checked = reward_parts([clip.target_track for clip in unseen[0]], texts)
-            bar.set_postfix(tIoU=f"{checked['temporal_iou']:.2f}", id=f"{checked['id_match']:.2f}")
-            if checked["temporal_iou"] >= config.stop_iou and checked["id_match"] >= config.stop_id:
+            texts = answer_greedily(model, tokenizer, *unseen, task=config.task)
+            checked = reward_parts([clip.target_track for clip in unseen[0]], texts, config.task)
+            bar.set_postfix({name: f"{value:.2f}" for name, value in checked.items()})
+            goals = {name: config.stop_id if name == "id_match" else config.stop_iou for name in checked}
+            if all(checked[name] >= goal for name, goal in goals.items() if name != "format"):
                 break
     hook.remove()
     model.model.visual.requires_grad_(True)
@@ -526,9 +530,10 @@ def answer_greedily(
     clips: list[synthetic.ClipSpec],
     visual: torch.Tensor,
     max_new_tokens: int = 40,
+    task: str = "stvg_r1",
 ) -> list[str]:
     """Answers about clips from their visual tokens (N, VIDEO_TOKENS, width), without the vision tower."""
-    ids = torch.tensor([prompt_ids(tokenizer, clip.target_track.sentence) for clip in clips])
+    ids = torch.tensor([prompt_ids(tokenizer, clip.target_track.sentence, task) for clip in clips])
     place = positions(model, ids)
     cache = DynamicCache()
     hidden = model.model.language_model(
@@ -550,12 +555,13 @@ def answer_greedily(
     return [tokenizer.decode(row[: row.index(end)] if end in row else row, skip_special_tokens=True) for row in rows]
 
 
-def reward_parts(tracks: list[synthetic.Track], texts: list[str]) -> dict[str, float]:
-    """Mean parts of STVG-R1's reward: `temporal_iou`, `id_match` and `format`, each in [0, 1]."""
-    totals = dict.fromkeys(RECIPES["stvg_r1"].parts, 0.0)
+def reward_parts(tracks: list[synthetic.Track], texts: list[str], task: str = "stvg_r1") -> dict[str, float]:
+    """Mean parts of the task's reward, each in [0, 1]: `temporal_iou`, `format` and, for STVG-R1, `id_match`."""
+    parts = find_recipe(synthetic.TASKS[task].data_source).parts
+    totals = dict.fromkeys(parts, 0.0)
     for track, text in zip(tracks, texts, strict=True):
-        truth = {"object_id": track.object_id, "start": track.start, "end": track.end}
-        for name, (part, _) in RECIPES["stvg_r1"].parts.items():
+        truth = {"object_id": track.object_id, "start": track.start, "end": track.end, "duration": synthetic.DURATION}
+        for name, (part, _) in parts.items():
             totals[name] += part(text, truth) / len(tracks)
     return totals
 
@@ -567,11 +573,12 @@ def score(
     samples: int = 0,
     seed: int = 0,
     batch: int = 48,
+    task: str = "stvg_r1",
 ) -> dict[str, float]:
     """Mean reward parts of a saved model on clips, by way of real mp4 files, the sampling plan and the processor.
 
     Greedy by default; with `samples`, that many answers per clip are drawn at temperature 1.
-    Returns `temporal_iou`, `id_match` and `format`, each in [0, 1].
+    Returns what `reward_parts` does.
     """
     mend_transformers()
     processor = AutoProcessor.from_pretrained(model_dir)
@@ -581,16 +588,18 @@ def score(
     with tempfile.TemporaryDirectory() as folder:
         for first in range(0, len(clips), batch):
             chunk = clips[first : first + batch]
-            inputs = processor(**_processor_inputs(processor, chunk, Path(folder)), return_tensors="pt", padding=True)
+            inputs = processor(
+                **_processor_inputs(processor, chunk, Path(folder), task), return_tensors="pt", padding=True
+            )
             choice = (
                 {"do_sample": True, "num_return_sequences": samples, "top_k": 0} if samples else {"do_sample": False}
             )
             output = model.generate(**inputs, max_new_tokens=64, **choice)
             texts += processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return reward_parts([clip.target_track for clip in clips for _ in range(max(samples, 1))], texts)
+    return reward_parts([clip.target_track for clip in clips for _ in range(max(samples, 1))], texts, task)
 
 
-def _processor_inputs(processor: Qwen2_5_VLProcessor, clips: list[synthetic.ClipSpec], folder: Path) -> dict:
+def _processor_inputs(processor: Qwen2_5_VLProcessor, clips: list[synthetic.ClipSpec], folder: Path, task: str) -> dict:
     texts, videos, metadata = [], [], []
     for clip in clips:
         path = folder / "clip.mp4"
@@ -606,7 +615,7 @@ def _processor_inputs(processor: Qwen2_5_VLProcessor, clips: list[synthetic.Clip
         )
         videos.append(torch.from_numpy(read_frames(path, plan)).permute(0, 3, 1, 2))
         metadata.append(VideoMetadata(**plan.metadata()))
-        instruction = synthetic.INSTRUCTION.format(query=clip.target_track.sentence)
+        instruction = synthetic.TASKS[task].prompt(clip.target_track.sentence)
         message = {"role": "user", "content": [{"type": "text", "text": instruction}, {"type": "video"}]}
         texts.append(processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
     return {
@@ -639,7 +648,7 @@ def make(out_dir: str | os.PathLike, seed: int = 0, config: TinyConfig | None = 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the same model however many cores there are
     mend_transformers()
-    processor = make_processor()
+    processor = make_processor(config.task)
     model = make_untrained(config, processor.tokenizer, seed)
     clips, frames = render_pool(seed, 0, config.clips + config.eval_clips, progress)
     vision = train_vision(model, processor, clips[: config.clips], frames[: config.clips], config, seed, progress)
@@ -662,8 +671,8 @@ def make(out_dir: str | os.PathLike, seed: int = 0, config: TinyConfig | None = 
             "vision_accuracy": vision,
             "answers": answers,
             "held_out_clips": config.eval_clips,
-            "greedy": score(work, held_out),
-            "sampled": score(work, held_out, samples=2, seed=seed),
+            "greedy": score(work, held_out, task=config.task),
+            "sampled": score(work, held_out, samples=2, seed=seed, task=config.task),
             "seconds": round(time.monotonic() - began, 1),
         }
         (work / "warm_start.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -217,6 +217,8 @@ ALL = tuple(VALUES)
 VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "qwen2_5_vl_3b": (ALL, {MODEL + "path": SMALL}),
     "qwen2_5_vl_7b": (ALL, {MODEL + "path": LARGE}),
+    "qwen3_vl_4b": (ALL, {MODEL + "path": "Qwen/Qwen3-VL-4B-Instruct"}),
+    "qwen3_vl_8b": (ALL, {MODEL + "path": "Qwen/Qwen3-VL-8B-Instruct"}),
     "lora": (ALL, {MODEL + "lora_rank": 64, ROLLOUT + "load_format": "safetensors"}),
     "gspo": (ALL, {ACTOR + "policy_loss.loss_mode": "gspo", "data.train_batch_size": 32}),
     "dapo": (ALL, {ACTOR + "clip_ratio_high": 0.28, "algorithm.filter_groups.enable": True}),

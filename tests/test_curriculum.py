@@ -500,19 +500,21 @@ def test_metrics_by_bin():
         "curriculum/hard/mask_ratio": 0.5,
         "curriculum/hard/masked_share": 0.25,
         "curriculum/hard/zero_variance_groups": 0.5,
+        "curriculum/hard/prompts": 2,
         "curriculum/hard/trajectories": 4,
         "curriculum/easy/score": 2.0,
         "curriculum/easy/iou": 1.0,
         "curriculum/easy/mask_ratio": 0.0,
         "curriculum/easy/masked_share": 0.0,
         "curriculum/easy/zero_variance_groups": 1.0,
+        "curriculum/easy/prompts": 1,
         "curriculum/easy/trajectories": 2,
         "curriculum/mask_ratio": pytest.approx(1 / 3),
         "curriculum/masked_share": pytest.approx(1 / 6),
     }
     without = curriculum_metrics(keys, infos, [{"bin": "hard"}] * 4 + [{"bin": None}] * 2)
     assert set(without) == {
-        f"curriculum/hard/{name}" for name in ("score", "iou", "zero_variance_groups", "trajectories")
+        f"curriculum/hard/{name}" for name in ("score", "iou", "zero_variance_groups", "prompts", "trajectories")
     }
     assert curriculum_metrics(keys, infos, [{}] * 6) == {}
 

@@ -11,7 +11,7 @@ import verl  # noqa: F401  (loads the plugin, as a run does)
 from hydra import compose, initialize_config_module
 
 from data_builders.synthetic import ROW_SCHEMA
-from verl_stvg import preflight
+from verl_stvg import nodes, preflight
 from verl_stvg.dataset import RowError
 from verl_stvg.preflight import PreflightError
 
@@ -110,6 +110,81 @@ def test_more_gpus_than_there_are(config, monkeypatch):
     monkeypatch.setattr("verl_stvg.cpu.wanted", lambda: False)
     with pytest.raises(PreflightError, match="= 8 GPUs and this machine has 0; lower them, or start a Ray cluster"):
         preflight.check(config("trainer.n_gpus_per_node=8", "ray_kwargs.ray_init.num_cpus=99"))
+
+
+HERE = {
+    "versions": {"verl-stvg": "0.1", "verl": "0.9.1", "torch": "2.11.0", "transformers": "5.9.0", "vllm": "0.24.0"},
+    "code": "abc",
+    "plugin": True,
+    "vllm_plugin": True,
+    "missing": [],
+    "unshared": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, []),
+        (
+            {"versions": HERE["versions"] | {"vllm": None}},
+            ["vllm not installed, this machine 0.24.0; install the same"],
+        ),
+        ({"versions": HERE["versions"] | {"torch": "2.10.0"}}, ["has torch 2.10.0, this machine 2.11.0"]),
+        ({"code": "abd"}, ["other sources of verl_stvg (abd, here abc)"]),
+        ({"plugin": False}, ["does not load the plugin into verl", "unset VERL_USE_EXTERNAL_PLUGINS"]),
+        ({"vllm_plugin": False}, ["does not load the plugin into vLLM", "VLLM_PLUGINS"]),
+        ({"missing": ["/a", "/b"]}, ["does not see /a, /b; mount the folder there under the same path"]),
+    ],
+)
+def test_what_a_node_lacks(change, words):
+    problems = nodes.different({"node": "node n", **HERE, **change}, HERE)
+    assert len(problems) == bool(words) and all(word in problems[0] for word in words)
+
+
+def test_a_node_that_does_not_answer():
+    (problem,) = nodes.different({"node": "node n", "silent": "no answer within 60 s"}, HERE)
+    assert problem.startswith("does not answer: no answer within 60 s; look at it with `ray status`")
+
+
+@pytest.mark.parametrize(
+    ("offered", "enough"),
+    [
+        ([(8, 24), (8, 24)], True),
+        ([(16, 48)], True),
+        ([(8, 24), (4, 24), (4, 24)], False),  # 16 GPUs, but Ray waits for eight on one node for ever
+        ([(8, 24), (8, 8)], False),  # as many CPUs as there are cores
+        ([(8, 24)], False),
+    ],
+)
+def test_a_cluster_without_a_place_for_every_group(config, offered, enough):
+    made = config("trainer.nnodes=2", "trainer.n_gpus_per_node=8")
+    problems = preflight.too_few_gpus_on_nodes(
+        made, [{"GPU": float(gpus), "CPU": float(cpus)} for gpus, cpus in offered]
+    )
+    assert bool(problems) != enough
+    for problem in problems:
+        assert (
+            "need 8 GPUs and 24 CPUs on one node each" in problem and f"{len(offered)} nodes offer 8 and 24" in problem
+        )
+
+
+def test_the_address_of_a_cluster_is_the_one_that_ray_takes(config, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert preflight.cluster_address(config()) is None  # +variant=tiny says local
+    assert preflight.cluster_address(config("ray_kwargs.ray_init.address=10.0.0.2:6379")) == "10.0.0.2:6379"
+    for value in ("null", "auto"):
+        assert preflight.cluster_address(config(f"ray_kwargs.ray_init.address={value}")) == "10.0.0.1:6379"
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert preflight.cluster_address(config("ray_kwargs.ray_init.address=null")) is None
+
+
+def test_files_that_every_node_reads(config, rows):
+    made = config()
+    files = preflight.files_of_a_run(made)
+    assert [files[0], files[2]] == [made.data.train_files, made.data.val_files]
+    assert all(Path(files[k]).is_file() and files[k].endswith(".mp4") for k in (1, 3))
+    assert files[4] == made.actor_rollout_ref.model.path
 
 
 def test_models_with_other_patches(config):

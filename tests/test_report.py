@@ -36,7 +36,7 @@ def answer(rng, truth, skill):
         start, end = sorted(rng.uniform(0, truth["duration"], 2))
     object_id = truth["object_id"] if rng.random() < 0.25 + 0.7 * skill else int(rng.integers(1, 10))
     start, end = (float(np.clip(t + rng.normal(0, 0.3), 0, truth["duration"])) for t in (start, end))
-    text = synthetic.format_answer(object_id, start, end, "looking for it")
+    text = synthetic.TASKS["stvg_r1"].completion(object_id, start, end, "looking for it")
     return text if rng.random() < 0.75 + 0.25 * skill else text.replace("</think>", "")
 
 

@@ -30,44 +30,11 @@ from data_builders.selection.boundary_reflection import Rules, evidence, judged,
 from data_builders.selection.samples import first_two_numbers, overlap, read_intervals, sample_of
 from data_builders.templates import perfect_answer
 from reward_fns import RECIPES
+from tests.planted import build_planted
 from verl_stvg.answers import Answer
 from verl_stvg.select_cli import app
 
-# --- a planted set ----------------------------------------------------------------------------------------------------
-
-
-def planted_clip(seed: int, index: int, twice: bool) -> synthetic.ClipSpec:
-    """A clip of three tracks: the target, another object, and later or earlier the target again or a third object."""
-    rng = np.random.default_rng([seed, index, 77])
-    colors = [str(color) for color in rng.permutation(list(synthetic.COLORS))[:3]]
-    ids = [int(number) for number in rng.permutation(synthetic.IDS)[:3]]
-    gap = 2 * synthetic.FRAMES_PER_TICK
-    while True:
-        target, other, again = (synthetic._draw_track(rng, *looks) for looks in zip(ids, colors, strict=True))
-        apart = again.first - target.last > gap or target.first - again.last > gap
-        tracks = (target, other, again)
-        touch = any(synthetic._touch(a, b) for i, a in enumerate(tracks) for b in tracks[:i])
-        if apart and not touch and again.motion == target.motion:
-            break
-    if twice:
-        looks = {name: getattr(target, name) for name in ("object_id", "color", "shape")}
-        tracks = (target, other, dataclasses.replace(again, **looks))
-    return synthetic.ClipSpec(tracks, 0, tuple(tuple(int(v) for v in rng.integers(15, 60, 3)) for _ in range(2)))
-
-
-def build_planted(out: Path, indices: range, seed: int = 0) -> dict[str, dict]:
-    """Videos and rows, every second with a second occurrence; returns by uid what is planted: ``twice``, ``color``."""
-    (out / "videos").mkdir(parents=True)
-    rows, planted = [], {}
-    for index in indices:
-        clip = planted_clip(seed, index, twice=index % 2 == 0)
-        row = synthetic.row(clip, seed, "train", index)
-        row["videos"][0]["video"] = path = f"videos/planted_{index:05d}.mp4"
-        synthetic.write_video(out / path, synthetic.render_frames(clip, range(synthetic.NUM_FRAMES)))
-        planted[row["extra_info"]["uid"]] = {"twice": index % 2 == 0, "color": clip.target_track.color}
-        rows.append(row)
-    pq.write_table(pa.Table.from_pylist(rows, schema=synthetic.ROW_SCHEMA), out / "train.parquet")
-    return planted
+# --- rows and answers ------------------------------------------------------------------------------------------------
 
 
 def one_row(uid: str = "s/train/0", recipe: str = "videotg_r1", dataset: str = "s", **changes) -> dict:
@@ -216,7 +183,7 @@ def test_evidence_is_outside_and_stricter_rules_find_less(items, spans):
     for item in found:
         if len(item) == 2:
             start, end = item
-            inside = sum(max(0.0, min(end, e) - max(start, s)) for s, e in spans)
+            inside = sum(max(0.0, min(end, e) - max(start, s)) for s, e in boundary_reflection.united(spans))
             assert 0 <= start and end <= 60 and end - start >= 1 and inside <= 0.5 * (end - start) + 1e-9
         else:
             assert not any(start <= item[0] <= end for start, end in spans)

@@ -6,12 +6,14 @@ import json
 import av
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from data_builders import synthetic
+from verl_stvg.reward import compute_score
 
 NUM_TRAIN, NUM_VAL, SEED = 5, 3, 11
 indices = st.integers(0, 10_000)
@@ -146,6 +148,41 @@ def test_annotations_agree_with_tracks_and_rows(data):
             assert video["min_pixels"] == video["max_pixels"] == 56 * 84
 
 
+@pytest.mark.parametrize("task", synthetic.TASKS)
+def test_every_task_has_a_reward_that_its_canonical_answer_satisfies(task):
+    asked, track = synthetic.TASKS[task], synthetic.make_clip(SEED, "train", 0).target_track
+    row = synthetic.row(synthetic.make_clip(SEED, "train", 0), SEED, "train", 0, task)
+    truth = row["reward_model"]["ground_truth"]
+    right = compute_score(row["data_source"], asked.completion(track.object_id, track.start, track.end, "so"), truth)
+    late = compute_score(row["data_source"], asked.completion(track.object_id, track.end, track.end + 1, "so"), truth)
+    assert row["ability"] == asked.ability and track.sentence in row["prompt"][0]["content"]
+    assert right["format"] == late["format"] == 1.0
+    (overlap,) = [part for part in right if part.startswith("temporal_iou")]
+    assert right[overlap] == 1.0 and late[overlap] <= 0.0 < right["score"] - late["score"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), index=indices)
+def test_the_second_passage_looks_like_the_first_and_is_apart(seed, index):
+    clip = synthetic.make_clip(seed, "train", index, twice=True)
+    first, again = clip.target_track, clip.again
+    assert again.sentence == first.sentence and again.object_id == first.object_id
+    assert again.start - first.end >= 1 or first.start - again.end >= 1
+    assert synthetic.make_clip(seed, "train", index).again is None
+
+
+def test_a_share_of_the_training_clips_is_annotated_in_part(tmp_path):
+    folder = synthetic.build(tmp_path / "half", 12, 4, SEED, task="videotg_r1", twice=0.5, progress=False)
+    train, val = (pq.read_table(folder / f"{split}.parquet").to_pylist() for split in ("train", "val"))
+    found = [row["extra_info"]["again"] for row in train]
+    assert 2 <= sum(again is not None for again in found) <= 10
+    assert all(row["extra_info"]["again"] is None for row in val)
+    for row, again in zip(train, found, strict=True):
+        if again is not None:
+            truth = row["reward_model"]["ground_truth"]
+            assert again[0] >= truth["end"] or again[1] <= truth["start"]
+
+
 def test_a_complete_folder_is_kept_and_anything_else_refused(data, tmp_path):
     before = (data / "dataset.json").stat().st_mtime_ns
     assert synthetic.build(data, NUM_TRAIN, NUM_VAL, SEED, progress=False) == data
@@ -174,6 +211,8 @@ def test_a_complete_folder_is_kept_and_anything_else_refused(data, tmp_path):
         ({"seed": -1}, "must not be negative"),
         ({"min_objects": 4, "max_objects": 2}, "min_objects <= max_objects"),
         ({"max_objects": 9}, "min_objects <= max_objects"),
+        ({"task": "stvg_r2"}, "unknown task 'stvg_r2': use one of stvg_r1, temporal_r1"),
+        ({"twice": 1.5}, "twice is a share between 0 and 1"),
     ],
 )
 def test_impossible_arguments_are_refused_before_anything_is_written(tmp_path, arguments, message):

@@ -39,7 +39,7 @@ def video_inputs(processor, count):
                 {
                     "role": "user",
                     "content": [
-                        {"type": "text", "text": synthetic.INSTRUCTION.format(query=c.target_track.sentence)},
+                        {"type": "text", "text": synthetic.TASKS["stvg_r1"].prompt(c.target_track.sentence)},
                         {"type": "video"},
                     ],
                 }
@@ -75,7 +75,7 @@ def test_tokenizer_has_qwens_tokens_and_single_digits(processor):
     assert len(tokenizer(" 12.50")["input_ids"]) == 6
     for words in tiny_model._CONCEPTS:
         assert all(len(tokenizer(w)["input_ids"]) == 1 for w in words)
-    answer = synthetic.format_answer(3, 4.25, 9.75, "x")
+    answer = synthetic.TASKS["stvg_r1"].completion(3, 4.25, 9.75, "x")
     kept = tokenizer.decode(tokenizer(answer + "<|im_end|>")["input_ids"], skip_special_tokens=True)
     assert kept == answer
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>"

@@ -53,6 +53,7 @@ def build(
     ] = None,
     decoder: Annotated[str, typer.Option(help="pyav, decord, torchcodec or module:function, as in training.")] = "pyav",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds after which a decoder is killed.")] = 60.0,
+    patch: Annotated[int, typer.Option(help="Of the model: 14 for Qwen2.5-VL, 16 for Qwen3-VL.")] = 14,
 ) -> None:
     """Decode every video and plan of the rows into the cache, once; what is there is skipped. Exit status 1 if a video
     cannot be used: quarantine.jsonl in the cache names it and the reason.
@@ -63,7 +64,7 @@ def build(
     from verl_stvg.video.store import FrameStore
 
     store = FrameStore(str(cache), max_bytes, decoder, timeout)
-    jobs = builder.read_jobs(rows, video_root)
+    jobs = builder.read_jobs(rows, video_root, patch)
     outcomes: list[builder.Outcome] = []
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     try:

@@ -67,11 +67,15 @@ def doctor(
 def tiny_model(
     out: Annotated[Path, typer.Argument(help="Folder of the model.")],
     seed: int = 0,
+    task: Annotated[str, typer.Option(help="The prompt it knows, as in `build synthetic`.")] = "stvg_r1",
+    rare_share: Annotated[
+        float, typer.Option(help="How rare half of the colours are in its supervised pass; the less, the harder.")
+    ] = 0.03,
 ) -> None:
     """Make the tiny Qwen2.5-VL: a real architecture of about 1 M parameters, warm-started on synthetic answers."""
     from data_builders import tiny_model as maker
 
-    maker.make(out, seed=seed)
+    maker.make(out, seed=seed, config=maker.TinyConfig(task=task, rare_share=rare_share))
 
 
 @app.command()

@@ -28,11 +28,15 @@ def synthetic(
     train_clips: Annotated[int, typer.Option("--train")] = 512,
     val_clips: Annotated[int, typer.Option("--val")] = 96,
     seed: int = 0,
+    task: Annotated[str, typer.Option(help="What is asked: stvg_r1, temporal_r1, time_r1 or videotg_r1.")] = "stvg_r1",
+    twice: Annotated[
+        float, typer.Option(help="Share of training clips in which the event happens twice and is annotated once.")
+    ] = 0.0,
 ) -> None:
     """Synthetic clips of moving shapes: mp4 files, masks, annotations, and verl's rows."""
     from data_builders import synthetic as builder
 
-    builder.build(out, train_clips, val_clips, seed)
+    builder.build(out, train_clips, val_clips, seed, task=task, twice=twice)
 
 
 def _command(name: str) -> Callable[..., None]:

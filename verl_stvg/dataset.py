@@ -20,6 +20,7 @@ from verl_stvg.prompts import ROOT_KEY, check_size, read_video
 from verl_stvg.video.build import located, plan_of, root_of
 from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan
+from verl_stvg.video.positions import added_tokens, fit, patch_of
 from verl_stvg.video.store import FrameStore, default_folder
 
 logger = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ class VideoGroundingDataset(RLHFDataset):
         """What is wrong with a row (None if nothing), and the tokens of its prompt."""
         look, decode = (store.probe, store.frames) if store else (probe, read_frames)
         try:
-            tokens, plans = 0, []
+            tokens, plans, patch = 0, [], patch_of(self.processor)
             for video in (located(video, row[ROOT_KEY]) for video in row.get(self.video_key) or []):
                 path = video["video"]
                 if check == "exist":
@@ -156,11 +157,11 @@ class VideoGroundingDataset(RLHFDataset):
                     info = _recorded_info(row) or look(path)
                 else:
                     info = look(path)
-                plan = plan_of(video, info).masked(video.get("hidden"), video.get("shown"))
+                plan = plan_of({**video, "patch": patch}, info).masked(video.get("hidden"), video.get("shown"))
                 check_size(plan, self.processor)
                 if check == "decode":
                     decode(path, plan.whole)
-                tokens += plan.num_tokens - 1  # the template already holds one placeholder
+                tokens += added_tokens(plan, self.processor)
                 plans.append(plan)
             if curriculum:
                 check_maskable(curriculum, row, plans)
@@ -177,7 +178,7 @@ class VideoGroundingDataset(RLHFDataset):
 
     def _build_messages(self, example: dict, key: str):
         videos = [located(video, example.get(ROOT_KEY, "")) for video in example.get(self.video_key) or []]
-        return super()._build_messages({**example, self.video_key: videos}, key)
+        return fit(super()._build_messages({**example, self.video_key: videos}, key), self.processor)
 
     def __getitem__(self, item):
         row = super().__getitem__(item)

@@ -17,6 +17,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from verl_stvg import nodes
+
 PINS = {
     "verl": "0.9.1",
     "torch": "2.11.0",
@@ -73,32 +75,27 @@ def local_rows() -> list[Row]:
 def cluster_rows(address: str) -> dict[str, list[Row]]:
     """Every check of every node that is alive in a Ray cluster, run there."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     ray.init(address=address, log_to_driver=False)
     try:
-        ask = ray.remote(num_cpus=0)(_rows_as_json)
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        answers = {
-            f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})": ask.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote()
-            for node in nodes
-        }
-        result = {}
-        for name, answer in answers.items():
-            try:
-                result[name] = [Row(**row) for row in json.loads(ray.get(answer, timeout=2 * _PROBE_SECONDS))]
-            except (ray.exceptions.RayError, TimeoutError) as error:
-                remedy = "install the same verl-stvg there as here, in the environment its raylet was started from"
-                result[name] = [Row("verl_stvg", str(error).strip().splitlines()[-1], False, remedy)]
-        return result
+        facts = nodes.ask(nodes.facts, [], [])
+        answers = nodes.ask(_rows, timeout=2 * _PROBE_SECONDS)
     finally:
         ray.shutdown()
+    here = nodes.facts([], [])
+    result = {}
+    for name, (_, found) in answers.items():
+        _, said = facts.get(name, (None, "it has just joined"))
+        other = nodes.different(said if isinstance(said, dict) else {"silent": said}, here)
+        remedy = "install the same verl-stvg there as here, in the environment that its raylet is started from"
+        result[name] = [Row("like this machine", "no" if other else "yes", not other, "; ".join(other))]
+        failed = [Row("checks of the node", str(found), False, remedy)]
+        result[name] += [Row(**row) for row in found] if isinstance(found, list) else failed
+    return result
 
 
-def _rows_as_json() -> str:
-    return json.dumps([asdict(row) for row in local_rows()])
+def _rows() -> list[dict]:
+    return [asdict(row) for row in local_rows()]
 
 
 def _versions() -> list[Row]:

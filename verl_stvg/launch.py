@@ -20,6 +20,8 @@ from pathlib import Path
 
 import psutil
 
+from verl_stvg.resume import APPEND_METRICS, keep_metrics, resumed_step
+
 logger = logging.getLogger(__name__)
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -30,18 +32,35 @@ _TAIL_LINES = 30
 def train(arguments: list[str], run_dir: Path) -> int:
     """Run ``python -m verl.trainer.main_ppo`` with these arguments; log and metrics go to ``run_dir``.
 
+    Checkpoints go to ``run_dir/checkpoints`` unless ``trainer.default_local_dir`` says otherwise. Where the run goes on
+    from one of them, the metrics up to it and the log so far are kept, the latter as ``train.N.log``.
+
     Returns:
         the exit status of the run; 130 after Ctrl-C.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    metrics = run_dir / "metrics.jsonl"
-    metrics.unlink(missing_ok=True)
+    given = dict(argument.lstrip("+").split("=", 1) for argument in arguments if "=" in argument)
+    if "trainer.default_local_dir" not in given:
+        given["trainer.default_local_dir"] = str(run_dir.absolute() / "checkpoints")
+        arguments = [*arguments, f"trainer.default_local_dir={given['trainer.default_local_dir']}"]
+    resumed = resumed_step({key.removeprefix("trainer."): value for key, value in given.items()})
+    metrics, log = run_dir / "metrics.jsonl", run_dir / "train.log"
+    environment = {"VERL_FILE_LOGGER_PATH": str(metrics.absolute())}
+    seen = 0
+    if resumed is None:
+        metrics.unlink(missing_ok=True)
+    else:
+        logger.info("going on from step %d of %s", resumed, given["trainer.default_local_dir"])
+        seen = keep_metrics(metrics, resumed)
+        environment[APPEND_METRICS] = "yes"
+        if log.exists():
+            log.rename(run_dir / f"train.{len(list(run_dir.glob('train.*.log'))) + 1}.log")
     record = {
         "arguments": arguments,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "resumed_from": resumed,
         "status": None,
     }
-    given = dict(argument.lstrip("+").split("=", 1) for argument in arguments if "=" in argument)
     for name, key in (
         ("train_files", "data.train_files"),
         ("val_files", "data.val_files"),
@@ -51,15 +70,20 @@ def train(arguments: list[str], run_dir: Path) -> int:
     write = (run_dir / "run.json").write_text
     write(json.dumps(record, indent=2))
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
-    record["status"] = supervise(
-        command, run_dir / "train.log", metrics, {"VERL_FILE_LOGGER_PATH": str(metrics), "HYDRA_FULL_ERROR": "0"}
-    )
+    # on a cluster that runs already, processes have the environment it was started in, and this on top
+    command += [f"++ray_kwargs.ray_init.runtime_env.env_vars.{name}='{environment[name]}'" for name in environment]
+    record["status"] = supervise(command, log, metrics, {**environment, "HYDRA_FULL_ERROR": "0"}, seen)
     write(json.dumps(record, indent=2))
     return record["status"]
 
 
-def supervise(command: list[str], log: Path, metrics: Path | None = None, environment: dict | None = None) -> int:
+def supervise(
+    command: list[str], log: Path, metrics: Path | None = None, environment: dict | None = None, seen: int = 0
+) -> int:
     """Run a command with its output in ``log``, report new lines of ``metrics``, and end every process it leaves.
+
+    Args:
+        seen: lines of ``metrics`` that are not new.
 
     Returns:
         the command's exit status; 130 after Ctrl-C, 143 after SIGTERM.
@@ -79,7 +103,6 @@ def supervise(command: list[str], log: Path, metrics: Path | None = None, enviro
             env={**os.environ, **(environment or {})},
         )
         try:
-            seen = 0
             while process.poll() is None:
                 time.sleep(0.5)
                 seen = _report(metrics, seen)

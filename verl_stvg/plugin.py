@@ -35,7 +35,7 @@ def when_imported(module: str, action: Callable) -> None:
 
 def register() -> None:
     """Mend positions and packing; register agent loop, metrics and checks, and the CPU if there is nothing else."""
-    from verl_stvg import cpu, freeze, packing, preflight, schedule
+    from verl_stvg import cpu, freeze, packing, preflight, resume, sampler, schedule
     from verl_stvg.video import positions, refs
 
     when_imported("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", positions.mend_modeling)
@@ -46,6 +46,14 @@ def register() -> None:
     when_imported("verl.workers.engine.fsdp.transformer_impl", freeze.mend_engine)
     when_imported("verl.workers.engine.fsdp.transformer_impl", schedule.mend_engine)
     when_imported("verl.workers.engine.base", refs.report_loads)
+    when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", positions.mend_server)
+    when_imported("verl.utils.checkpoint.checkpoint_manager", resume.mend_rotation)
+    when_imported("verl.utils.checkpoint.fsdp_checkpoint_manager", resume.mend_loading)
+    when_imported("verl.trainer.ppo.v1.trainer_base", resume.mend_trainer)
+    when_imported("verl.trainer.ppo.ray_trainer", resume.mend_trainer)
+    when_imported("verl.trainer.ppo.ray_trainer", resume.mend_epoch_border)
+    when_imported("verl.utils.tracking", resume.mend_metrics_file)
+    when_imported("verl.trainer.ppo.utils", sampler.mend)
     when_imported("verl.experimental.agent_loop", register_agent_loop)
     if cpu.wanted():
         cpu.register(when_imported)

@@ -15,6 +15,9 @@ from pathlib import Path
 import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from verl_stvg import nodes, watch
+from verl_stvg.resume import too_little_disk, unusable_checkpoint
+
 logger = logging.getLogger(__name__)
 
 GIB = 2**30
@@ -22,6 +25,8 @@ CPU_RUN_BYTES = 9 * GIB
 """Memory a run with `+variant=tiny` takes beyond an idle machine: measured 9 GB; larger models take more."""
 BASE_CPUS = 4
 """Logical CPUs the trainer's own actors ask Ray for, besides storage units, agent-loop and reward workers."""
+CPUS_OF_A_GPU = 3
+"""Logical CPUs that verl asks Ray for with each GPU, on the same node."""
 _CLUSTER_SECONDS = 45
 OPEN_KEYS = (
     "ray_kwargs.ray_init",
@@ -53,15 +58,23 @@ class PreflightError(ValueError):
 
 
 def install(verl_config) -> None:
-    """Let verl's ``validate_config`` run `check` first."""
+    """Let verl's ``validate_config`` run `check` first, and watch the run that follows."""
     stock = verl_config.validate_config
 
     def validate_config(config, *args, **kwargs):
-        if is_ours(config):
+        if is_ours(config) and not in_actor():  # the older trainer validates again, in its own process
             check(config)
+            watch.start()
         return stock(config, *args, **kwargs)
 
     verl_config.validate_config = validate_config
+
+
+def in_actor() -> bool:
+    """Whether this process is one that Ray started for a run."""
+    import ray
+
+    return ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
 
 
 def is_ours(config: DictConfig) -> bool:
@@ -80,7 +93,9 @@ def check(config: DictConfig) -> None:
         *cache_without_manager(config),
         *too_few_cpus(config),
         *too_little_memory(),
-    ]
+        *unusable_checkpoint(config),
+        *too_little_disk(config),
+    ] or differing_nodes(config)
     if problems:
         raise PreflightError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
     check_rows(config)
@@ -97,17 +112,18 @@ def check_rows(config: DictConfig) -> None:
 
     from verl_stvg.dataset import RowError, row_uid
     from verl_stvg.reward import find_recipe
-    from verl_stvg.video.plan import MERGE, PATCH
+    from verl_stvg.video.plan import MERGE, PATCH, QWEN3_PATCH
+    from verl_stvg.video.positions import writes_times
 
     model = config.actor_rollout_ref.model.get("tokenizer_path") or config.actor_rollout_ref.model.path
     tokenizer, processor = hf_tokenizer(model), hf_processor(model)
     if processor is None:
         raise PreflightError(f"{model} has no Qwen2.5-VL processor that loads; it cannot read video")
     side = processor.video_processor.patch_size * processor.video_processor.merge_size
-    if side != PATCH * MERGE:
+    if side != (QWEN3_PATCH if writes_times(processor) else PATCH) * MERGE:
         raise PreflightError(
             f"{model} makes one token of {side}x{side} pixels, and sampling plans are for {PATCH * MERGE} (Qwen2-VL "
-            "and Qwen2.5-VL); train one of these"
+            f"and Qwen2.5-VL) and {QWEN3_PATCH * MERGE} (Qwen3-VL); train one of these"
         )
     dataset_class = load_extern_object(config.data.custom_cls.path, config.data.custom_cls.name)
     ours = "verl_stvg.reward" in str(OmegaConf.select(config, "reward.custom_reward_function.path") or "")
@@ -235,13 +251,93 @@ def too_few_gpus(config: DictConfig) -> list[str]:
 
     from verl_stvg import cpu
 
-    address = os.environ.get("RAY_ADDRESS") or OmegaConf.select(config, "ray_kwargs.ray_init.address")
     asked = int(config.trainer.n_gpus_per_node) * int(config.trainer.nnodes)
-    if cpu.wanted() or (address and address != "local") or asked <= torch.cuda.device_count():
+    if cpu.wanted() or cluster_address(config) or asked <= torch.cuda.device_count():
         return []
     return [
         f"trainer.n_gpus_per_node x trainer.nnodes = {asked} GPUs and this machine has {torch.cuda.device_count()}; "
         "lower them, or start a Ray cluster and set RAY_ADDRESS"
+    ]
+
+
+def cluster_address(config: DictConfig) -> str | None:
+    """Of the running Ray cluster that the run joins, as Ray finds it; None if the run starts one of its own."""
+    address = OmegaConf.select(config, "ray_kwargs.ray_init.address")
+    if address in (None, "auto"):
+        address = os.environ.get("RAY_ADDRESS") or address
+    return None if address == "local" else address
+
+
+def differing_nodes(config: DictConfig) -> list[str]:
+    """What the nodes of a running cluster lack: GPUs, the plugin, this machine's versions, the files of the run.
+
+    Where only the frame cache is not shared, the run can start, and a warning says what that costs.
+    """
+    from verl_stvg.dataset import frame_store
+
+    address = cluster_address(config)
+    if address is None:
+        return []
+    paths, store = files_of_a_run(config), frame_store(config.data)
+    shared = [store.folder] if store else []
+    if int(config.trainer.save_freq) > 0:
+        shared.append(config.trainer.default_local_dir)
+    environment = OmegaConf.to_container(OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env") or DictConfig({}))
+    found = nodes.survey(address, paths, shared, environment)
+    if isinstance(found, str):
+        return [f"the nodes of the Ray cluster at {address} cannot be asked: {found}"]
+    here = nodes.facts(paths, [])
+    problems = too_few_gpus_on_nodes(config, [node["resources"] for node in found])
+    for node in found:
+        problems += [f"{node['node']} {problem}" for problem in nodes.different(node, here)]
+        for folder in node.get("unshared", []):
+            text = f"{node['node']} does not share {folder} with this machine"
+            if store and folder == str(Path(store.folder).absolute()):
+                logger.warning("%s: videos travel as pixels; set data.video_cache.folder to a shared folder", text)
+            else:
+                problems.append(f"{text}, so no run can go on from its checkpoints; set trainer.default_local_dir")
+    return problems
+
+
+def files_of_a_run(config: DictConfig) -> list[str]:
+    """Row files, the first video of each, and the model if it is a folder: what every node reads."""
+    from pyarrow import parquet
+
+    from verl_stvg.video.build import located, root_of
+
+    paths = []
+    for key in ("data.train_files", "data.val_files"):
+        files = OmegaConf.select(config, key)
+        for file in [files] if isinstance(files, str) else files or []:
+            if "://" in file:
+                continue
+            paths.append(file)
+            table = parquet.ParquetFile(Path(file).expanduser())
+            if "videos" in table.schema_arrow.names and table.metadata.num_rows:
+                root = root_of(Path(file).expanduser().resolve(), OmegaConf.select(config, "data.video_root"))
+                videos = next(table.iter_batches(1, columns=["videos"])).to_pylist()[0]["videos"]
+                paths += [located(video, root)["video"] for video in videos[:1]]
+    model = config.actor_rollout_ref.model.path
+    return paths + [model] if Path(model).exists() else paths
+
+
+def too_few_gpus_on_nodes(config: DictConfig, resources: list[dict]) -> list[str]:
+    """Whether a cluster has a place for each of a run's groups of workers; verl would wait for one for ever.
+
+    Args:
+        resources: of each node, as Ray counts them.
+    """
+    from verl.plugin.platform import get_platform
+
+    name, gpus, groups = get_platform().ray_resource_name(), int(config.trainer.n_gpus_per_node), config.trainer.nnodes
+    places = [min(node.get(name, 0) // gpus, node.get("CPU", 0) // (CPUS_OF_A_GPU * gpus)) for node in resources]
+    if sum(places) >= int(groups):
+        return []
+    offered = ", ".join(f"{node.get(name, 0):.0f} and {node.get('CPU', 0):.0f}" for node in resources)
+    return [
+        f"trainer.nnodes={groups} groups of trainer.n_gpus_per_node={gpus} need {gpus} {name}s and "
+        f"{CPUS_OF_A_GPU * gpus} CPUs on one node each, and the cluster's {len(resources)} nodes offer {offered} (CPUs "
+        "are a count: `ray start --num-cpus`); start the missing nodes, or lower trainer.nnodes or n_gpus_per_node"
     ]
 
 
@@ -251,14 +347,13 @@ def needed_cpus(config: DictConfig) -> int:
     agents = int(OmegaConf.select(config, "actor_rollout_ref.rollout.agent.num_workers") or 1)
     rewards = int(OmegaConf.select(config, "reward.num_workers") or 1)
     gpus = int(config.trainer.n_gpus_per_node) * int(config.trainer.nnodes)
-    return BASE_CPUS + storage + agents + rewards + 3 * gpus
+    return BASE_CPUS + storage + agents + rewards + CPUS_OF_A_GPU * gpus
 
 
 def too_few_cpus(config: DictConfig) -> list[str]:
     """Whether the Ray cluster, the one this run would start or the one it joins, has the logical CPUs it needs."""
     needed = needed_cpus(config)
-    address = os.environ.get("RAY_ADDRESS") or OmegaConf.select(config, "ray_kwargs.ray_init.address")
-    if address and address != "local":
+    if address := cluster_address(config):
         offered = cluster_cpus(address)
         if isinstance(offered, str):
             return [
@@ -292,7 +387,7 @@ def cluster_cpus(address: str) -> int | str:
         return f"no answer within {_CLUSTER_SECONDS} s"
     if done.returncode:
         return next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
-    return int(done.stdout.split()[-1])
+    return int(next(line for line in done.stdout.splitlines() if line.isdigit()))  # Ray writes there too
 
 
 def too_little_memory() -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from verl_stvg.video.build import VIDEO_COLUMN, located, plan_of
 from verl_stvg.video.decode import VideoInfo, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan
+from verl_stvg.video.positions import added_tokens, fit, writes_times
 from verl_stvg.video.refs import CachedFrames, view
 from verl_stvg.video.store import FrameStore
 
@@ -31,17 +32,19 @@ class Prompt:
         text: after the chat template, with one placeholder token for each video.
         ids: its tokens.
         videos: in the order of the placeholders; their frames lie in the cache.
+        added: tokens by which the prompt grows when the videos take the places of their placeholders.
     """
 
     uid: str
     text: str
     ids: tuple[int, ...]
     videos: tuple[CachedFrames, ...]
+    added: int
 
     @property
     def num_tokens(self) -> int:
-        """Tokens the model reads: each placeholder stands for all visual tokens of its video."""
-        return len(self.ids) + sum(video.plan.num_tokens - 1 for video in self.videos)
+        """Tokens the model reads."""
+        return len(self.ids) + self.added
 
     @property
     def pixel_bytes(self) -> int:
@@ -68,7 +71,7 @@ class PromptMaker:
             ValueError: a video that cannot be used, or a prompt that does not fit its videos.
             CacheError: the cache cannot be written.
         """
-        messages = messages_of(row)
+        messages = fit(messages_of(row), self.processor)
         videos = []
         for part in (
             part for message in messages if isinstance(message["content"], list) for part in message["content"]
@@ -79,7 +82,8 @@ class PromptMaker:
                 videos.append(frames)
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return Prompt(row["extra_info"]["uid"], text, tuple(ids), tuple(videos))
+        added = sum(added_tokens(video.plan, self.processor) for video in videos)
+        return Prompt(row["extra_info"]["uid"], text, tuple(ids), tuple(videos), added)
 
 
 def messages_of(row: dict) -> list[dict]:
@@ -153,8 +157,10 @@ def check_size(plan: SamplingPlan, processor) -> None:
     limits = getattr(getattr(processor, "video_processor", None), "size", None)
     if limits:
         low, high = limits["shortest_edge"], limits["longest_edge"]
-        if not low <= plan.height * plan.width <= high:
+        frames = plan.num_frames if writes_times(processor) else 1  # Qwen3-VL's count the whole video
+        if not low <= frames * plan.height * plan.width <= high:
             raise ValueError(
-                f"frames of {plan.width}x{plan.height} lie outside the limits of the model's processor, {low} to "
-                f"{high} pixels; change the row's min_pixels and max_pixels, or the processor's size"
+                f"{f'{frames} ' if frames > 1 else ''}frames of {plan.width}x{plan.height} lie outside the limits of "
+                f"the model's processor, {low} to {high} pixels; change the row's min_pixels and max_pixels, or the "
+                "processor's size"
             )

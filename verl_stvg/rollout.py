@@ -9,6 +9,7 @@ An exception in verl's agent loop ends, far from its cause, as "no materializabl
 video and what went wrong must be in the message itself.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -90,7 +91,12 @@ class SharedTokens:
 
 @register(AGENT_NAME)
 class VideoGroundingAgentLoop(SingleTurnAgentLoop):
-    """One prompt with videos, one answer (``rollout.agent.default_agent_loop=video_grounding``)."""
+    """One prompt with videos, one answer (``rollout.agent.default_agent_loop=video_grounding``).
+
+    With ``rollout.full_determinism`` each answer is drawn from a seed of its own, see `answer_seed`. verl gives all
+    requests one seed there, so that the answers to a prompt are all the same and GRPO learns nothing, and in its V1
+    trainer one request ID, which takes all of them to one server.
+    """
 
     _counted: dict[str, float] = {}
 
@@ -100,6 +106,11 @@ class VideoGroundingAgentLoop(SingleTurnAgentLoop):
 
     async def run(self, sampling_params, **kwargs):
         began = time.perf_counter()
+        if self.rollout_config.full_determinism:
+            uid, step = (kwargs.get("extra_info") or {}).get("uid"), kwargs["global_steps"]
+            seed = answer_seed(self.rollout_config.seed, uid, step, kwargs["session_id"])
+            sampling_params = {**sampling_params, "seed": seed}
+            kwargs["priority"] = seed >> 32  # verl names the request after it
         try:
             output = await super().run(sampling_params, **kwargs)
         except Exception as error:
@@ -126,6 +137,19 @@ class VideoGroundingAgentLoop(SingleTurnAgentLoop):
         }
         before, VideoGroundingAgentLoop._counted = VideoGroundingAgentLoop._counted, now
         return {name: value - before.get(name, 0) for name, value in now.items()}
+
+
+def answer_seed(seed: int, uid: str, step: int, place: int) -> int:
+    """Seed that one answer is drawn from, 63 bits: the same in a resumed run.
+
+    Args:
+        seed: of the run, ``rollout.seed``.
+        uid: of the row.
+        step: of training.
+        place: of the answer among those to its prompt.
+    """
+    digest = hashlib.blake2b(f"{seed}/{uid}/{step}/{place}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def keyed(videos) -> bool:

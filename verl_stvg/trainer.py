@@ -1,4 +1,4 @@
-"""What verl's V1 trainer lacks here: reward parts and video costs in the training metrics, a shorter wait for rollouts.
+"""What verl's V1 trainer lacks here: reward parts and video costs in its metrics, rollouts by bin, a shorter wait.
 
 verl logs the parts a reward function returns only in validation. The manager is where verl lets a plugin into the
 trainer's process (``rollout.agent.agent_loop_manager_class``), so it brings the metrics along, and the workers whose
@@ -14,14 +14,18 @@ import numpy as np
 import ray
 import transfer_queue as tq
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 from verl_stvg.dataset import frame_store, switch_cache_off
 from verl_stvg.rollout import MASK, STATS
+from verl_stvg.sampler import FEWEST, bins_of, rollout_counts, rollouts_of
 from verl_stvg.worker import VideoGroundingWorker
 
+ROLLOUTS = "__rollout_n__"
+"""Column of a batch from which verl's agent loop takes a prompt's number of rollouts."""
 _NODE_SECONDS = 60
 
 
@@ -77,6 +81,20 @@ class PollingReplayBuffer(ReplayBuffer):
                 sampleable_keys = chosen
         return super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)
 
+    def _materialize_batch(self, partition_id, selected_prompt_uids, partition_snapshot):
+        """In the order in which prompts were asked, not that in which answers came: sums depend on their order."""
+        places = {uid: place for place, uid in enumerate(self.prompt_global_steps[partition_id])}
+        ordered = sorted(partition_snapshot, key=lambda key: place_of(key, places))
+        return super()._materialize_batch(
+            partition_id, selected_prompt_uids, {key: partition_snapshot[key] for key in ordered}
+        )
+
+
+def place_of(key: str, places: dict[str, int]) -> tuple[int, ...]:
+    """Where a trajectory, ``<prompt uid>_<session>_<index>``, stands in its batch; after all, if its prompt is gone."""
+    uid, *rest = key.split("_")
+    return places.get(uid, len(places)), *map(int, rest)
+
 
 def widest_groups(keys: Sequence[str], scores: Sequence[float], count: int) -> set[str]:
     """Uids of the groups whose scores have the largest standard deviations; of equal ones the first."""
@@ -91,16 +109,61 @@ class VideoGroundingLoopManager(AgentLoopManagerTQ):
 
     Where a node of the cluster cannot read the frame cache, or the rollout is not vLLM's, the cache is switched off
     for the run, with a warning: pixels then travel as in verl.
+
+    ``data.rollouts`` gives the prompts of each bin a number of rollouts of their own (`rollout_counts`).
     """
 
     def __init__(self, config, *args, **kwargs):
         log_metrics()
         check_filtering(config)
+        self.rollouts = checked_rollouts(config)
         reason = why_pixels_must_travel(config)
         if reason:
             switch_cache_off(config, reason)
         super().__init__(config, *args, **kwargs)
         self.agent_loop_workers_class = ray.remote(VideoGroundingWorker)
+
+    def generate_sequences(self, prompts: TensorDict) -> None:
+        """Dispatch a batch, of training prompts those with a number of rollouts of their own where it is asked for."""
+        if self.rollouts and "validate" not in prompts:
+            share_rollouts(prompts, self.rollouts, self.config.actor_rollout_ref.rollout.n)
+        super().generate_sequences(prompts)
+
+    @classmethod
+    def create(cls, *args, config, **kwargs):
+        """The manager of a run; with ``trainer.use_v1=false`` a `verl_stvg.legacy.LegacyLoopManager`."""
+        if config.trainer.use_v1:
+            return super().create(*args, config=config, **kwargs)
+        from verl_stvg.legacy import LegacyLoopManager  # loads the older trainer
+
+        return LegacyLoopManager.create(*args, config=config, **kwargs)
+
+
+def share_rollouts(prompts: TensorDict, asked: dict[str, int], n: int) -> None:
+    """Give the prompts of a training batch numbers of rollouts by bin, ``n`` on average, where verl looks for them."""
+    counts = rollout_counts(bins_of(list(prompts["extra_info"]), "data.rollouts"), asked, n)
+    prompts[ROLLOUTS] = NonTensorStack(*counts)
+
+
+def checked_rollouts(config) -> dict[str, int] | None:
+    """Rollouts by bin that ``data.rollouts`` asks for, None where it does not.
+
+    Raises:
+        ValueError: the trainer would dispatch prompts one by one, so that their rollouts cannot change hands.
+    """
+    asked = rollouts_of(config.data)
+    if asked is None:
+        return None
+    mode = config.trainer.v1.trainer_mode
+    if mode != "sync" or (config.algorithm.get("filter_groups") or {}).get("enable"):
+        raise ValueError(
+            f"data.rollouts shares out the rollouts of a whole batch, and with trainer.v1.trainer_mode={mode} or "
+            "algorithm.filter_groups.enable=true verl sends prompts out one by one; use trainer_mode=sync without "
+            "filtering, or leave data.rollouts out"
+        )
+    if config.actor_rollout_ref.rollout.n < FEWEST:
+        raise ValueError(f"data.rollouts needs actor_rollout_ref.rollout.n of at least {FEWEST}")
+    return asked
 
 
 def why_pixels_must_travel(config) -> str | None:
@@ -189,10 +252,10 @@ def reward_metrics(keys: list[str], infos: list[dict]) -> dict[str, float]:
 def curriculum_metrics(keys: list[str], infos: list[dict], masks: list[dict]) -> dict[str, float]:
     """Rewards by the bin of their rows, and what the masks take; empty where rows have no bin.
 
-    ``curriculum/<bin>/<part>`` is a mean, ``curriculum/<bin>/zero_variance_groups`` a share and
-    ``curriculum/<bin>/trajectories`` a count. ``curriculum/<bin>/mask_ratio`` is what the schedule asks for,
-    ``curriculum/<bin>/masked_share`` the part of all temporal units that it comes to; both without the bin's name are
-    means over the whole step.
+    ``curriculum/<bin>/<part>`` is a mean, ``curriculum/<bin>/zero_variance_groups`` a share, and
+    ``curriculum/<bin>/prompts`` and ``curriculum/<bin>/trajectories`` are counts. ``curriculum/<bin>/mask_ratio`` is
+    what the schedule asks for, ``curriculum/<bin>/masked_share`` the part of all temporal units that it comes to; both
+    without the bin's name are means over the whole step.
 
     Args:
         keys: of the trajectories.
@@ -209,6 +272,7 @@ def curriculum_metrics(keys: list[str], infos: list[dict], masks: list[dict]) ->
         for name, values in {**_parts(bin_infos), **_taken(bin_masks)}.items():
             metrics[f"curriculum/{bin_}/{name}"] = float(np.mean(values))
         metrics[f"curriculum/{bin_}/zero_variance_groups"] = _zero_variance(bin_keys, bin_infos)
+        metrics[f"curriculum/{bin_}/prompts"] = len({key.split("_")[0] for key in bin_keys})
         metrics[f"curriculum/{bin_}/trajectories"] = len(found)
     metrics.update({f"curriculum/{name}": float(np.mean(values)) for name, values in _taken(masks).items()})
     return metrics

@@ -13,14 +13,15 @@ from verl_stvg.curriculum import Curriculum, Mask, RowFacts, crop_truth
 from verl_stvg.dataset import frame_store, switch_cache_off
 from verl_stvg.prompts import plan_video_part
 from verl_stvg.rollout import MASK, STATS, KeyedVideoProcessor, RolloutError, keyed, video_parts
+from verl_stvg.video.positions import writes_times
 from verl_stvg.video.refs import CachedPixels
 
 # verl's worker is declared as a Ray actor, of which there are no subclasses; this is the class it was made from
 StockWorker = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
 
-class VideoGroundingWorker(StockWorker):
-    """verl's agent-loop worker, whose trajectories carry keys instead of pixels, and which masks training videos.
+class KeysAndMasks:
+    """What either of verl's agent-loop workers needs so that trajectories carry keys and training videos are masked.
 
     A mask becomes part of the prompt's video, from which vLLM's frames and the actor's pixels are made. It follows
     from the row and the step that the trainer put on the prompt, so it is the same for all rollouts, and after resume.
@@ -80,11 +81,16 @@ class VideoGroundingWorker(StockWorker):
                 tuple((frames.path, frames.plan) for frames, _ in videos), videos[0][0].store, processor.normalisation
             ),
             "video_grid_thw": torch.tensor([plan.grid_thw for plan in plans]),
-            "second_per_grid_ts": torch.tensor([processor.temporal_patch_size / plan.fps for plan in plans]),
             "mm_token_type_ids": True,  # verl makes them anew for the positions
         }
+        if not writes_times(self.processor):
+            inputs["second_per_grid_ts"] = torch.tensor([processor.temporal_patch_size / plan.fps for plan in plans])
         output.extra_fields.setdefault(STATS, {})["queue_bytes"] = len(pickle.dumps(inputs))
         return inputs
+
+
+class VideoGroundingWorker(KeysAndMasks, StockWorker):
+    """verl's agent-loop worker, whose trajectories carry keys instead of pixels, and which masks training videos."""
 
 
 def with_keys(messages, part: dict, keys: dict) -> list[dict]:

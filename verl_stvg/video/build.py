@@ -16,7 +16,7 @@ from verl_stvg.parallel import work
 from verl_stvg.video.cache import CacheError, hash_file
 from verl_stvg.video.decode import VideoInfo
 from verl_stvg.video.markers import STYLES
-from verl_stvg.video.plan import SamplingPlan, plan_video
+from verl_stvg.video.plan import PATCH, SamplingPlan, plan_video
 from verl_stvg.video.quarantine import Quarantine
 from verl_stvg.video.store import FrameStore
 
@@ -53,10 +53,12 @@ class Outcome:
 def plan_of(video: dict, info: VideoInfo) -> SamplingPlan:
     """Sampling plan of one entry of a row's ``videos``; keys that are absent or None take the plan's defaults.
 
+    ``patch``, which no row has, is the model's (`verl_stvg.video.positions.fit`).
+
     Raises:
         ValueError: see `plan_video`; a missing track file, or an unknown style of markers.
     """
-    chosen = {key: video[key] for key in PLAN_KEYS if video.get(key) is not None}
+    chosen = {key: video[key] for key in (*PLAN_KEYS, "patch") if video.get(key) is not None}
     plan = plan_video(info.num_frames, info.fps, info.width, info.height, **chosen)
     if video.get("tracks") is None:
         return plan
@@ -92,12 +94,13 @@ def root_of(file: Path, given: str | Path | None = None) -> Path:
     return (file.parent / (root or ".")).resolve()
 
 
-def read_jobs(files: Iterable[str | Path], video_root: str | Path | None = None) -> list[Job]:
+def read_jobs(files: Iterable[str | Path], video_root: str | Path | None = None, patch: int = PATCH) -> list[Job]:
     """Every distinct video and plan of the rows, in their order.
 
     Args:
         files: parquet files with a column ``videos``, as `verl_stvg.dataset` reads them.
         video_root: see `root_of`.
+        patch: of the model, see `plan_video`.
 
     Raises:
         ValueError: a missing file, or one without the column.
@@ -113,7 +116,7 @@ def read_jobs(files: Iterable[str | Path], video_root: str | Path | None = None)
             for video in videos or ():
                 entry = located(video, root)
                 options = tuple((key, entry[key]) for key in (*PLAN_KEYS, *MARK_KEYS) if key in entry)
-                jobs[Job(entry["video"], options)] = None
+                jobs[Job(entry["video"], options if patch == PATCH else (*options, ("patch", patch)))] = None
     return list(jobs)
 
 

@@ -7,6 +7,9 @@ what Qwen2.5-VL was trained with and the only rate at which the stock actor and 
 Papers whose code reads videos with qwen-vl-utils trained on other frames: spread over the whole video, first and last
 included, and therefore at a rate near 2 fps that differs from video to video. ``rule="qwen_vl_utils"`` gives exactly
 those frames and sizes, and says their true rate.
+
+A model's token is a square of 28 pixels (Qwen2-VL, Qwen2.5-VL) or of 32 (Qwen3-VL). Rows do not say for which; the side
+of a patch, half of it, comes from the model's processor (`verl_stvg.video.positions.fit`).
 """
 
 import math
@@ -14,17 +17,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 PATCH = 14
-"""Side of a vision patch in pixels (Qwen2.5-VL)."""
+"""Side of a vision patch in pixels, unless told (Qwen2-VL, Qwen2.5-VL)."""
+QWEN3_PATCH = 16
+"""The same of Qwen3-VL."""
 MERGE = 2
 """Patches merged per side into one token."""
 TEMPORAL_PATCH = 2
 """Frames merged into one temporal unit."""
 FACTOR = PATCH * MERGE
-"""Frame sides are multiples of this many pixels."""
+"""Frame sides are multiples of this many pixels, with patches of `PATCH`."""
 
 MIN_PIXELS = 128 * FACTOR * FACTOR
 MAX_PIXELS = 768 * FACTOR * FACTOR
-"""Per-frame budget used when a row names none: qwen-vl-utils' VIDEO_MIN_PIXELS and VIDEO_MAX_PIXELS."""
+"""Per-frame budget used when a row names none: qwen-vl-utils' VIDEO_MIN_PIXELS and VIDEO_MAX_PIXELS. The constants are
+pixels for patches of `PATCH`; other patches have as many tokens, and so more or fewer pixels."""
 MAX_FRAMES = 768
 MAX_RATIO = 200
 
@@ -46,14 +52,15 @@ class SamplingPlan:
         frame_indices: (T,) zero-based indices into the source video, never decreasing.
         timestamps: (T,) seconds of the file: of the grid points, ``k / fps`` after the first, or under
             ``qwen_vl_utils`` of the chosen frames.
-        height: of every frame, pixels, a multiple of 28.
-        width: of every frame, pixels, a multiple of 28.
+        height: of every frame, pixels, a multiple of twice `patch`.
+        width: of every frame, pixels, a multiple of twice `patch`.
         fps: frames per second: of the grid, or under ``qwen_vl_utils`` T over the video's duration (its
             ``sample_fps``; with both ends included the frames lie a hair further apart than ``1 / fps``).
         marks: what is drawn on the frames before they are resized: track file, hash of its bytes, style of
             `verl_stvg.video.markers`; None for nothing.
         hidden: runs of temporal units, each from its first to before its last, that the model sees black.
         shown: run of temporal units that is all the model sees, on a clock from 0; None for all.
+        patch: side of a patch of the model, pixels.
     """
 
     frame_indices: tuple[int, ...]
@@ -64,11 +71,13 @@ class SamplingPlan:
     marks: tuple[str, str, str] | None = None
     hidden: tuple[tuple[int, int], ...] = ()
     shown: tuple[int, int] | None = None
+    patch: int = PATCH
 
     @property
     def identity(self) -> dict:
         """All that decides about the pixels in the cache, whatever the track file is called; masks come after it."""
-        kept = {name: value for name, value in vars(self).items() if name not in ("marks", "hidden", "shown")}
+        later = ("marks", "hidden", "shown", "patch")
+        kept = {name: value for name, value in vars(self).items() if name not in later}
         return kept | {"marks": self.marks[1:]} if self.marks else kept
 
     @property
@@ -112,11 +121,11 @@ class SamplingPlan:
     @property
     def grid_thw(self) -> tuple[int, int, int]:
         """Temporal units, patch rows and patch columns: the processor's ``video_grid_thw``."""
-        return self.num_units, self.height // PATCH, self.width // PATCH
+        return self.num_units, self.height // self.patch, self.width // self.patch
 
     @property
     def num_tokens(self) -> int:
-        """Visual tokens the language model reads, without ``<|vision_start|>`` and ``<|vision_end|>``."""
+        """Visual tokens the language model reads, without the text and the marks around them."""
         t, h, w = self.grid_thw
         return t * h * w // MERGE**2
 
@@ -129,35 +138,35 @@ class SamplingPlan:
         return {"fps": self.fps, "total_num_frames": self.num_frames, "frames_indices": list(range(self.num_frames))}
 
 
-def smart_resize(height: int, width: int, min_pixels: int, max_pixels: float) -> tuple[int, int]:
-    """Size nearest to (height, width) with sides that are multiples of 28 and an area within the budget.
+def smart_resize(height: int, width: int, min_pixels: int, max_pixels: float, factor: int = FACTOR) -> tuple[int, int]:
+    """Size nearest to (height, width) with sides that are multiples of ``factor`` and an area within the budget.
 
     The rule of Qwen2-VL's processor (and of qwen-vl-utils), so its results are fixed points: resizing again changes
-    nothing. A frame that is long and narrow keeps a side of 28 where qwen-vl-utils rounds it down to 0; that is the
-    only case in which a frame is shrunk to more than ``max_pixels``.
+    nothing. A frame that is long and narrow keeps a side of ``factor`` where qwen-vl-utils rounds it down to 0; that is
+    the only case in which a frame is shrunk to more than ``max_pixels``.
 
     Raises:
-        ValueError: sides below one pixel, aspect ratio over 200, or a budget that holds no 28 x 28 frame.
+        ValueError: sides below one pixel, aspect ratio over 200, or a budget that holds not one token.
     """
     if min(height, width) < 1:
         raise ValueError(f"frame size {width}x{height} is empty; the video's header is damaged")
     if max(height, width) / min(height, width) > MAX_RATIO:
         raise ValueError(f"aspect ratio of {width}x{height} is over {MAX_RATIO}:1; crop the video first")
-    if max_pixels < FACTOR * FACTOR or min_pixels > max_pixels:
+    if max_pixels < factor * factor or min_pixels > max_pixels:
         raise ValueError(
             f"pixel budget min_pixels={min_pixels}, max_pixels={max_pixels} is impossible; "
-            f"max_pixels must be at least {FACTOR * FACTOR} and not below min_pixels"
+            f"max_pixels must be at least {factor * factor} and not below min_pixels"
         )
-    h = max(FACTOR, round(height / FACTOR) * FACTOR)
-    w = max(FACTOR, round(width / FACTOR) * FACTOR)
+    h = max(factor, round(height / factor) * factor)
+    w = max(factor, round(width / factor) * factor)
     if h * w > max_pixels:
         scale = math.sqrt(height * width / max_pixels)
-        h = max(FACTOR, math.floor(height / scale / FACTOR) * FACTOR)
-        w = max(FACTOR, math.floor(width / scale / FACTOR) * FACTOR)
+        h = max(factor, math.floor(height / scale / factor) * factor)
+        w = max(factor, math.floor(width / scale / factor) * factor)
     elif h * w < min_pixels:
         scale = math.sqrt(min_pixels / (height * width))
-        h = math.ceil(height * scale / FACTOR) * FACTOR
-        w = math.ceil(width * scale / FACTOR) * FACTOR
+        h = math.ceil(height * scale / factor) * factor
+        w = math.ceil(width * scale / factor) * factor
     return h, w
 
 
@@ -206,13 +215,13 @@ def spread(num_frames: int, count: int) -> tuple[int, ...]:
     return tuple((2 * k * last + gaps) // (2 * gaps) for k in range(count))
 
 
-def frame_budget(count: int, min_pixels: int, max_pixels: float, total_pixels: float) -> float:
+def frame_budget(count: int, min_pixels: int, max_pixels: float, total_pixels: float, factor: int = FACTOR) -> float:
     """Largest area of a frame in qwen-vl-utils, pixels: a share of ``total_pixels``, within limits.
 
     Two frames share one temporal patch, so each may have twice its share. The least is 5 % over ``min_pixels``, even if
     ``count`` frames of that are over ``total_pixels``; the most is 768 tokens, or ``max_pixels`` if that is less.
     """
-    share = min(MAX_PIXELS, total_pixels / count * TEMPORAL_PATCH)
+    share = min(_pixels(MAX_PIXELS, factor), total_pixels / count * TEMPORAL_PATCH)
     return min(max_pixels, max(share, int(min_pixels * 1.05)))
 
 
@@ -224,18 +233,19 @@ def plan_video(
     *,
     fps: float = 2.0,
     max_frames: int = MAX_FRAMES,
-    min_pixels: int = MIN_PIXELS,
-    max_pixels: int = MAX_PIXELS,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
     total_pixels: int | None = None,
     min_frames: int = MIN_FRAMES,
     rule: str = "grid",
     video_start: float = 0.0,
     video_end: float | None = None,
+    patch: int = PATCH,
 ) -> SamplingPlan:
-    """Plan one video: by the exact grid, or as qwen-vl-utils 0.0.10 to 0.0.14 and then Qwen2.5-VL's processor do.
+    """Plan one video: by the exact grid, or as qwen-vl-utils 0.0.10 to 0.0.14 and then the model's processor do.
 
-    Under ``qwen_vl_utils`` frames smaller than `PROCESSOR_MIN_PIXELS` get the size to which the processor enlarges
-    them, so a long video may cost more tokens than `frame_budget` says: up to 8 per temporal unit.
+    Under ``qwen_vl_utils`` frames smaller than `PROCESSOR_MIN_PIXELS` get the size to which Qwen2.5-VL's processor
+    enlarges them, so a long video may cost more tokens than `frame_budget` says: up to 8 per temporal unit.
 
     Args:
         num_frames: frames in the source.
@@ -245,13 +255,14 @@ def plan_video(
         fps: grid rate; 2.0 keeps one temporal unit at one second. Under ``qwen_vl_utils`` the rate to come close to.
         max_frames: upper bound on T. A longer video is an error in the grid, and under ``qwen_vl_utils`` sampled at a
             lower rate.
-        min_pixels: per frame.
-        max_pixels: per frame.
+        min_pixels: per frame; default: 128 tokens.
+        max_pixels: per frame; default: 768 tokens.
         total_pixels: over all frames, counted as qwen-vl-utils does (two frames share one temporal patch).
         min_frames: lower bound on T under ``qwen_vl_utils``; the grid has none.
         rule: ``grid`` or ``qwen_vl_utils``.
         video_start: seconds of the file at which what the model sees begins; its clock starts from 0 there.
         video_end: seconds of the file at which it ends, at most a second after the file does; None: with the file.
+        patch: side of a patch of the model, pixels: `PATCH` or `QWEN3_PATCH`.
 
     Raises:
         ValueError: an unknown rule, an empty video, a part that is empty or outside of the video, a non-positive rate,
@@ -263,6 +274,9 @@ def plan_video(
         raise ValueError(f"video has {num_frames} frames at {source_fps} fps; it is empty or its header is damaged")
     if not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
+    factor = patch * MERGE
+    min_pixels = _pixels(MIN_PIXELS, factor) if min_pixels is None else min_pixels
+    max_pixels = _pixels(MAX_PIXELS, factor) if max_pixels is None else max_pixels
     if video_start or video_end is not None:
         first, last = _part(num_frames, source_fps, video_start, video_end)
         limits = {
@@ -270,6 +284,7 @@ def plan_video(
             "min_frames": min_frames,
             "min_pixels": min_pixels,
             "max_pixels": max_pixels,
+            "patch": patch,
         }
         plan = plan_video(
             last - first, source_fps, width, height, fps=fps, total_pixels=total_pixels, rule=rule, **limits
@@ -281,13 +296,14 @@ def plan_video(
         )
     if rule == "qwen_vl_utils":
         count = smart_nframes(num_frames, source_fps, fps, min_frames, max_frames)
-        total = TOTAL_PIXELS if total_pixels is None else total_pixels
-        budget = frame_budget(count, min_pixels, max_pixels, total)
-        h, w = smart_resize(height, width, min_pixels, budget)
-        if h * w < PROCESSOR_MIN_PIXELS:
+        total = _pixels(TOTAL_PIXELS, factor) if total_pixels is None else total_pixels
+        budget = frame_budget(count, min_pixels, max_pixels, total, factor)
+        h, w = smart_resize(height, width, min_pixels, budget, factor)
+        if patch == PATCH and h * w < PROCESSOR_MIN_PIXELS:
             h, w = smart_resize(h, w, PROCESSOR_MIN_PIXELS, PROCESSOR_MAX_PIXELS)
         indices = spread(num_frames, count)
-        return SamplingPlan(indices, tuple(i / source_fps for i in indices), h, w, count / num_frames * source_fps)
+        times = tuple(i / source_fps for i in indices)
+        return SamplingPlan(indices, times, h, w, count / num_frames * source_fps, patch=patch)
     count = math.floor(num_frames / source_fps * fps + 1e-6)
     count -= count % TEMPORAL_PATCH
     if count < TEMPORAL_PATCH:
@@ -302,10 +318,15 @@ def plan_video(
         )
     if total_pixels is not None:
         max_pixels = max(min(max_pixels, total_pixels * TEMPORAL_PATCH // count), int(min_pixels * 1.05))
-    h, w = smart_resize(height, width, min_pixels, max_pixels)
+    h, w = smart_resize(height, width, min_pixels, max_pixels, factor)
     times = tuple(k / fps for k in range(count))
     indices = tuple(min(round(t * source_fps), num_frames - 1) for t in times)
-    return SamplingPlan(indices, times, h, w, float(fps))
+    return SamplingPlan(indices, times, h, w, float(fps), patch=patch)
+
+
+def _pixels(area: float, factor: int) -> float:
+    """Pixels of as many tokens as ``area`` has at `FACTOR`."""
+    return area if factor == FACTOR else int(area / FACTOR**2 * factor**2)
 
 
 def _part(num_frames: int, source_fps: float, start: float, end: float | None) -> tuple[int, int]:

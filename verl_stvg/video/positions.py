@@ -1,21 +1,38 @@
-"""One clock for actor and rollout: Qwen2.5-VL's three-axis positions, mended where the pinned versions break them.
+"""One clock for actor and rollout, mended where the pinned versions break it.
 
-Three faults stand in transformers 5.9.0 and vLLM 0.24.0, and each changes what the model reads:
+Qwen2.5-VL reads time from three-axis positions, Qwen3-VL from text before each temporal unit (``<3.2 seconds>``).
+
+Qwen2.5-VL: three faults stand in transformers 5.9.0 and vLLM 0.24.0, and each changes what the model reads:
 
 1. transformers lets the text after a video start at ``start + max(h, w) / merge``, inside the video's own time span,
    where the model was trained with the largest position so far plus one;
 2. transformers casts the seconds per temporal unit to an integer, so 0.99 s becomes a clock that stands still;
 3. vLLM drops the video's metadata, the processor then assumes 24 fps, and the temporal axis collapses to 0 and 1.
 
+Qwen3-VL: both count positions alike, but not the tokens around a video.
+
+4. verl sends vLLM a prompt in which the units are written out, each cut down to one placeholder; vLLM writes the whole
+   video out again at the first of them, so the rollout reads every time twice, and placeholders without a video;
+5. transformers turns the first time into tokens together with the text before it, vLLM by itself, so that
+   ``</answer><0.2 seconds>`` is read in two ways.
+
 `mend_transformers` runs in every process that builds positions (trainer, evaluation, supervised warm start),
-`mend_vllm` in every vLLM process. Both are idempotent, and both leave an already mended version alone;
-``tests/test_positions.py`` says when that day has come.
+`mend_vllm` in every vLLM process, `mend_server` in verl's servers of vLLM, and `fit` on every prompt. All are
+idempotent, and leave an already mended version alone; ``tests/test_positions.py`` and ``tests/test_qwen3.py`` say when
+that day has come.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+
+from verl_stvg.video.plan import PATCH, TEMPORAL_PATCH, SamplingPlan
+
+_TIME = re.compile(r"<\d+\.\d seconds>")
+_LONGEST_TIME = 24
+"""Tokens; a byte is at most one."""
 
 
 def get_rope_index(
@@ -166,3 +183,110 @@ def mend_vllm() -> None:
 
     qwen2_5_vl.Qwen2_5_VLProcessingInfo.get_data_parser = get_data_parser
     qwen2_5_vl.Qwen2_5_VLMultiModalProcessor._call_hf_processor = _call_hf_processor
+
+
+def writes_times(processor) -> bool:
+    """Whether a Hugging Face processor writes a video's times into the prompt, as Qwen3-VL's does."""
+    return type(processor).__name__ == "Qwen3VLProcessor"
+
+
+def patch_of(processor) -> int:
+    """Side of a patch of a model's videos, pixels; `PATCH` without a processor."""
+    return getattr(getattr(processor, "video_processor", None), "patch_size", PATCH)
+
+
+def fit(messages: Sequence[Mapping], processor) -> list[dict]:
+    """Messages as a model needs them: its patch in every video, and a Qwen3-VL's times on a line of their own.
+
+    A line break is the one thing that no tokenizer of Qwen's joins with what follows, so actor and rollout read the
+    same tokens.
+    """
+    patch, apart = patch_of(processor), writes_times(processor)
+    if patch == PATCH and not apart:
+        return list(messages)
+    fitted = []
+    for message in messages:
+        if isinstance(message["content"], str):
+            fitted.append(message)
+            continue
+        parts: list[dict] = []
+        for part in message["content"]:
+            if part["type"] != "video":
+                parts.append(part)
+                continue
+            if apart and parts and not parts[-1].get("text", "").endswith("\n"):
+                parts.append({"type": "text", "text": "\n"})
+            parts.append({**part, "patch": patch})
+        fitted.append({**message, "content": parts})
+    return fitted
+
+
+def times_of(plan: SamplingPlan) -> list[str]:
+    """What Qwen3-VL's processor writes before each temporal unit: the mean time of its frames, to a tenth of a second,
+    on the clock that the plan's metadata give.
+    """
+    times = [k / plan.fps for k in range(plan.num_frames)]
+    pairs = zip(times[::TEMPORAL_PATCH], times[TEMPORAL_PATCH - 1 :: TEMPORAL_PATCH], strict=True)
+    return [f"<{(first + last) / TEMPORAL_PATCH:.1f} seconds>" for first, last in pairs]
+
+
+def added_tokens(plan: SamplingPlan, processor) -> int:
+    """How many tokens the prompt grows by when a video takes the place of its placeholder token."""
+    if not writes_times(processor):
+        return plan.num_tokens - 1
+    times = processor.tokenizer(times_of(plan), add_special_tokens=False)["input_ids"]
+    marks = 2 * (plan.num_units - 1)  # the template has one pair
+    return plan.num_tokens - 1 + marks + sum(map(len, times))
+
+
+def folded(prompt_ids: Sequence[int], processor) -> list[int]:
+    """A prompt of Qwen3-VL in which each video is one placeholder again, between its marks, as vLLM wants it.
+
+    Args:
+        prompt_ids: as the processor makes them, runs of placeholders whole or cut down to one.
+        processor: a ``Qwen3VLProcessor``.
+
+    Raises:
+        ValueError: a video whose first time was made into tokens together with the text before it.
+    """
+    start, end, video = processor.vision_start_token_id, processor.vision_end_token_id, processor.video_token_id
+    ids, kept, last = list(prompt_ids), [], 0
+    place = 0
+    while place < len(ids):
+        if ids[place] != start or ids[place + 1 : place + 2] != [video]:
+            kept.append(ids[place])
+            place += 1
+            continue
+        before = kept[last:]  # since the last unit
+        length = _time_at_the_end(before, processor.tokenizer)
+        if length is None:
+            raise ValueError(
+                f"before a video the prompt has no time of its own, but "
+                f"{processor.tokenizer.decode(before[-_LONGEST_TIME:])!r}; put a line break before <video>"
+            )
+        del kept[len(kept) - length :]
+        place = ids.index(end, place) + 1
+        if not last or len(kept) > last:  # not the next unit of the same video
+            kept += [start, video, end]
+        last = len(kept)
+    return kept
+
+
+def _time_at_the_end(ids: list[int], tokenizer) -> int | None:
+    """Tokens of the time that a text ends with."""
+    tail = ids[-_LONGEST_TIME:]
+    for length in range(len(tail), 0, -1):  # between two units there is nothing else
+        if _TIME.fullmatch(tokenizer.decode(tail[-length:])):
+            return length
+    return None
+
+
+def mend_server(vllm_async_server) -> None:
+    """Let verl's server of vLLM fold the videos of Qwen3-VL's prompts; other prompts are verl's business."""
+    stock = vllm_async_server.qwen2_5_vl_dedup_image_tokens
+
+    def dedup(prompt_ids, processor):
+        ids = stock(prompt_ids, processor)
+        return folded(ids, processor) if writes_times(processor) else ids
+
+    vllm_async_server.qwen2_5_vl_dedup_image_tokens = dedup

@@ -6,8 +6,8 @@ stand for them on the way: `CachedFrames` arrives in another process as a tensor
 the processor's ``pixel_values_videos`` at the moment verl concatenates a micro batch. A mask (`SamplingPlan.hidden`,
 `SamplingPlan.shown`) is part of the key and laid over the cached frames here, so that whoever reads sees the same.
 
-Pixels are made with the arithmetic of Hugging Face's Qwen2-VL video processor, to the bit; `Normalisation.of` checks
-that against the processor at hand and refuses another kind.
+Pixels are made with the arithmetic of Hugging Face's Qwen2-VL video processor, which is also that of Qwen3-VL's, to the
+bit; `Normalisation.of` checks that against the processor at hand and refuses another kind.
 """
 
 import math
@@ -100,9 +100,8 @@ class Normalisation:
         side = self.patch * self.merge
         shape = (2 * self.temporal_patch, side, 2 * side, 3)
         clip = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        theirs = processor(videos=[torch.from_numpy(clip).permute(0, 3, 1, 2)], do_resize=False, return_tensors="pt")[
-            "pixel_values_videos"
-        ]
+        video, as_it_is = torch.from_numpy(clip).permute(0, 3, 1, 2), {"do_resize": False, "do_sample_frames": False}
+        theirs = processor(videos=[video], **as_it_is, return_tensors="pt")["pixel_values_videos"]
         if theirs.shape[1:] != (self.width,) or not torch.equal(theirs, self.pixels([clip])):
             raise ValueError(f"{type(processor).__name__} makes other pixels than Qwen2-VL's video processor")
         return self

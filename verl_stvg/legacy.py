@@ -1,0 +1,85 @@
+"""The same agent loop under verl's older trainer, ``trainer.use_v1=false``: whole batches, in a fixed order.
+
+Where its samples are drawn from seeds (``rollout.full_determinism``), a run of this trainer is the same to the bit
+every time, resumed or not (docs/resume.md). It has no queue, so its manager and its workers are other classes of
+verl's.
+"""
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import ray
+from verl.experimental.agent_loop import agent_loop
+from verl.protocol import DataProto
+from verl.trainer.ppo import ray_trainer
+
+from verl_stvg.dataset import switch_cache_off
+from verl_stvg.rollout import MASK, STATS
+from verl_stvg.trainer import curriculum_metrics, reward_metrics, video_metrics, why_pixels_must_travel
+from verl_stvg.worker import KeysAndMasks
+
+
+class KeyedOutput(agent_loop._InternalAgentLoopOutput):
+    """verl's own record of a trajectory, which insists on tensors; keys that stand for pixels are none."""
+
+    multi_modal_inputs: dict[str, Any] | None = None
+
+
+class LegacyWorker(KeysAndMasks, agent_loop.AgentLoopWorker):
+    """The older agent-loop worker, whose trajectories carry keys instead of pixels, and which masks training videos."""
+
+    def __init__(self, *args, **kwargs):
+        agent_loop._InternalAgentLoopOutput = KeyedOutput
+        super().__init__(*args, **kwargs)
+
+
+class LegacyLoopManager(agent_loop.AgentLoopManager):
+    """The older manager with `LegacyWorker`; each prompt says its step and which of its group it is, as in V1."""
+
+    def __init__(self, config, *args, **kwargs):
+        log_metrics()
+        reason = why_pixels_must_travel(config)
+        if reason:
+            switch_cache_off(config, reason)
+        super().__init__(config, *args, **kwargs)
+        self.agent_loop_workers_class = ray.remote(LegacyWorker)
+
+    def generate_sequences(self, prompts: DataProto) -> DataProto:
+        """Answers of a batch, in its order."""
+        columns = prompts.non_tensor_batch
+        columns["session_id"] = places_in_group(columns["uid"])
+        columns["global_steps"] = np.full(len(prompts), prompts.meta_info["global_steps"])
+        return super().generate_sequences(prompts)
+
+
+def places_in_group(uids) -> np.ndarray:
+    """Of each item, how many before it have the same uid."""
+    seen = defaultdict(int)
+    places = []
+    for uid in uids:
+        places.append(seen[uid])
+        seen[uid] += 1
+    return np.array(places)
+
+
+def log_metrics() -> None:
+    """Let the older trainer of this process log what `verl_stvg.trainer.log_metrics` logs in V1; idempotent."""
+    stock = ray_trainer.compute_data_metrics
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    def compute_data_metrics(batch, *args, **kwargs):
+        columns = batch.non_tensor_batch
+        keys = [f"{uid}_{place}" for uid, place in zip(columns["uid"], places_in_group(columns["uid"]), strict=True)]
+        parts = batch.meta_info["reward_extra_keys"]
+        infos = [{name: columns[name][place] for name in parts} for place in range(len(keys))]
+        return {
+            **stock(batch, *args, **kwargs),
+            **reward_metrics(keys, infos),
+            **curriculum_metrics(keys, infos, [mask or {} for mask in columns[MASK]]),
+            **video_metrics([stats or {} for stats in columns[STATS]]),
+        }
+
+    compute_data_metrics.__wrapped__ = stock
+    ray_trainer.compute_data_metrics = compute_data_metrics
