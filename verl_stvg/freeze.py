@@ -63,5 +63,7 @@ def freeze(module, keep_merger: bool = False) -> None:
     visual.requires_grad_(False)
     if keep_merger:
         visual.merger.requires_grad_(True)
+        if hasattr(visual, "deepstack_merger_list"):  # Qwen3-VL has several
+            visual.deepstack_merger_list.requires_grad_(True)
     frozen = sum(p.numel() for p in visual.parameters() if not p.requires_grad)
     logger.info("vision tower frozen: %d parameters", frozen)

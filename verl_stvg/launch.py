@@ -159,7 +159,7 @@ def failure(log: Path) -> str:
     ours = [i for i in starts if lines[i].startswith("verl_stvg.") or ": sample " in lines[i]]
     start = (ours or starts)[-1]
     end = start + 1
-    while end < len(lines) and lines[end].strip() and (lines[end].startswith("  ") or end == start):
+    while end < len(lines) and lines[end].strip() and (lines[end][:1].isspace() or end == start):
         end += 1
     return "\n".join(lines[start:end])
 
