@@ -17,10 +17,11 @@ from verl_stvg.preflight import PreflightError
 
 
 @pytest.fixture
-def config(rows, tmp_path):
+def config(rows, tmp_path, monkeypatch):
     """STVG-R1's recipe at tiny size, composed, on the synthetic rows; overrides as on the command line."""
     from data_builders.tiny_model import make_processor
 
+    monkeypatch.setattr(preflight, "CPU_RUN_BYTES", 0)  # nothing is started here
     folder = tmp_path / "model"
     make_processor().save_pretrained(folder)
     shutil.copyfile(_config_json(tmp_path), folder / "config.json")

@@ -44,6 +44,8 @@ ADDED_KEYS = {
     "model_engine",
     "data.check_videos",
     "data.curriculum",
+    "data.draw",
+    "data.rollouts",
     "data.video_cache",
     "data.video_root",
     "actor_rollout_ref.rollout.enable_sleep_mode",
