@@ -431,7 +431,7 @@ def write_encoded(path, codec, options, varying, count=70):
 def plainly(frames, start, stop):
     indices = tuple(range(start, stop))
     times = tuple(k / frames.fps for k in indices)
-    return read_frames(frames.path, SamplingPlan(indices, times, frames.height, frames.width, frames.fps))
+    return read_frames(frames.path, SamplingPlan(indices, times, frames.height, frames.width, frames.fps), threads=1)
 
 
 @pytest.mark.parametrize("name, codec, options, varying", ENCODINGS.values(), ids=ENCODINGS)
@@ -469,7 +469,7 @@ def test_damaged_files_are_read_as_everywhere_else(tmp_path):
         broken = data.copy()
         broken[place : place + 300] = rng.bytes(300)
         (tmp_path / f"{place}.mkv").write_bytes(broken)
-        frames = VideoFrames(tmp_path / f"{place}.mkv")
+        frames = VideoFrames(tmp_path / f"{place}.mkv", threads=1)  # several conceal damage differently each time
         for start in range(0, 70, 14):
             found = []
             for read in (frames.read, lambda a, b, frames=frames: plainly(frames, a, b)):

@@ -66,7 +66,7 @@ def foreign_packages(folder):
     return folder
 
 
-@pytest.mark.engine
+@pytest.mark.long
 def test_nodes_that_differ_and_a_node_that_dies(rows, tmp_path, monkeypatch, caplog):
     """Three raylets: as the driver; with other packages; and where the kernel lets us, with the rows out of sight."""
     monkeypatch.chdir(tmp_path)  # Ray puts the driver's folder first on every worker's path
