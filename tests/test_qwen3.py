@@ -258,7 +258,7 @@ def ask_both(processor, media):
     return dict(inputs), {"image": images} if images else {"video": videos} if videos else {}, prompts
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_transformers_and_vllm_make_the_same_of_a_prompt(qwen3, vllm_processor):
     """Tokens, positions and pixels, whichever way the prompt is given, at any rate and length."""
     processor = hf_processor(str(qwen3))
@@ -289,7 +289,7 @@ def test_without_the_mend_vllm_reads_another_prompt(vllm_processor):
     assert ids.count(PROCESSOR.video_token_id) == whole.count(PROCESSOR.video_token_id) + 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_verls_forward_is_the_models(run_python, qwen3):
     """verl replaces the model's forward, for transformers of another version, and gives it positions of four axes."""
     code = """
