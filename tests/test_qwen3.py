@@ -4,7 +4,6 @@ The live tests run this file as a program, because a vLLM engine wants a process
 `python tests/test_qwen3.py MODEL` prints what vLLM and transformers make of the same prompts, as one line of JSON.
 """
 
-import asyncio
 import json
 import os
 import subprocess
@@ -21,17 +20,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize as qwen3_resize
-from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.utils import hf_processor
 from verl.utils.model import extract_multi_modal_inputs
-from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 from verl.workers.rollout.utils import qwen2_5_vl_dedup_image_tokens
 
 from tests import tiny_qwen3
 from tests.parity import record, recorded
+from tests.test_rollout import rolled_out
 from verl_stvg.dataset import RowError, VideoGroundingDataset
 from verl_stvg.prompts import PromptMaker
-from verl_stvg.rollout import KeyedVideoProcessor, SharedTokens
 from verl_stvg.video import positions
 from verl_stvg.video.plan import MERGE, QWEN3_PATCH, SamplingPlan, plan_video, smart_resize
 from verl_stvg.video.refs import Normalisation
@@ -331,32 +328,8 @@ def made(rows, tmp_path, qwen3):
     return make
 
 
-def rolled_out(dataset, row, worker_class):
-    """Prompt tokens, multi-modal inputs and positions of one rollout of a row, as verl's worker makes them."""
-    if worker_class is VideoGroundingWorker:
-        dataset.processor.video_processor = KeyedVideoProcessor(dataset.processor.video_processor)
-    _, videos, _ = asyncio.run(dataset.process_multi_modal_info(row["raw_prompt"], 16, dataset.config))
-    builder = SharedTokens(
-        create_continuous_token_builder(
-            tokenizer=dataset.tokenizer, processor=dataset.processor, hf_model_type="qwen3_vl"
-        )
-    )
-    prompt = builder.build_initial_tokens(list(row["raw_prompt"]), videos=videos, images=None, audios=None)
-    answer = dataset.tokenizer("<answer>Target ID: 3, Time range: 1.00 to 2.00</answer>")["input_ids"]
-    output = AgentLoopOutput(
-        prompt_ids=prompt,
-        response_ids=answer,
-        response_mask=[1] * len(answer),
-        multi_modal_data={"videos": videos},
-        metrics={},
-        extra_fields={},
-        num_turns=2,
-    )
-    worker = object.__new__(worker_class)
-    worker.processor, worker.tokenizer, worker.mm_processor_kwargs = dataset.processor, dataset.tokenizer, {}
-    ids = torch.tensor([prompt + answer])
-    inputs = worker._compute_multi_modal_inputs(output, ids[0])
-    return prompt, inputs, worker._compute_position_ids(ids, torch.ones_like(ids), inputs)
+def rolled(dataset, row, worker_class):
+    return rolled_out(dataset, row, worker_class, QWEN3_PATCH, "qwen3_vl")
 
 
 def test_keys_are_the_same_as_pixels_to_the_bit(made):
@@ -364,10 +337,10 @@ def test_keys_are_the_same_as_pixels_to_the_bit(made):
         results = []
         for enabled, worker in ((False, StockWorker), (True, VideoGroundingWorker)):
             dataset = made(enabled)
-            results.append(rolled_out(dataset, dataset[k], worker))
-        (stock, pixels, stock_positions), (ours, keys, our_positions) = results
-        assert ours == stock and torch.equal(our_positions, stock_positions)
-        made_late, shipped = extract_multi_modal_inputs([keys] * 2), extract_multi_modal_inputs([pixels] * 2)
+            results.append(rolled(dataset, dataset[k], worker))
+        stock, ours = results
+        assert ours.prompt == stock.prompt and torch.equal(ours.positions, stock.positions)
+        made_late, shipped = (extract_multi_modal_inputs([one.inputs] * 2) for one in (ours, stock))
         assert made_late.keys() == shipped.keys()
         assert all(torch.equal(made_late[name], shipped[name]) for name in shipped)
 
@@ -386,7 +359,7 @@ def test_pixels_are_the_processors_to_the_bit():
 def test_prompt_lengths_are_known_without_decoding(made, rows, tmp_path):
     """The check's arithmetic, the generation's, and the processor's tokens of the decoded video are one number."""
     dataset = made(False)
-    prompt, _, _ = rolled_out(dataset, dataset[0], StockWorker)
+    prompt = rolled(dataset, dataset[0], StockWorker).prompt
     assert made(True)._check_row(dataset.dataframe[0], "exist", None) == (None, len(prompt))
     maker = PromptMaker(PROCESSOR, FrameStore(str(tmp_path / "frames")))
     assert maker({**dataset.dataframe[0], "video_root": str(rows)}).num_tokens == len(prompt)

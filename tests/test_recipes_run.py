@@ -1,11 +1,12 @@
 """Every recipe trains for real: two steps through its own yaml and the override `tiny`, on rows of its own task."""
 
-import json
-
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_builders import synthetic, tiny_model
 from tests.recipe_values import ALL
+from tests.test_engine import lines, metrics_of
 from verl_stvg import launch
 
 pytestmark = pytest.mark.long
@@ -37,7 +38,7 @@ def test_two_steps(tmp_path, recipe):
         tmp_path / "run",
     )
     assert status == 0, (tmp_path / "run" / "train.log").read_text(errors="replace")[-6000:]
-    steps = {step["step"]: step["data"] for step in lines(tmp_path / "run" / "metrics.jsonl")}
+    steps = metrics_of(tmp_path / "run")
     parts = set(tiny_model.reward_parts([], [], recipe))
     for step in (1, 2):
         assert {f"reward/{part}/mean" for part in parts} <= steps[step].keys()
@@ -50,15 +51,8 @@ def test_two_steps(tmp_path, recipe):
 
 def synthetic_bins(rows, out):
     """The same rows, every second one hard, as `verl-stvg select subset` writes them."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     table = pq.read_table(rows).to_pylist()
     for k, row in enumerate(table):
         row["extra_info"] |= {"bin": "hard" if k % 2 else "easy", "difficulty": k % 2}
     pq.write_table(pa.Table.from_pylist(table), out)
     return out
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]

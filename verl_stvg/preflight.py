@@ -10,6 +10,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -199,14 +200,20 @@ def _leaves(config, prefix: str = "") -> set[str]:
     return found
 
 
-def missing_files(config: DictConfig) -> list[str]:
-    """Row files and model folders that are not there; names of remote places are left to verl."""
-    problems = []
+def row_files(config: DictConfig) -> Iterator[tuple[str, str]]:
+    """The run's row files, each with the key that names it; those in remote places are left out."""
     for key in ("data.train_files", "data.val_files"):
         files = OmegaConf.select(config, key)
-        for file in [files] if isinstance(files, str) else files or []:
-            if "://" not in file and not Path(file).expanduser().is_file():
-                problems.append(f"{key}: {file} does not exist; build the rows first, or correct the path")
+        yield from ((key, file) for file in ([files] if isinstance(files, str) else files or []) if "://" not in file)
+
+
+def missing_files(config: DictConfig) -> list[str]:
+    """Row files and model folders that are not there; names of remote places are left to verl."""
+    problems = [
+        f"{key}: {file} does not exist; build the rows first, or correct the path"
+        for key, file in row_files(config)
+        if not Path(file).expanduser().is_file()
+    ]
     model = OmegaConf.select(config, "actor_rollout_ref.model.path")
     if model and "://" not in model and Path(model).is_absolute() and not (Path(model) / "config.json").is_file():
         problems.append(f"actor_rollout_ref.model.path: {model} holds no model (config.json); correct the path")
@@ -308,17 +315,13 @@ def files_of_a_run(config: DictConfig) -> list[str]:
     from verl_stvg.video.build import located, root_of
 
     paths = []
-    for key in ("data.train_files", "data.val_files"):
-        files = OmegaConf.select(config, key)
-        for file in [files] if isinstance(files, str) else files or []:
-            if "://" in file:
-                continue
-            paths.append(file)
-            table = parquet.ParquetFile(Path(file).expanduser())
-            if "videos" in table.schema_arrow.names and table.metadata.num_rows:
-                root = root_of(Path(file).expanduser().resolve(), OmegaConf.select(config, "data.video_root"))
-                videos = next(table.iter_batches(1, columns=["videos"])).to_pylist()[0]["videos"]
-                paths += [located(video, root)["video"] for video in videos[:1]]
+    for _, file in row_files(config):
+        paths.append(file)
+        table = parquet.ParquetFile(Path(file).expanduser())
+        if "videos" in table.schema_arrow.names and table.metadata.num_rows:
+            root = root_of(Path(file).expanduser().resolve(), OmegaConf.select(config, "data.video_root"))
+            videos = next(table.iter_batches(1, columns=["videos"])).to_pylist()[0]["videos"]
+            paths += [located(video, root)["video"] for video in videos[:1]]
     model = config.actor_rollout_ref.model.path
     return paths + [model] if Path(model).exists() else paths
 

@@ -222,9 +222,8 @@ def log_metrics() -> None:
             data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
             extras = data.pop("extra_fields").tolist()
             infos = [fields["reward_extra_info"] for fields in extras]
-            metrics.update(reward_metrics(keys, infos))
-            metrics.update(curriculum_metrics(keys, infos, [fields.get(MASK) or {} for fields in extras]))
-            metrics.update(video_metrics([fields.get(STATS) or {} for fields in extras]))
+            masks, stats = ([fields.get(name) or {} for fields in extras] for name in (MASK, STATS))
+            metrics.update(step_metrics(keys, infos, masks, stats))
         rollout = self.config.actor_rollout_ref.rollout
         # verl pads a batch whose prompts failed and goes on; here it is at least a number
         metrics["rollout/missing"] = max(0, self.config.data.train_batch_size * rollout.n - len(keys))
@@ -232,6 +231,11 @@ def log_metrics() -> None:
 
     _compute_metrics.__wrapped__ = stock
     trainer_base.PPOTrainer._compute_metrics = _compute_metrics
+
+
+def step_metrics(keys: list[str], infos: list[dict], masks: list[dict], stats: list[dict]) -> dict[str, float]:
+    """All that a training step logs beyond verl's own: `reward_metrics`, `curriculum_metrics` and `video_metrics`."""
+    return {**reward_metrics(keys, infos), **curriculum_metrics(keys, infos, masks), **video_metrics(stats)}
 
 
 def reward_metrics(keys: list[str], infos: list[dict]) -> dict[str, float]:
