@@ -116,7 +116,7 @@ def test_nodes_that_differ_and_a_node_that_dies(rows, tmp_path, monkeypatch, cap
             missing, unshared = (problem for problem in problems if "(127.0.0.6)" in problem)
             assert f"does not see {hidden}/rows/train.parquet, " in missing and "mount the folder there" in missing
             assert f"does not share {hidden}/checkpoints" in unshared
-            assert f"(127.0.0.6) does not share {hidden}/frames" in caplog.text and "as pixels" in caplog.text
+            assert f"(127.0.0.6) does not share {hidden}/frames" in caplog.text and "of its own" in caplog.text
             names_a_dead_node(address, third)
 
 

@@ -280,7 +280,7 @@ def cluster_address(config: DictConfig) -> str | None:
 def differing_nodes(config: DictConfig) -> list[str]:
     """What the nodes of a running cluster lack: GPUs, the plugin, this machine's versions, the files of the run.
 
-    Where only the frame cache is not shared, the run can start, and a warning says what that costs.
+    Frame caches need not be shared: a node that lacks a video's frames decodes it, and a warning says so.
     """
     from verl_stvg.dataset import frame_store
 
@@ -302,7 +302,7 @@ def differing_nodes(config: DictConfig) -> list[str]:
         for folder in node.get("unshared", []):
             text = f"{node['node']} does not share {folder} with this machine"
             if store and folder == str(Path(store.folder).absolute()):
-                logger.warning("%s: videos travel as pixels; set data.video_cache.folder to a shared folder", text)
+                logger.warning("%s, so it fills a cache of its own, decoding once every video that it needs", text)
             else:
                 problems.append(f"{text}, so no run can go on from its checkpoints; set trainer.default_local_dir")
     return problems

@@ -7,13 +7,10 @@ trajectories carry keys instead of pixels.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import ray
 import transfer_queue as tq
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
@@ -26,7 +23,6 @@ from verl_stvg.worker import VideoGroundingWorker
 
 ROLLOUTS = "__rollout_n__"
 """Column of a batch from which verl's agent loop takes a prompt's number of rollouts."""
-_NODE_SECONDS = 60
 
 
 class PollingReplayBuffer(ReplayBuffer):
@@ -107,8 +103,7 @@ def widest_groups(keys: Sequence[str], scores: Sequence[float], count: int) -> s
 class VideoGroundingLoopManager(AgentLoopManagerTQ):
     """verl's manager with `VideoGroundingWorker`, in a trainer that logs ``reward/<part>/mean`` and `video_metrics`.
 
-    Where a node of the cluster cannot read the frame cache, or the rollout is not vLLM's, the cache is switched off
-    for the run, with a warning: pixels then travel as in verl.
+    Where the rollout is not vLLM's, the cache is switched off, with a warning, and pixels travel as in verl.
 
     ``data.rollouts`` gives the prompts of each bin a number of rollouts of their own (`rollout_counts`).
     """
@@ -168,31 +163,10 @@ def checked_rollouts(config) -> dict[str, int] | None:
 
 def why_pixels_must_travel(config) -> str | None:
     """What keeps this run from sending keys instead of pixels; None if nothing does."""
-    store = frame_store(config.data)
-    if store is None:
+    if frame_store(config.data) is None:
         return "data.video_cache.enabled is false"
     if config.actor_rollout_ref.rollout.name != "vllm":
         return f"rollout.name={config.actor_rollout_ref.rollout.name} is not vllm"
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
-        return None
-    Path(store.folder).mkdir(parents=True, exist_ok=True)
-    mark = Path(store.folder, f".reachable-{uuid4().hex}")
-    mark.touch()
-    looks = ray.remote(num_cpus=0)(lambda: mark.is_file())
-    asked = {
-        looks.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
-        for node in nodes
-    }
-    ray.wait(list(asked), num_returns=len(asked), timeout=_NODE_SECONDS)
-    blind = [
-        node["NodeManagerAddress"]
-        for answer, node in asked.items()
-        if not (ray.wait([answer], timeout=0)[0] and ray.get(answer))
-    ]
-    mark.unlink()
-    if blind:
-        return f"{store.folder} is not shared with {', '.join(blind)}; set data.video_cache.folder to a shared folder"
     return None
 
 
