@@ -76,6 +76,47 @@ def test_parameters_of_published_models(name, tmp_path):
     assert capacity.shape_of(str(tmp_path)) == shape
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Instruct"])
+def test_parameters_of_qwen3(name, tmp_path):
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    shape = SHAPES[name]
+    text = {
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "intermediate_size": shape.intermediate,
+        "vocab_size": shape.vocab,
+    }
+    vision = {
+        "depth": shape.vision_layers,
+        "hidden_size": shape.vision_hidden,
+        "intermediate_size": shape.vision_intermediate,
+        "out_hidden_size": shape.hidden,
+        "deepstack_visual_indexes": [1, 2, 3],
+    }
+    made = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=shape.tied)
+    with torch.device("meta"):
+        model = Qwen3VLForConditionalGeneration(made)
+    assert sum(p.numel() for p in model.parameters()) == shape.params
+    assert sum(p.numel() for p in model.model.visual.parameters()) == shape.vision_params
+    made.save_pretrained(tmp_path)
+    assert capacity.shape_of(str(tmp_path)) == shape
+
+
+def test_other_tokens_of_qwen3():
+    """A token is a larger square there, and the times are text: 20 units of 9 tokens."""
+    other = config(model__path="Qwen/Qwen3-VL-8B-Instruct")
+    data = CLIPS["stvg_r1"].data(patch=16)
+    assert data.tokens == 1320 and data.units == 20  # 40 frames of 192 x 352
+    found = made(other, data)
+    assert found.tokens["with text"] == 1320 + 20 * 9 + 250
+    assert found.warnings == []
+
+
 def test_clips_of_the_papers():
     assert DATA.tokens == 1820  # 40 frames of 196 x 364
     assert CLIPS["temporal_r1"].data().tokens == 1890  # 60 frames of 196 x 252

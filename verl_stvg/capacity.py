@@ -15,7 +15,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from verl_stvg.video.build import PLAN_KEYS
-from verl_stvg.video.plan import MERGE, PATCH, TEMPORAL_PATCH, SamplingPlan, plan_video
+from verl_stvg.video.plan import MERGE, PATCH, QWEN3_PATCH, TEMPORAL_PATCH, SamplingPlan, plan_video
 
 GB = 10**9
 PASSES = 3
@@ -46,11 +46,18 @@ class Shape:
     vision_layers: int = 32
     vision_full: int = 4  # layers whose attention spans a temporal unit
     window: int = 64  # patches of the others' windows
+    patch: int = PATCH
+    unit_text: int = 0  # tokens of text that the model's processor writes around a temporal unit
 
     @property
     def head_dim(self) -> int:
         """Of an attention head."""
         return self.hidden // self.heads
+
+    @property
+    def attended(self) -> int:
+        """Width of all heads together."""
+        return self.heads * self.head_dim
 
     @property
     def layer_params(self) -> int:
@@ -69,7 +76,12 @@ class Shape:
         """Of the vision tower's blocks and patch embedding."""
         d, i = self.vision_hidden, self.vision_intermediate
         block = 4 * d * d + 4 * d + 3 * d * i + 2 * i + d + 2 * d
-        return self.vision_layers * block + 3 * TEMPORAL_PATCH * PATCH**2 * d
+        return self.vision_layers * block + self.patch_values * d
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in a patch."""
+        return 3 * TEMPORAL_PATCH * self.patch**2
 
     @property
     def merger_params(self) -> int:
@@ -91,7 +103,7 @@ class Shape:
     def text_flops(self, tokens: float) -> float:
         """Floating-point operations of one forward pass of the language model over one sequence."""
         dense = 2 * (self.layers * self.layer_params + self.embedding_params) * tokens
-        return dense + 2 * self.layers * tokens**2 * self.hidden  # causal: half of all pairs
+        return dense + 2 * self.layers * tokens**2 * self.attended  # causal: half of all pairs
 
     def vision_flops(self, patches: float, unit: float) -> float:
         """The same of the vision tower.
@@ -110,11 +122,44 @@ class Shape:
         return 2 * 2 * self.layers * self.kv_heads * self.head_dim
 
 
+@dataclass(frozen=True)
+class Qwen3Shape(Shape):
+    """The same of a Qwen3-VL without experts: heads of a size of their own, a tower without windows, deepstack."""
+
+    head_dim: int = 128
+    patch: int = QWEN3_PATCH
+    unit_text: int = 9  # "<12.3 seconds>" and two marks, in Qwen's tokenizer
+    deepstack: int = 3  # layers of the tower that are merged too
+    places: int = 2304  # learned positions of the tower
+
+    @property
+    def layer_params(self) -> int:
+        """Of one layer of the language model."""
+        attention = 2 * self.hidden * (self.attended + self.kv_heads * self.head_dim) + 2 * self.head_dim
+        return attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+
+    @property
+    def block_params(self) -> int:
+        """Of the vision tower's blocks, patch embedding and positions."""
+        d, i = self.vision_hidden, self.vision_intermediate
+        block = 4 * d * d + 4 * d + 2 * d * i + i + d + 4 * d
+        return self.vision_layers * block + self.patch_values * d + d + self.places * d
+
+    @property
+    def merger_params(self) -> int:
+        """Of the projections from patches to tokens."""
+        wide = MERGE**2 * self.vision_hidden
+        norms = 2 * self.vision_hidden + self.deepstack * 2 * wide
+        return (1 + self.deepstack) * (wide * wide + wide + wide * self.hidden + self.hidden) + norms
+
+
 SHAPES = {
     "Qwen/Qwen2.5-VL-3B-Instruct": Shape(2048, 36, 16, 2, 11008, 151936, True, 3420),
     "Qwen/Qwen2.5-VL-7B-Instruct": Shape(3584, 28, 28, 4, 18944, 152064, False, 3420),
     "Qwen/Qwen2.5-VL-32B-Instruct": Shape(5120, 64, 40, 8, 27648, 152064, False, 3456),
     "Qwen/Qwen2.5-VL-72B-Instruct": Shape(8192, 80, 64, 8, 29568, 152064, False, 3456),
+    "Qwen/Qwen3-VL-4B-Instruct": Qwen3Shape(2560, 36, 32, 8, 9728, 151936, True, 4096, 1024, 24, 24),
+    "Qwen/Qwen3-VL-8B-Instruct": Qwen3Shape(4096, 36, 32, 8, 12288, 151936, False, 4304, 1152, 27, 27),
 }
 """From the configurations that are published with the weights."""
 
@@ -123,7 +168,7 @@ def shape_of(model: str) -> Shape:
     """The shape of a model: published, or of the ``config.json`` in a folder.
 
     Raises:
-        ValueError: neither is there, or it is no Qwen2.5-VL.
+        ValueError: neither is there, or it is no Qwen2.5-VL and no Qwen3-VL.
     """
     if model in SHAPES:
         return SHAPES[model]
@@ -134,23 +179,31 @@ def shape_of(model: str) -> Shape:
             f"one of {', '.join(SHAPES)}"
         )
     found = json.loads(path.read_text(encoding="utf-8"))
-    if found.get("model_type") != "qwen2_5_vl":
-        raise ValueError(f"{path}: model_type is {found.get('model_type')}; this planner knows qwen2_5_vl")
+    if found.get("model_type") not in ("qwen2_5_vl", "qwen3_vl"):
+        raise ValueError(f"{path}: model_type is {found.get('model_type')}; this planner knows qwen2_5_vl and qwen3_vl")
     text, vision = found.get("text_config") or found, found["vision_config"]
-    return Shape(
-        hidden=text["hidden_size"],
-        layers=text["num_hidden_layers"],
-        heads=text["num_attention_heads"],
-        kv_heads=text["num_key_value_heads"],
-        intermediate=text["intermediate_size"],
-        vocab=text["vocab_size"],
-        tied=bool(found.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
-        vision_intermediate=vision["intermediate_size"],
-        vision_hidden=vision["hidden_size"],
-        vision_layers=vision["depth"],
-        vision_full=len(vision["fullatt_block_indexes"]),
-        window=(vision["window_size"] // PATCH) ** 2,
-    )
+    common = {
+        "hidden": text["hidden_size"],
+        "layers": text["num_hidden_layers"],
+        "heads": text["num_attention_heads"],
+        "kv_heads": text["num_key_value_heads"],
+        "intermediate": text["intermediate_size"],
+        "vocab": text["vocab_size"],
+        "tied": bool(found.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+        "vision_intermediate": vision["intermediate_size"],
+        "vision_hidden": vision["hidden_size"],
+        "vision_layers": vision["depth"],
+    }
+    if found["model_type"] == "qwen3_vl":
+        return Qwen3Shape(
+            **common,
+            vision_full=vision["depth"],
+            head_dim=text["head_dim"],
+            deepstack=len(vision["deepstack_visual_indexes"]),
+            places=vision["num_position_embeddings"],
+        )
+    full, window = len(vision["fullatt_block_indexes"]), (vision["window_size"] // PATCH) ** 2
+    return Shape(**common, vision_full=full, window=window)
 
 
 def _given(value: float, unit: str, source: str) -> float:
@@ -208,6 +261,8 @@ class Data:
         videos: distinct pairs of video and plan.
         tokens: visual tokens of a prompt, mean.
         longest: visual tokens of the longest prompt.
+        units: temporal units of a prompt, mean.
+        most_units: of the longest prompt.
         unit: patches of a temporal unit, mean.
         frame_bytes: of all distinct frames, in the cache.
         pixels: decoded pixels of all videos, whole files.
@@ -218,6 +273,8 @@ class Data:
     videos: int
     tokens: float
     longest: int
+    units: float
+    most_units: int
     unit: float
     frame_bytes: int
     pixels: float
@@ -237,16 +294,18 @@ class Clip:
     sampling: Mapping[str, object]
     source: str
 
-    def data(self) -> Data:
-        """As if all rows were this clip."""
+    def data(self, patch: int = PATCH) -> Data:
+        """As if all rows were this clip; ``patch`` is the model's."""
         frames = round(self.seconds * self.fps)
-        plan = plan_video(frames, self.fps, self.width, self.height, **self.sampling)
+        plan = plan_video(frames, self.fps, self.width, self.height, **self.sampling, patch=patch)
         pixels = self.videos * frames * self.width * self.height
         return Data(
             self.rows,
             self.videos,
             plan.num_tokens,
             plan.num_tokens,
+            plan.num_units,
+            plan.num_units,
             _unit(plan),
             self.videos * _bytes(plan),
             pixels,
@@ -277,20 +336,20 @@ def _bytes(plan: SamplingPlan) -> int:
     return 3 * plan.num_frames * plan.height * plan.width + 4096
 
 
-def read_rows(files: list[Path]) -> Data:
-    """What rows that were built with a look into their videos are made of.
+def read_rows(files: list[Path], patch: int = PATCH) -> Data:
+    """What rows that were built with a look into their videos are made of; ``patch`` is the model's.
 
     Raises:
         ValueError: a file is missing or empty, or rows lack size and rate of their videos.
     """
     import pyarrow.parquet as pq
 
-    plans, tokens, units, pixels = {}, [], [], {}
+    plans, tokens, sizes, pixels = {}, [], [], {}
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file}: no such file; build the rows first")
         for index, row in enumerate(pq.read_table(file, columns=["videos", "extra_info"]).to_pylist()):
-            extra, total, grids = row["extra_info"] or {}, 0, []
+            extra, total, units, grids = row["extra_info"] or {}, 0, 0, []
             for video in row["videos"] or ():
                 size = [extra.get(name) for name in ("num_frames", "source_fps", "width", "height")]
                 if None in size:
@@ -301,20 +360,23 @@ def read_rows(files: list[Path]) -> Data:
                 chosen = {key: video[key] for key in PLAN_KEYS if video.get(key) is not None}
                 key = (video["video"], tuple(sorted(chosen.items())))
                 if key not in plans:
-                    plans[key] = plan_video(*size, **chosen)
+                    plans[key] = plan_video(*size, **chosen, patch=patch)
                     pixels[video["video"]] = size[0] * size[2] * size[3]
                 total += plans[key].num_tokens
+                units += plans[key].num_units
                 grids.append(_unit(plans[key]))
-            tokens.append(total)
-            units.append(statistics.fmean(grids) if grids else 0)
+            tokens.append((total, units))
+            sizes.append(statistics.fmean(grids) if grids else 0)
     if not tokens:
         raise ValueError(f"{', '.join(map(str, files))}: no rows; build them again")
     return Data(
         rows=len(tokens),
         videos=len(plans),
-        tokens=statistics.fmean(tokens),
-        longest=max(tokens),
-        unit=statistics.fmean(units),
+        tokens=statistics.fmean(total for total, _ in tokens),
+        longest=max(tokens)[0],
+        units=statistics.fmean(units for _, units in tokens),
+        most_units=max(tokens)[1],
+        unit=statistics.fmean(sizes),
         frame_bytes=sum(map(_bytes, plans.values())),
         pixels=sum(pixels.values()),
         source=", ".join(map(str, files)),
@@ -393,13 +455,13 @@ def plan(
     rollout = config.actor_rollout_ref.rollout
     prompts = int(config.data.train_batch_size)
     sequences = prompts * int(rollout.n)
-    prompt = data.tokens + assumptions.text_tokens
+    prompt, longest = _prompt(shape, data, assumptions)
     answer = min(assumptions.answer_tokens, config.data.max_response_length)
     tokens = {
         "visual tokens of a prompt": data.tokens,
         "of the longest prompt": data.longest,
         "with text": prompt,
-        "longest with text": data.longest + assumptions.text_tokens,
+        "longest with text": longest,
         "data.max_prompt_length": config.data.max_prompt_length,
         "sequences of a step": sequences,
         "tokens of a step": sequences * (prompt + answer),
@@ -430,6 +492,12 @@ def plan(
     return Plan(tokens, memory, seconds, epoch, disk, warnings)
 
 
+def _prompt(shape: Shape, data: Data, given: Assumptions) -> tuple[float, float]:
+    """Tokens of a prompt with its text: mean, longest."""
+    mean = data.tokens + data.units * shape.unit_text + given.text_tokens
+    return mean, data.longest + data.most_units * shape.unit_text + given.text_tokens
+
+
 def _lora(config: DictConfig) -> int:
     return int(config.actor_rollout_ref.model.get("lora_rank") or 0)
 
@@ -438,7 +506,7 @@ def _trained(config: DictConfig, shape: Shape) -> int:
     """Parameters that have gradients."""
     if rank := _lora(config):
         kv = shape.kv_heads * shape.head_dim
-        sides = 4 * shape.hidden + 2 * (shape.hidden + kv) + 3 * (shape.hidden + shape.intermediate)
+        sides = 2 * (shape.hidden + shape.attended) + 2 * (shape.hidden + kv) + 3 * (shape.hidden + shape.intermediate)
         return shape.layers * rank * sides
     return shape.params - (shape.vision_params if config.actor_rollout_ref.actor.freeze_vision_tower else 0)
 
@@ -453,7 +521,7 @@ def _memory(config: DictConfig, shape: Shape, data: Data, gpus: int, given: Assu
     trained, nodes = _trained(config, shape), int(config.trainer.nnodes)
     on_cpu = bool(actor.fsdp_config.offload_policy)
     micro = int(actor.ppo_micro_batch_size_per_gpu or 1)
-    prompt, patches = data.longest + given.text_tokens, data.longest * MERGE**2
+    (mean, prompt), patches = _prompt(shape, data, given), data.longest * MERGE**2
     longest = micro * (prompt + min(given.answer_tokens * given.longest_answer, config.data.max_response_length))
     kept = 2 * longest * shape.hidden * shape.layers  # one input per layer
     inside = 2 * longest * (8 * shape.hidden + 3 * shape.intermediate)
@@ -468,7 +536,7 @@ def _memory(config: DictConfig, shape: Shape, data: Data, gpus: int, given: Assu
         "embeddings and two layers, whole": whole,
         "activations": kept + inside + vision,
         "logits": longest * shape.vocab * given.logit_bytes,
-        "pixels": 4 * micro * patches * 3 * TEMPORAL_PATCH * PATCH**2,
+        "pixels": 4 * micro * patches * shape.patch_values,
         "CUDA and the rest": given.device_gb * GB,
     }
     resident = 0.0
@@ -477,7 +545,7 @@ def _memory(config: DictConfig, shape: Shape, data: Data, gpus: int, given: Assu
         resident += 0 if actor.fsdp_config.optimizer_offload else 8 * trained / gpus
     parallel = int(rollout.tensor_model_parallel_size)
     concurrent = math.ceil(config.data.train_batch_size * rollout.n * parallel / gpus)
-    length = data.tokens + given.text_tokens + given.answer_tokens
+    length = mean + given.answer_tokens
     answering = {
         "vLLM's weights, 16 bits": 2 * shape.params / parallel,
         "KV cache of a step's sequences": min(concurrent, rollout.max_num_seqs) * length * shape.cache_bytes / parallel,
@@ -500,7 +568,7 @@ def _seconds(config: DictConfig, shape: Shape, data: Data, gpus: int, given: Ass
     """Of a step, by stage; every stage runs on all GPUs, one after another (verl's sync trainer)."""
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     sequences = config.data.train_batch_size * rollout.n
-    prompt = data.tokens + given.text_tokens
+    prompt, _ = _prompt(shape, data, given)
     answer = min(given.answer_tokens, config.data.max_response_length)
     longest = min(answer * given.longest_answer, config.data.max_response_length)
     patches = data.tokens * MERGE**2
@@ -522,7 +590,7 @@ def _seconds(config: DictConfig, shape: Shape, data: Data, gpus: int, given: Ass
     else:
         moved += 2 * 4 * shape.params if actor.fsdp_config.param_offload else 0
         moved += 2 * 8 * trained if actor.fsdp_config.optimizer_offload else 0
-    made = sequences * PASSES * patches * 4 * 3 * TEMPORAL_PATCH * PATCH**2
+    made = sequences * PASSES * patches * 4 * shape.patch_values
     return {
         "generation: prefill": prefill,
         "generation: answers": decode,

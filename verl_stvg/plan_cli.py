@@ -44,10 +44,11 @@ def plan(
             f"{gpus} GPUs do not make {nodes} equal nodes of at most {gpus_per_node}; choose another number"
         )
     config = compose(recipe, [f"trainer.n_gpus_per_node={gpus // nodes}", f"trainer.nnodes={nodes}", *context.args])
+    patch = capacity.shape_of(config.actor_rollout_ref.model.path).patch
     if rows:
-        data = capacity.read_rows(rows)
+        data = capacity.read_rows(rows, patch)
     elif recipe in capacity.CLIPS:
-        data = capacity.CLIPS[recipe].data()
+        data = capacity.CLIPS[recipe].data(patch)
     else:
         raise ValueError(f"no typical clip is known for {recipe}; give --rows")
     given = capacity.Assumptions.of(dict(_pair(text) for text in assume or ()))

@@ -37,7 +37,9 @@ if wanted check; then
 fi
 if wanted cache; then
   say cache "every video is decoded once, into $cache; a video that cannot be used ends it here"
-  verl-stvg cache build "$train" "$val" --cache "$cache" "${on_ray[@]}"
+  patch=()
+  [[ "$*" != *qwen3_vl* ]] || patch=(--patch 16)
+  verl-stvg cache build "$train" "$val" --cache "$cache" "${patch[@]}" "${on_ray[@]}"
 fi
 if wanted train; then
   say train "python -m verl.trainer.main_ppo on $nodes x $gpus GPUs, supervised; log in $run_dir/train.log"
