@@ -34,7 +34,10 @@ CPU = [
     "qwen-vl-utils>=0.0.14",
     "datasets",
 ]
-GPU = ["verl[vllm,fsdp]==0.9.1", "TransferQueue>=0.1.10", "qwen-vl-utils>=0.0.14", "decord", "datasets"]
+# not verl's extra `fsdp`: flash-attn, which it pins, is published as source that needs torch to be built, so it comes
+# after the rest, with --no-build-isolation
+GPU = ["verl[vllm]==0.9.1", "TransferQueue>=0.1.10", "qwen-vl-utils>=0.0.14", "decord", "datasets"]
+FLASH_ATTN = ["flash-attn==2.8.3"]
 OBJECTS = ["sam2", "supervision", "torch", "torchvision", "transformers"]
 DEV = ["hypothesis", "pre-commit", "pytest", "pytest-timeout", "pytest-xdist", "ruff"]
 
@@ -56,7 +59,7 @@ setup(
         "data_builders": ["*.html", "selection/*.html"],
     },
     install_requires=CORE,
-    extras_require={"cpu": CPU, "gpu": GPU, "objects": OBJECTS, "dev": DEV},
+    extras_require={"cpu": CPU, "gpu": GPU, "flash-attn": FLASH_ATTN, "objects": OBJECTS, "dev": DEV},
     entry_points={
         "console_scripts": ["verl-stvg=verl_stvg.cli:main"],
         "verl.plugins": ["verl_stvg=verl_stvg.plugin"],

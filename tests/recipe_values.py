@@ -223,6 +223,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "gspo": (ALL, {ACTOR + "policy_loss.loss_mode": "gspo", "data.train_batch_size": 32}),
     "dapo": (ALL, {ACTOR + "clip_ratio_high": 0.28, "algorithm.filter_groups.enable": True}),
     "one_gpu": (ALL, {ACTOR + "fsdp_config.offload_policy": True, ACTOR + "fsdp_config.param_offload": False}),
+    "sdpa": (ALL, {MODEL + "use_remove_padding": False, MODEL + "override_config.attn_implementation": "sdpa"}),
     "tiny": (ALL, {"trainer.device": "cpu", "data.train_batch_size": 16, ACTOR + "kl_loss_coef": 0.001}),
     "no_format": (ALL, {"reward.custom_reward_function.reward_kwargs.weights": {"format": 0.0}}),
     "no_think": (ALL, {"data.max_response_length": 128}),

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -111,6 +112,39 @@ def test_more_gpus_than_there_are(config, monkeypatch):
     monkeypatch.setattr("verl_stvg.cpu.wanted", lambda: False)
     with pytest.raises(PreflightError, match="= 8 GPUs and this machine has 0; lower them, or start a Ray cluster"):
         preflight.check(config("trainer.n_gpus_per_node=8", "ray_kwargs.ray_init.num_cpus=99"))
+
+
+@pytest.mark.parametrize(
+    ("installed", "overrides", "words"),
+    [
+        (False, [], None),  # +variant=tiny pads, with torch's own attention
+        (False, ["actor_rollout_ref.model.use_remove_padding=true"], ["use_remove_padding=True", "+variant=sdpa"]),
+        (
+            False,
+            ["actor_rollout_ref.model.override_config.attn_implementation=flash_attention_2"],
+            ["attn_implementation=flash_attention_2 needs flash-attn"],
+        ),
+        (
+            True,
+            ["actor_rollout_ref.model.use_remove_padding=true"],
+            ["actor.fsdp_config.mixed_precision.param_dtype is 32 bits", "ref.fsdp_config"],
+        ),
+        (
+            True,
+            [
+                "actor_rollout_ref.model.use_remove_padding=true",
+                "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16",
+                "actor_rollout_ref.ref.fsdp_config.mixed_precision.param_dtype=bf16",
+            ],
+            None,
+        ),
+    ],
+)
+def test_attention_on_a_gpu(config, monkeypatch, installed, overrides, words):
+    monkeypatch.setattr("verl.plugin.platform.get_platform", lambda: SimpleNamespace(device_name="cuda"))
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: object() if installed else None)
+    problems = "\n".join(preflight.attention_that_cannot_run(config(*overrides)))
+    assert bool(problems) == bool(words) and all(word in problems for word in words or ())
 
 
 HERE = {

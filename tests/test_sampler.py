@@ -3,12 +3,16 @@
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from tests.test_engine import lines, metrics_of
+from verl_stvg import launch
 from verl_stvg.curriculum import BINS, CurriculumError
 from verl_stvg.sampler import FEWEST, BinSampler, Draw, bins_of, rollout_counts, rollouts_of
 
@@ -288,3 +292,56 @@ def test_bins_are_read_from_rows():
     assert bins_of([{"bin": "easy"}, {"bin": "hard"}], "data.draw") == ["easy", "hard"]
     with pytest.raises(CurriculumError, match="row None: data.draw needs"):
         bins_of([None], "data.draw")
+
+
+# --- on the engine ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_a_run_draws_and_shares_out_as_said_and_goes_on_where_it_was(tmp_path, rows, model):
+    """Two steps and a checkpoint, then a third by the same command."""
+    table = pq.read_table(rows / "train.parquet").to_pylist()
+    bins = usual(len(table))
+    for row, bin_ in zip(table, bins, strict=True):
+        row["videos"][0]["video"] = str(rows / row["videos"][0]["video"])
+        row["extra_info"] |= {"bin": bin_, "difficulty": 0.5}
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "train.parquet")
+    start, rollouts = {"easy": 1, "normal": 0.5, "hard": 0}, {"hard": 6, "normal": 4, "easy": 2}
+    for steps in (2, 3):
+        status = launch.train(
+            [
+                *("--config-path", "pkg://recipes.stvg_r1", "--config-name", "stvg_r1", "+variant=tiny"),
+                f"data.train_files={tmp_path}/train.parquet",
+                f"data.val_files={rows}/val.parquet",
+                f"data.video_cache.folder={tmp_path}/frames",
+                "data.train_batch_size=6",
+                "+data.draw={start: {easy: 1, normal: 0.5, hard: 0}, end: {easy: 0.2}, steps: 2}",
+                "+data.rollouts={hard: 6, normal: 4, easy: 2}",
+                f"actor_rollout_ref.model.path={model}",
+                "actor_rollout_ref.rollout.n=4",
+                "actor_rollout_ref.actor.ppo_mini_batch_size=6",
+                "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+                "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
+                "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
+                f"trainer.total_training_steps={steps}",
+                "trainer.val_before_train=false",
+                "trainer.test_freq=-1",
+                "trainer.save_freq=2",
+                f"trainer.default_local_dir={tmp_path}/run/checkpoints",
+                f"trainer.rollout_data_dir={tmp_path}/rollouts",
+            ],
+            tmp_path / "run",
+        )
+        assert status == 0, (tmp_path / "run/train.log").read_text(errors="replace")[-6000:]
+    sampler, metrics = BinSampler(bins, Draw(start, {"easy": 0.2}, steps=2), batch=6), metrics_of(tmp_path / "run")
+    for step in (1, 2, 3):
+        drawn = [sampler._next() for _ in range(6)]
+        counts = rollout_counts([bins[k] for k in drawn], rollouts, 4)
+        expected = {table[k]["extra_info"]["uid"]: count for k, count in zip(drawn, counts, strict=True)}
+        assert Counter(line["uid"] for line in lines(tmp_path / f"rollouts/{step}.jsonl")) == expected
+        by_bin = {name: [count for k, count in zip(drawn, counts, strict=True) if bins[k] == name] for name in BINS}
+        for name, found in by_bin.items():
+            assert metrics[step].get(f"curriculum/{name}/prompts", 0) == len(found)
+            assert metrics[step].get(f"curriculum/{name}/trajectories", 0) == sum(found)
+        assert metrics[step]["rollout/missing"] == 0
+        assert metrics[step]["training/rollout_probs_diff_mean"] < 1e-4

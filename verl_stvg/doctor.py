@@ -127,7 +127,15 @@ def _loaded() -> list[Row]:
         "import vllm, vllm.platforms\n"
         "vllm_platform = vllm.platforms.current_platform.device_type\n"
         "devices = platform.device_count()\n"
-        "print(json.dumps(dict(plugin=plugin, device=platform.device_name, vllm=vllm_platform, devices=devices)))"
+        "flash = None\n"
+        "if platform.device_name == 'cuda':\n"
+        "    import importlib.util\n"
+        "    flash = 'missing'\n"
+        "    if importlib.util.find_spec('flash_attn'):\n"
+        "        import flash_attn\n"
+        "        flash = flash_attn.__version__\n"
+        "print(json.dumps(dict(plugin=plugin, device=platform.device_name, vllm=vllm_platform, devices=devices, "
+        "flash=flash)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=_PROBE_SECONDS)
     if done.returncode:
@@ -147,7 +155,16 @@ def _loaded() -> list[Row]:
         plugin,
         Row("vllm imports", f"on {seen['vllm']}", same, remedy),
         Row("devices", f"{seen['devices']} {seen['device']}", True),
+        *_attention(seen["flash"]),
     ]
+
+
+def _attention(flash: str | None) -> list[Row]:
+    """A run can do without flash-attn, and has to be told so; a broken one fails the probe."""
+    if flash is None:
+        return []
+    remedy = "install it (docs/launch.md), or add +variant=sdpa to every run" if flash == "missing" else ""
+    return [Row("flash-attn", flash, True, remedy)]
 
 
 def _resources() -> list[Row]:

@@ -6,6 +6,7 @@ here are not decoded a second time when verl builds its dataset.
 """
 
 import difflib
+import importlib.util
 import logging
 import os
 import subprocess
@@ -93,6 +94,7 @@ def check(config: DictConfig) -> None:
         *indivisible_batches(config),
         *longer_than_the_rollout(config),
         *too_few_gpus(config),
+        *attention_that_cannot_run(config),
         *cache_without_manager(config),
         *too_few_cpus(config),
         *too_little_memory(),
@@ -267,6 +269,35 @@ def too_few_gpus(config: DictConfig) -> list[str]:
         f"trainer.n_gpus_per_node x trainer.nnodes = {asked} GPUs and this machine has {torch.cuda.device_count()}; "
         "lower them, or start a Ray cluster and set RAY_ADDRESS"
     ]
+
+
+def attention_that_cannot_run(config: DictConfig) -> list[str]:
+    """What verl's actor asks of flash-attn on a GPU; its workers fail without it after the model has been read.
+
+    verl's default packs sequences (``use_remove_padding``) and then calls flash-attn's functions by name, whatever
+    ``attn_implementation`` says; and it casts 32-bit activations to 16 bits for them, without a way back.
+    """
+    from verl.plugin.platform import get_platform
+
+    if get_platform().device_name != "cuda" or cluster_address(config):
+        return []
+    model = config.actor_rollout_ref.model
+    packed = bool(model.use_remove_padding)
+    kind = OmegaConf.select(model, "override_config.attn_implementation") or "flash_attention_2"
+    problems = []
+    if (packed or kind == "flash_attention_2") and importlib.util.find_spec("flash_attn") is None:
+        problems.append(
+            f"actor_rollout_ref.model.use_remove_padding={packed} with attn_implementation={kind} needs flash-attn, "
+            "which is not installed; install it (docs/launch.md), or add +variant=sdpa"
+        )
+    for role in ("actor", "ref"):
+        key = f"actor_rollout_ref.{role}.fsdp_config.mixed_precision.param_dtype"
+        if packed and OmegaConf.select(config, key) in ("fp32", "float32"):
+            problems.append(
+                f"{key} is 32 bits, and packed sequences (model.use_remove_padding) are computed in 16; add "
+                "+variant=sdpa"
+            )
+    return problems
 
 
 def cluster_address(config: DictConfig) -> str | None:
