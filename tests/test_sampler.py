@@ -338,7 +338,7 @@ def test_a_run_draws_and_shares_out_as_said_and_goes_on_where_it_was(tmp_path, r
         drawn = [sampler._next() for _ in range(6)]
         counts = rollout_counts([bins[k] for k in drawn], rollouts, 4)
         expected = {table[k]["extra_info"]["uid"]: count for k, count in zip(drawn, counts, strict=True)}
-        assert Counter(line["uid"] for line in lines(tmp_path / f"rollouts/{step}.jsonl")) == expected
+        assert Counter(line["gts"]["uid"] for line in lines(tmp_path / f"rollouts/{step}.jsonl")) == expected
         by_bin = {name: [count for k, count in zip(drawn, counts, strict=True) if bins[k] == name] for name in BINS}
         for name, found in by_bin.items():
             assert metrics[step].get(f"curriculum/{name}/prompts", 0) == len(found)
