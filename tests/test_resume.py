@@ -491,13 +491,13 @@ def drawn(folder, step):
 
 
 def tensors(path):
-    """Tensors of a saved state by name, and its numbers; without generators that verl seeds from nothing."""
+    """Tensors of a saved state by name, and its numbers; without generators, which verl seeds from nothing."""
     found = {}
 
     def walk(name, value):
         if isinstance(value, dict):
             for key, one in value.items():
-                if f"{name}/{key}" not in ("/rng/random", "/rng/numpy"):  # nothing of a step is drawn from them
+                if f"{name}/{key}" != "/rng":
                     walk(f"{name}/{key}", one)
         elif isinstance(value, list | tuple):
             for place, one in enumerate(value):
@@ -559,3 +559,8 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, rows, model, use_v
         off = difference(*(folder / f"{name}_world_size_1_rank_0.pt" for folder in last))
         print(f"use_v1={use_v1} {name}: largest difference {off}")
         assert off == 0
+
+    # the actor's generator goes on where it was; no step draws from it
+    states = [parts / f"checkpoints/global_step_{step}/actor/extra_state_world_size_1_rank_0.pt" for step in (2, STEPS)]
+    saved, last = (torch.load(state, weights_only=False)["rng"]["cpu"] for state in states)
+    assert torch.equal(saved, last)
