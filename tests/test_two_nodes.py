@@ -67,7 +67,7 @@ def foreign_packages(folder):
 
 
 @pytest.mark.long
-def test_nodes_that_differ_and_a_node_that_dies(rows, tmp_path, monkeypatch, caplog):
+def test_nodes_that_differ_and_a_node_that_dies(rows, tmp_path, monkeypatch, caplog, capfd):
     """Three raylets: as the driver; with other packages; and where the kernel lets us, with the rows out of sight."""
     monkeypatch.chdir(tmp_path)  # Ray puts the driver's folder first on every worker's path
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a cluster of this test alone
@@ -82,7 +82,10 @@ def test_nodes_that_differ_and_a_node_that_dies(rows, tmp_path, monkeypatch, cap
     foreign = ["env", f"PYTHONPATH={foreign_packages(tmp_path / 'site')}"]
     with raylets(start_node(4)):
         wait_for(lambda: preflight.cluster_cpus(address) == 3, 120, "no head")
-        with raylets([*foreign, *start_node(5, address)], [*blind, *start_node(6, address)]) as (_, third):
+        # one after the other: two that start at once in one session want the same socket of the object store
+        with raylets([*foreign, *start_node(5, address)]), contextlib.ExitStack() as later:
+            wait_for(lambda: preflight.cluster_cpus(address) == 6, 120, "not two nodes")
+            (third,) = later.enter_context(raylets([*blind, *start_node(6, address)]))
             wait_for(lambda: preflight.cluster_cpus(address) == 9, 120, "not three nodes")
             config = OmegaConf.create(
                 {
@@ -117,11 +120,13 @@ def test_nodes_that_differ_and_a_node_that_dies(rows, tmp_path, monkeypatch, cap
             assert f"does not see {hidden}/rows/train.parquet, " in missing and "mount the folder there" in missing
             assert f"does not share {hidden}/checkpoints" in unshared
             assert f"(127.0.0.6) does not share {hidden}/frames" in caplog.text and "of its own" in caplog.text
-            names_a_dead_node(address, third)
+            names_a_dead_node(address, third, capfd)
 
 
-def names_a_dead_node(address, process):
-    """`watch` says which actor went with a node that was killed, and nothing of one that was let go."""
+def names_a_dead_node(address, process, capfd):
+    """`watch` says which actor went with a node that was killed, and nothing of one that was let go; at the driver's
+    exit too, which may come before Ray knows.
+    """
     ray.init(address=address, log_to_driver=False)
     try:
 
@@ -139,10 +144,12 @@ def names_a_dead_node(address, process):
         ray.kill(let_go)
         for child in [*process.children(recursive=True), process]:
             child.send_signal(signal.SIGKILL)
-        wait_for(watch.lost_actors, 90, "the dead node is not noticed")
+        watch.tell_at_exit()
         (line,) = watch.lost_actors()
         assert f"Holder holder{k} (pid {pids[k]} on node 127.0.0.6)" in line
+        assert f"ActorsLostError: processes of the run are gone: {line}" in capfd.readouterr().err
     finally:
+        watch._told.clear()
         ray.shutdown()
 
 

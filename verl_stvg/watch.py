@@ -8,6 +8,7 @@ own trace; then the driver leaves, and Ray ends what is left of the run on all n
 
 import atexit
 import os
+import socket
 import sys
 import threading
 import time
@@ -28,7 +29,7 @@ def start() -> None:
 
 
 def _begin() -> None:
-    atexit.register(_tell)  # verl may fail before the next look
+    atexit.register(tell_at_exit)
     threading.Thread(target=_watch, name=__name__, daemon=True).start()
 
 
@@ -60,6 +61,29 @@ def _watch() -> None:
             time.sleep(GRACE_SECONDS)
             os._exit(1)
         time.sleep(_POLL_SECONDS)
+
+
+def tell_at_exit() -> None:
+    """Say what is lost if verl failed before the next look; Ray's head needs up to 20 s to know that a node is gone."""
+    import ray
+
+    deadline = time.monotonic() + GRACE_SECONDS
+    while ray.is_initialized() and not _tell() and _silent_nodes() and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+
+
+def _silent_nodes() -> list[str]:
+    """Nodes that Ray's head takes for alive and whose raylet answers nobody."""
+    import ray
+
+    silent = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            try:
+                socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=5).close()
+            except OSError:
+                silent.append(node["NodeManagerAddress"])
+    return silent
 
 
 def _tell() -> bool:
