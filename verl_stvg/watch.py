@@ -68,22 +68,21 @@ def tell_at_exit() -> None:
     import ray
 
     deadline = time.monotonic() + GRACE_SECONDS
-    while ray.is_initialized() and not _tell() and _silent_nodes() and time.monotonic() < deadline:
+    while ray.is_initialized() and not _tell() and _node_is_silent() and time.monotonic() < deadline:
         time.sleep(_POLL_SECONDS)
 
 
-def _silent_nodes() -> list[str]:
-    """Nodes that Ray's head takes for alive and whose raylet answers nobody."""
+def _node_is_silent() -> bool:
+    """Whether there is a node that Ray's head takes for alive and whose raylet answers nobody."""
     import ray
 
-    silent = []
     for node in ray.nodes():
         if node["Alive"]:
             try:
                 socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=5).close()
             except OSError:
-                silent.append(node["NodeManagerAddress"])
-    return silent
+                return True
+    return False
 
 
 def _tell() -> bool:
