@@ -248,7 +248,7 @@ def _look(decode: bool, jobs: list[tuple[str, list[tuple]]]) -> list[tuple[str, 
 def _look_at(path: str, plans: list[tuple], decode: bool) -> tuple[Facts | str, dict[tuple, str]]:
     try:
         info = _decoder().probe(path)
-        facts = Facts(info.num_frames, info.fps, info.width, info.height, hash_file(path))
+        facts = Facts.of(info, hash_file(path))
     except (ValueError, OSError) as error:
         return str(error), {}
     wrong = {}

@@ -9,13 +9,15 @@ import functools
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 
 from verl_stvg.parallel import work
 from verl_stvg.video.cache import hash_file
 from verl_stvg.video.child import Decoder
+from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.decode import VideoInfo
+from verl_stvg.video.identity import identity
 
 ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 
@@ -97,23 +99,39 @@ def check_name(name: str) -> None:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a video file is: its header, and a hash of its bytes (XXH3, 128 bits)."""
+    """What a video file is: what `VideoInfo` says, and a hash of its bytes (XXH3, 128 bits)."""
 
     num_frames: int
     fps: float
     width: int
     height: int
     content: str
+    times: tuple[float, ...] | None = None
+    end: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, info: VideoInfo, content: str) -> "Facts":
+        """Facts of a video that was looked into."""
+        return cls(content=content, **{name: getattr(info, name) for name in _INFO})
 
     @property
     def info(self) -> VideoInfo:
-        """The header alone."""
-        return VideoInfo(self.num_frames, self.fps, self.width, self.height)
+        """Without the hash."""
+        return VideoInfo(**{name: getattr(self, name) for name in _INFO})
+
+    @property
+    def clock(self) -> FrameClock:
+        """Frame numbers and seconds of the video."""
+        return self.info.clock
 
     @property
     def duration(self) -> float:
         """Seconds."""
-        return self.num_frames / self.fps
+        return self.clock.duration
+
+
+_INFO = tuple(field.name for field in fields(VideoInfo))
 
 
 def probe_all(
@@ -138,9 +156,9 @@ def probe_all(
     with journal.open("a", encoding="utf-8") as file:
         file.write("\n")  # after a line that was cut off
         for found in work(functools.partial(_look, str(root)), waiting, workers, on_ray):
-            for name, identity, facts in found:
+            for name, state, facts in found:
                 said = facts if isinstance(facts, str) else asdict(facts)
-                file.write(json.dumps([name, identity, said]) + "\n")
+                file.write(json.dumps([name, state, said]) + "\n")
             file.flush()
             yield {name: facts for name, _, facts in found}
 
@@ -149,13 +167,13 @@ def _look(root: str, names: list[str]) -> list[tuple[str, list[int], Facts | str
     found = []
     for name in names:
         path = Path(root, name)
-        identity = _identity(path)
+        state = identity(path)
         try:
             info = _decoder().probe(path)
-            facts = Facts(info.num_frames, info.fps, info.width, info.height, hash_file(str(path)))
+            facts = Facts.of(info, hash_file(str(path)))
         except (ValueError, OSError) as error:
             facts = str(error)
-        found.append((name, identity, facts))
+        found.append((name, state, facts))
     return found
 
 
@@ -164,14 +182,13 @@ def _decoder() -> Decoder:
     return Decoder(threads=1)
 
 
-def _identity(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
 def _read_journal(root: Path, journal: Path) -> Iterator[tuple[str, Facts | str]]:
     for line in journal.read_text(encoding="utf-8").splitlines() if journal.exists() else ():
         with contextlib.suppress(json.JSONDecodeError):  # the beginning of a line whose writer was killed
-            name, identity, said = json.loads(line)
-            if (root / name).is_file() and _identity(root / name) == identity:
-                yield name, said if isinstance(said, str) else Facts(**said)
+            name, state, said = json.loads(line)
+            if (root / name).is_file() and identity(root / name) == state:
+                yield name, said if isinstance(said, str) else _facts(said)
+
+
+def _facts(said: dict) -> Facts:
+    return Facts(**said | {name: said[name] and tuple(said[name]) for name in ("times", "notes")})

@@ -59,7 +59,7 @@ def plan_of(video: dict, info: VideoInfo) -> SamplingPlan:
         ValueError: see `plan_video`; a missing track file, or an unknown style of markers.
     """
     chosen = {key: video[key] for key in (*PLAN_KEYS, "patch") if video.get(key) is not None}
-    plan = plan_video(info.num_frames, info.fps, info.width, info.height, **chosen)
+    plan = plan_video(info.num_frames, info.fps, info.width, info.height, **chosen, clock=info.clock)
     if video.get("tracks") is None:
         return plan
     style = video.get("marker_style") or "stvg_r1"

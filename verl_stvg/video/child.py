@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,8 @@ class Decoder:
             VideoError: the video cannot be used, crashes the decoder or takes too long.
             DecoderError: the decoder cannot be used at all.
         """
-        return VideoInfo(**self._call({"path": os.path.abspath(path)})["info"])
+        info = self._call({"path": os.path.abspath(path)})["info"]
+        return VideoInfo(**info | {key: info[key] and tuple(info[key]) for key in ("times", "notes")})
 
     def read(self, path: str | Path, plan: SamplingPlan, needs: tuple[float, float] | None = None) -> np.ndarray:
         """`verl_stvg.video.decode.read_frames` in a child: uint8 array (T, H, W, 3).
@@ -263,7 +265,7 @@ def _handle(request: dict, decoder: str, threads: int) -> dict:
     path = request["path"]
     try:
         if "plan" not in request:
-            return {"info": vars(probe(path))}
+            return {"info": asdict(probe(path))}
         plan = SamplingPlan(**request["plan"])
         try:
             shape = (plan.num_frames, plan.height, plan.width, 3)

@@ -33,6 +33,7 @@ import numpy as np
 
 from verl_stvg.video.markers import draw_ids
 from verl_stvg.video.plan import SamplingPlan
+from verl_stvg.video.timeline import VideoError, VideoInfo
 from verl_stvg.video.tracks import TrackError, Tracks, load
 
 logger = logging.getLogger(__name__)
@@ -52,27 +53,8 @@ they are presented, seconds after the first frame. 0 threads means as many as it
 """
 
 
-class VideoError(ValueError):
-    """A video that cannot be used; the message names the file, the reason and the remedy."""
-
-
 class DecoderError(RuntimeError):
     """A decoder that cannot be used, whatever the video: unknown, not installed, or it breaks the rules of `Fetch`."""
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What the container says: frames, frames per second, size in pixels."""
-
-    num_frames: int
-    fps: float
-    width: int
-    height: int
-
-    @property
-    def duration(self) -> float:
-        """Seconds."""
-        return self.num_frames / self.fps
 
 
 def probe(path: str | Path) -> VideoInfo:

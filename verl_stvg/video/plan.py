@@ -16,6 +16,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from verl_stvg.video.clock import ROUNDING, FrameClock
+
 PATCH = 14
 """Side of a vision patch in pixels, unless told (Qwen2-VL, Qwen2.5-VL)."""
 QWEN3_PATCH = 16
@@ -241,6 +245,7 @@ def plan_video(
     video_start: float = 0.0,
     video_end: float | None = None,
     patch: int = PATCH,
+    clock: FrameClock | None = None,
 ) -> SamplingPlan:
     """Plan one video: by the exact grid, or as qwen-vl-utils 0.0.10 to 0.0.14 and then the model's processor do.
 
@@ -263,6 +268,7 @@ def plan_video(
         video_start: seconds of the file at which what the model sees begins; its clock starts from 0 there.
         video_end: seconds of the file at which it ends, at most a second after the file does; None: with the file.
         patch: side of a patch of the model, pixels: `PATCH` or `QWEN3_PATCH`.
+        clock: when the frames are on show; None: at a constant rate of ``source_fps``.
 
     Raises:
         ValueError: an unknown rule, an empty video, a part that is empty or outside of the video, a non-positive rate,
@@ -277,22 +283,24 @@ def plan_video(
     factor = patch * MERGE
     min_pixels = _pixels(MIN_PIXELS, factor) if min_pixels is None else min_pixels
     max_pixels = _pixels(MAX_PIXELS, factor) if max_pixels is None else max_pixels
+    clock = clock or FrameClock(num_frames, source_fps)
     if video_start or video_end is not None:
-        first, last = _part(num_frames, source_fps, video_start, video_end)
+        offset, first, part = _part(clock, video_start, video_end)
         limits = {
             "max_frames": max_frames,
             "min_frames": min_frames,
             "min_pixels": min_pixels,
             "max_pixels": max_pixels,
             "patch": patch,
+            "clock": part,
         }
         plan = plan_video(
-            last - first, source_fps, width, height, fps=fps, total_pixels=total_pixels, rule=rule, **limits
+            part.num_frames, part.fps, width, height, fps=fps, total_pixels=total_pixels, rule=rule, **limits
         )
         return replace(
             plan,
             frame_indices=tuple(first + k for k in plan.frame_indices),
-            timestamps=tuple(first / source_fps + time for time in plan.timestamps),
+            timestamps=tuple(offset + time for time in plan.timestamps),
         )
     if rule == "qwen_vl_utils":
         count = smart_nframes(num_frames, source_fps, fps, min_frames, max_frames)
@@ -302,26 +310,25 @@ def plan_video(
         if patch == PATCH and h * w < PROCESSOR_MIN_PIXELS:
             h, w = smart_resize(h, w, PROCESSOR_MIN_PIXELS, PROCESSOR_MAX_PIXELS)
         indices = spread(num_frames, count)
-        times = tuple(i / source_fps for i in indices)
+        times = tuple(clock.seconds(i) for i in indices)
         return SamplingPlan(indices, times, h, w, count / num_frames * source_fps, patch=patch)
-    count = math.floor(num_frames / source_fps * fps + 1e-6)
+    count = math.floor(clock.duration * fps + 1e-6)
     count -= count % TEMPORAL_PATCH
     if count < TEMPORAL_PATCH:
         raise ValueError(
-            f"video lasts {num_frames / source_fps:.2f} s, which is less than {TEMPORAL_PATCH} frames at {fps} fps; "
+            f"video lasts {clock.duration:.2f} s, which is less than {TEMPORAL_PATCH} frames at {fps} fps; "
             "raise fps for this row or drop it"
         )
     if count > max_frames:
         raise ValueError(
-            f"video lasts {num_frames / source_fps:.1f} s, which is {count} frames at {fps} fps and over "
+            f"video lasts {clock.duration:.1f} s, which is {count} frames at {fps} fps and over "
             f"max_frames={max_frames}; lower fps, raise max_frames, or cut the video"
         )
     if total_pixels is not None:
         max_pixels = max(min(max_pixels, total_pixels * TEMPORAL_PATCH // count), int(min_pixels * 1.05))
     h, w = smart_resize(height, width, min_pixels, max_pixels, factor)
     times = tuple(k / fps for k in range(count))
-    indices = tuple(min(round(t * source_fps), num_frames - 1) for t in times)
-    return SamplingPlan(indices, times, h, w, float(fps), patch=patch)
+    return SamplingPlan(tuple(clock.on_show(times).tolist()), times, h, w, float(fps), patch=patch)
 
 
 def _pixels(area: float, factor: int) -> float:
@@ -329,14 +336,22 @@ def _pixels(area: float, factor: int) -> float:
     return area if factor == FACTOR else int(area / FACTOR**2 * factor**2)
 
 
-def _part(num_frames: int, source_fps: float, start: float, end: float | None) -> tuple[int, int]:
-    """First frame of a part of a video, and the one after its last."""
-    duration = num_frames / source_fps
-    last = num_frames if end is None else min(num_frames, round(end * source_fps))
-    first = round(start * source_fps)
-    if first < 0 or first >= last or (end is not None and end > duration + 1):
+def _part(clock: FrameClock, start: float, end: float | None) -> tuple[float, int, FrameClock]:
+    """Seconds at which a part of a video starts, its first frame, and its own clock, which starts from 0."""
+    duration = clock.duration
+    if clock.times is None:
+        last = clock.num_frames if end is None else min(clock.num_frames, round(end * clock.fps))
+        first = round(start * clock.fps)
+    else:
+        last = clock.num_frames if end is None else int(np.searchsorted(clock.times, end - ROUNDING))
+        first = int(clock.on_show(start))
+    if start < 0 or first >= last or (end is not None and end > duration + 1):
         raise ValueError(
             f"the part from {start} to {end} s is empty or outside of the video, which lasts {duration:.2f} s; correct "
             "video_start and video_end of the row"
         )
-    return first, last
+    if clock.times is None:
+        return first / clock.fps, first, FrameClock(last - first, clock.fps)
+    length = min(duration, duration if end is None else end) - start
+    times = tuple(max(0.0, time - start) for time in clock.times[first:last])
+    return start, first, FrameClock(last - first, (last - first) / (length - times[0]), times, length)
