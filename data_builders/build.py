@@ -29,7 +29,7 @@ from verl_stvg.video.plan import RULES
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1  # raise it whenever the same arguments would give other files
+FORMAT_VERSION = 2  # raise it whenever the same arguments would give other files
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 _SHOWN = 5
@@ -100,7 +100,15 @@ def build(job: Job, progress: Callable[[str, int, int], None] = lambda *_: None)
     videos, unusable = _look_into(job, names, work / "videos.jsonl", progress)
     for split, paths in files.items():
         maker = RowMaker(
-            job.source.name, split, template, job.policies, job.rule, targets, _tracks(job), job.marker_style
+            job.source.name,
+            split,
+            template,
+            job.policies,
+            job.rule,
+            targets,
+            _tracks(job),
+            job.marker_style,
+            job.videos,
         )
         path = work / f"{split}.parquet"
         counts = _write(path, maker, once(job.source.read(paths, split)), videos, progress)

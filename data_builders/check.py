@@ -16,8 +16,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pyarrow.parquet as pq
 
+from data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
+from data_builders.records import Interval
+from data_builders.row import counted, hull, misnumbered
 from data_builders.templates import perfect_answer
 from data_builders.videos import Facts
 from verl_stvg.parallel import work
@@ -26,10 +30,15 @@ from verl_stvg.video.build import located, plan_of, root_of
 from verl_stvg.video.cache import hash_file
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.decode import VideoInfo
+from verl_stvg.video.identity import ENDINGS
+from verl_stvg.video.plan import SamplingPlan
 
 COLUMNS = ("data_source", "prompt", "videos", "reward_model", "extra_info")
+DRIFT = 0.5
+"""Seconds by which the times that a model is told may differ from the file's: a step of the 2 fps grid."""
 SLACK = 1.0
 """Seconds by which an interval may end after its video and still count as covered: a step of the clock."""
+_RECORDED = ("num_frames", "source_fps", "width", "height")
 _ENOUGH = 1e-3  # of the reward, for the digits of a perfect answer
 _YOUTUBE = re.compile(r"(?:^|[_/])([A-Za-z0-9_-]{11})(?:[._/]|$)")
 
@@ -66,6 +75,33 @@ class Counts:
     videos: int
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What a row says and only its video can confirm.
+
+    Attributes:
+        duration: seconds of what is shown.
+        facts: frames, rate, width and height of the file, None for what is not recorded.
+        constant: whether the rate is.
+        times: whether the times of all frames are recorded.
+        numbered: something in the row has frame numbers: boxes, IDs, tracks.
+        hull: from the first start to the last end.
+        tube: its first frame, and the one after its last.
+        count: of frames, as annotated.
+        size: (width, height) of the pictures on which the boxes are annotated.
+    """
+
+    duration: float | None = None
+    facts: tuple = (None,)
+    constant: bool | None = None
+    times: bool = False
+    numbered: bool = False
+    hull: Interval | None = None
+    tube: tuple[int, int] | None = None
+    count: float | None = None
+    size: Size | None = None
+
+
 @dataclass
 class _Seen:
     """What is remembered of a row: enough for comparisons, small enough for a hundred thousand."""
@@ -74,12 +110,13 @@ class _Seen:
     row: int
     uid: str
     video: str
-    name: str  # of the video: its path in the row, without ending
-    same: bytes  # hash of video, part and query
+    name: str  # of the video: its path in the row
+    same: bytes  # hash of part and query
     truth: bytes  # hash of the interval and the target besides
     evaluation: bool
     end: float | None
     plan: tuple
+    said: _Said = _Said()
 
 
 def check(
@@ -120,7 +157,7 @@ def check(
         progress(len(looks), len(plans))
     for one in seen:
         findings += (Finding(str(files[one.file]), one.row, one.uid, *p) for p in _video_problems(one, looks))
-    findings += _twins(files, seen)
+    findings += _twins(files, seen, looks)
     findings += _leaks(files, seen, looks)
     order = {str(file): k for k, file in enumerate(files)}
     findings.sort(key=lambda finding: (order[finding.file], finding.row))
@@ -210,12 +247,32 @@ def _remember(row: dict, file: int, position: int, root: Path) -> _Seen:
         position,
         _uid(row),
         str(root / name) if name else "",
-        str(PurePosixPath(name).with_suffix("")) if name else "",
-        _digest(str(PurePosixPath(name).with_suffix("")) if name else "", part, query.strip().lower().rstrip(".")),
+        name,
+        _digest(part, query.strip().lower().rstrip(".")),
         _digest(target),
         _is_evaluation(row),
         max(ends, default=None),
         tuple(sorted((key, value) for key, value in located(video, root).items() if key != "video")),
+        _said(row["extra_info"] or {}, truth, video),
+    )
+
+
+def _said(extra: dict, truth: dict, video: dict) -> _Said:
+    first, boxes = truth.get("first_frame"), truth.get("boxes")
+    tube = (first, first + len(boxes)) if first is not None and boxes else None
+    annotated = json.loads(extra["annotated"]) if extra.get("annotated") else {}
+    numbered = bool(tube or video.get("tracks") or "object_id" in truth or "object_ids" in truth)
+    single = [(truth["start"], truth["end"])] if "start" in truth and "end" in truth else []
+    return _Said(
+        extra.get("duration") or truth.get("duration"),
+        tuple(extra.get(name) for name in _RECORDED),
+        extra.get("constant_rate"),
+        extra.get("frame_times") is not None,
+        numbered,
+        hull(truth.get("intervals") or single),
+        tube,
+        counted(annotated) if numbered else None,
+        annotated_size(annotated) if tube else None,
     )
 
 
@@ -281,6 +338,67 @@ def _video_problems(one: _Seen, looks: dict) -> Iterator[tuple]:
     if one.end is not None and one.end > shown + SLACK:
         detail = f"the interval ends at {one.end:.2f} s and the video at {shown:.2f} s"
         yield "not covered", detail, not one.evaluation
+    if one.said.duration is not None and abs(one.said.duration - shown) > SLACK:
+        detail = f"the row says {one.said.duration:.2f} s, and the file shows {shown:.2f} s"
+        yield "length", detail, False
+    for note in facts.notes:
+        yield "unusual video", note, False
+    yield from _contradictions(one, facts)
+    options = dict(one.plan)
+    if options.get("rule") == "qwen_vl_utils" and facts.times is not None and one.plan not in wrong:
+        off = drift(plan_of(options | {"tracks": None}, facts.info), options.get("video_start") or 0.0)
+        if off > DRIFT:
+            detail = (
+                f"the frames are not spread evenly over the time of this video, but the model is told so: up to "
+                f"{off:.2f} s off; build the rows with --rule grid"
+            )
+            yield "clock", detail, off > SLACK and not one.evaluation
+
+
+def _contradictions(one: _Seen, facts: Facts) -> Iterator[tuple]:
+    """What the file says against frame numbers, sizes and recorded facts of a row."""
+    said, begin = one.said, dict(one.plan).get("video_start") or 0.0
+    span = said.hull and hull([said.hull], begin)
+    if said.numbered and (found := misnumbered(facts.clock, said.tube, span, said.count)):
+        yield "frame numbers", f"{found[0]}: {found[1]}", True
+    try:
+        scales(said.size, (facts.width, facts.height))
+    except TurnedBoxes as error:
+        yield "turned boxes", str(error), True
+    if None not in said.facts and not _same(said.facts, facts):
+        detail = f"the row says {_words(said.facts)}, and the file has {_words(_recorded(facts))}; build the rows again"
+        yield "another video", detail, said.numbered or bool(said.constant)
+    elif said.numbered and facts.times is not None and not said.times:
+        detail = "frames are numbered, the rate varies, and the row lacks extra_info.frame_times; build the rows again"
+        yield "frame times", detail, True
+
+
+def _recorded(facts: Facts) -> tuple:
+    return facts.num_frames, facts.fps, facts.width, facts.height
+
+
+def _same(said: tuple, facts: Facts) -> bool:
+    frames, fps, *size = said
+    return [frames, *size] == [facts.num_frames, facts.width, facts.height] and math.isclose(fps, facts.fps, rel_tol=1e-4)
+
+
+def _words(recorded: tuple) -> str:
+    frames, fps, width, height = recorded
+    return f"{frames} frames of {width}x{height} at {fps:.6g} fps"
+
+
+def drift(plan: SamplingPlan, begin: float = 0.0) -> float:
+    """By how many seconds the times that a model is told are off at most, because the rate of a video varies.
+
+    Under the rule ``qwen_vl_utils`` the model is told that the frames lie at equal distance from the start on.
+
+    Args:
+        plan: under that rule, by the file's times.
+        begin: seconds of the file at which what is shown begins.
+    """
+    indices = np.array(plan.frame_indices) - plan.frame_indices[0]
+    rate = plan.fps * (indices[-1] + 1) / plan.num_frames
+    return float(np.abs(np.array(plan.timestamps) - begin - indices / rate).max())
 
 
 def _shown_seconds(options: dict, info: VideoInfo) -> float:
@@ -291,44 +409,77 @@ def _shown_seconds(options: dict, info: VideoInfo) -> float:
 # --- rows beside rows -------------------------------------------------------------------------------------------------
 
 
-def _twins(files: list[Path], seen: list[_Seen]) -> Iterator[Finding]:
-    """Rows that ask the same about the same video, with the same answer or another; uids that are there twice."""
+def _content(one: _Seen, looks: dict) -> str | None:
+    """Hash of the video's bytes; None if they could not be read."""
+    facts = looks[one.video][0] if one.video in looks else None
+    return facts.content if isinstance(facts, Facts) else None
+
+
+def _stem(name: str) -> str:
+    """A video's path without the ending; dots elsewhere in it stay."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in ENDINGS else name
+
+
+def _twins(files: list[Path], seen: list[_Seen], looks: dict) -> Iterator[Finding]:
+    """Rows that ask the same about the same video, with the same answer or another; uids that are there twice.
+
+    The same video is one of the same bytes; where they are not known, one of the same name.
+    """
     uids: dict[str, _Seen] = {}
     asked: dict[tuple, _Seen] = {}
     for one in seen:
         first = uids.setdefault(one.uid, one)
         if first is not one:
             yield _beside(files, one, "uid twice", first, True)
-        first = asked.setdefault((one.same, one.evaluation), one)
+        content = _content(one, looks)
+        video = ("name", one.name) if content is None else ("bytes", content)
+        first = asked.setdefault((video, one.same, one.evaluation), one)
         if first is not one:
             same = first.truth == one.truth
             yield _beside(files, one, "duplicate" if same else "same query, another truth", first, False)
 
 
-def _beside(files: list[Path], one: _Seen, problem: str, other: _Seen, serious: bool) -> Finding:
-    detail = f"as {files[other.file]} row {other.row} ({other.uid})"
+def _beside(files: list[Path], one: _Seen, problem: str, other: _Seen, serious: bool, what: str = "") -> Finding:
+    detail = f"{what}as {files[other.file]} row {other.row} ({other.uid})"
     return Finding(str(files[one.file]), one.row, one.uid, problem, detail, serious)
 
 
 def _leaks(files: list[Path], seen: list[_Seen], looks: dict) -> Iterator[Finding]:
-    """Training rows whose video is also one of evaluation: by its bytes, its name, or the YouTube id within it."""
-    evaluated: dict[tuple, _Seen] = {}
+    """Training rows whose video is also one of evaluation: by its bytes, its name, or the YouTube id within it.
+
+    Where both videos were read and differ, their names prove nothing: then it is worth knowing that they have one name.
+    """
+    evaluated: dict[tuple[str, str], _Seen] = {}
+    stems: dict[str, _Seen] = {}
     for one in seen:
         if one.evaluation:
             for mark in _marks(one, looks):
                 evaluated.setdefault(mark, one)
+            stems.setdefault(_stem(one.name), one)
+            if _content(one, looks) is None:
+                evaluated["name", one.name] = one
     for one in seen:
-        found = None if one.evaluation else next((m for m in _marks(one, looks) if m in evaluated), None)
-        if found:
-            other = evaluated[found]
-            detail = f"same {found[0]} as {files[other.file]} row {other.row} ({other.uid})"
-            yield Finding(str(files[one.file]), one.row, one.uid, "evaluation video in training", detail)
+        if one.evaluation or not one.name:
+            continue
+        for mark in _marks(one, looks):
+            if (other := evaluated.get(mark)) and (mark[0] != "name" or not _differ(one, other, looks)):
+                yield _beside(files, one, "evaluation video in training", other, True, f"same {mark[0]} ")
+                break
+        else:
+            if other := stems.get(_stem(one.name)):
+                bytes_ = "other bytes" if _differ(one, other, looks) else "bytes that could not be compared"
+                yield _beside(files, one, "name of an evaluation video", other, False, f"same name but {bytes_} ")
+
+
+def _differ(one: _Seen, other: _Seen, looks: dict) -> bool:
+    contents = _content(one, looks), _content(other, looks)
+    return None not in contents and contents[0] != contents[1]
 
 
 def _marks(one: _Seen, looks: dict) -> Iterator[tuple[str, str]]:
-    facts = looks[one.video][0] if one.video in looks else ""
-    if isinstance(facts, Facts):
-        yield "bytes", facts.content
+    if content := _content(one, looks):
+        yield "bytes", content
     yield "name", one.name
-    if found := _YOUTUBE.search(PurePosixPath(one.name).name):
+    if found := _YOUTUBE.search(PurePosixPath(_stem(one.name)).name):
         yield "YouTube id", found[1]

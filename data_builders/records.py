@@ -45,7 +45,7 @@ class Record(_Strict):
         video: path relative to the video root as the set names it; its ending may be missing or another.
         query: the sentence as annotated.
         unit: of `intervals` and `clip`: seconds; for sets that say neither seconds nor a rate, zero-based frames, the
-            second one not included; or fractions of the duration. The builder turns them into seconds with the rate and
+            second one not included; or fractions of the duration. The builder turns them into seconds by the times and
             the duration of the file.
         intervals: of what is shown (of `clip`, if there is one); empty where the split has no ground truth.
         duration: of what is shown, as annotated, seconds.

@@ -4,18 +4,21 @@ Everything that decides about a row is here; where records come from and where r
 """
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from data_builders.records import Interval, Record
+from data_builders.objects.boxes import TurnedBoxes, annotated_size, scales
+from data_builders.records import Interval, Record, is_number
 from data_builders.templates import Template, normalise
 from data_builders.videos import Facts
 from verl_stvg.video.build import MARK_KEYS, PLAN_KEYS, plan_of
+from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.plan import MAX_FRAMES
-from verl_stvg.video.tracks import track_name
+from verl_stvg.video.tracks import find_track
 
 CHOICES = {
     "reversed_intervals": ("drop", "swap", "keep"),
@@ -27,6 +30,12 @@ CHOICES = {
     "unusable_truth": ("keep", "drop"),
 }
 """Values of each policy, see `Policies`."""
+COUNTS = ("num_frames", "frame_count", "img_num")
+"""Names in `Record.extra` of how many frames a video had when it was annotated."""
+AGREE = 1.0
+"""Seconds by which the frames of a tube and its annotated seconds may differ where the rate of a video varies."""
+MISCOUNT = 0.1
+"""Seconds that frames may last by which an annotation and such a video differ: programs miss the last ones."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,7 @@ class RowMaker:
         targets: what is known of the target by uid: ``object_id`` or ``object_ids``, ``visible``.
         tracks: folder of the track files whose IDs are drawn, as it is and relative to the video root.
         marker_style: of the drawing.
+        root: of the videos; None where it is not known.
     """
 
     dataset: str
@@ -91,6 +101,7 @@ class RowMaker:
     targets: dict[str, dict] = field(default_factory=dict)
     tracks: tuple[Path, str] | None = None
     marker_style: str | None = None
+    root: Path | None = None
 
     def rows(self, record: Record, video: Video) -> list[dict]:
         """The rows of a record, without their index: one, or with ``several_intervals=split`` one per interval.
@@ -101,8 +112,10 @@ class RowMaker:
         self._check_needs(record)
         clip = self._clip(record, video.facts)
         duration = self._duration(record, clip, video.facts)
-        scale = self._scale(record, video.facts, duration)
-        found = [(start * scale, end * scale) for start, end in record.intervals]
+        seconds = self._seconds(record, video.facts, duration, record.clip and record.clip[0])
+        found = [(seconds(start), seconds(end)) for start, end in record.intervals]
+        self._check_numbering(record, video.facts, clip, found)
+        self._check_size(record, video.facts)
         if not found and self._must_have_truth:
             raise Drop("no ground truth")
         if self._must_have_truth and self.split != "train" and any(end < start for start, end in found):
@@ -131,8 +144,7 @@ class RowMaker:
         """The part of the file that is shown, in its seconds, and not past its end if that is known."""
         if record.clip is None:
             return None
-        scale = self._scale(record, facts, facts.duration if facts else None)
-        start, end = record.clip[0] * scale, record.clip[1] * scale
+        start, end = map(self._seconds(record, facts, facts and facts.duration), record.clip)
         if facts:
             end = min(end, facts.duration)
         if not 0 <= start < end:
@@ -141,20 +153,42 @@ class RowMaker:
 
     def _duration(self, record: Record, clip: Interval | None, facts: Facts | None) -> float:
         """Seconds of what is shown."""
-        of_file = clip[1] - clip[0] if clip else facts.duration if facts else None
+        of_file = _shown(clip, facts)
         given = [record.duration, of_file] if self.policies.duration_from == "annotation" else [of_file]
         duration = next((seconds for seconds in given if seconds is not None), None)
         if duration is None:
             raise Drop("duration unknown: neither annotated nor looked up in the video")
         return duration
 
-    def _scale(self, record: Record, facts: Facts | None, duration: float | None) -> float:
-        """Seconds of one unit of the record's times."""
+    def _seconds(
+        self, record: Record, facts: Facts | None, duration: float | None, first: float | None = None
+    ) -> Callable[[float], float]:
+        """What turns times of the record into seconds of the file, or into seconds after its frame ``first``."""
         if record.unit == "seconds":
-            return 1.0
+            return float
         if facts is None:
             raise Drop(f"times are {record.unit}, and what they mean in seconds only the video knows: give --videos")
-        return 1.0 / facts.fps if record.unit == "frames" else duration
+        if record.unit == "fractions":
+            return lambda fraction: fraction * duration
+        clock = facts.clock
+        return clock.seconds if first is None else lambda frame: clock.seconds(first + frame) - clock.seconds(first)
+
+    def _check_numbering(self, record: Record, facts: Facts | None, clip: Interval | None, found: list) -> None:
+        """Refuse frame numbers that are not those of the file, where that shows."""
+        if facts is None or not (record.tube or record.masks or record.unit == "frames"):
+            return
+        tube = record.tube and (record.tube.first_frame, record.tube.first_frame + len(record.tube.boxes))
+        seconds = None if record.unit == "frames" else hull(found, clip[0] if clip else 0.0)
+        if wrong := misnumbered(facts.clock, tube, seconds, counted(record.extra)):
+            raise Drop(wrong[0])
+
+    def _check_size(self, record: Record, facts: Facts | None) -> None:
+        """Refuse boxes that are annotated on the picture before it was turned, or after."""
+        if facts and self._has_boxes(record):
+            try:
+                scales(annotated_size(record.extra), (facts.width, facts.height))
+            except TurnedBoxes as error:
+                raise Drop("boxes are annotated on a turned picture") from error
 
     def _corrected(self, interval: Interval, duration: float) -> Interval:
         start, end = interval
@@ -179,7 +213,7 @@ class RowMaker:
         if policy == "first":
             return intervals[:1]
         if policy == "hull":
-            return [(min(start for start, _ in intervals), max(end for _, end in intervals))]
+            return [hull(intervals)]
         return intervals
 
     def _row(
@@ -198,7 +232,7 @@ class RowMaker:
             truth.update(start=intervals[0][0], end=intervals[0][1])
         if self.template.needs in ("target", "targets"):
             truth.update(self._target(f"{self.dataset}/{self.split}/{record.key}"))
-        if record.tube and (self.template.needs == "tube" or self.split != "train"):
+        if self._has_boxes(record):
             truth.update(first_frame=record.tube.first_frame, boxes=[list(box) for box in record.tube.boxes])
         if record.answer:
             truth.update(answer=record.answer, option=record.answer)
@@ -223,11 +257,23 @@ class RowMaker:
                 "source_fps": facts and facts.fps,
                 "width": facts and facts.width,
                 "height": facts and facts.height,
+                "constant_rate": None if facts is None else facts.times is None,
+                "frame_times": list(facts.times) if facts and facts.times and self._is_numbered(record) else None,
+                "file_end": facts and facts.end,
                 "content": facts and facts.content,
                 "visual_tokens": tokens,
                 "annotated": json.dumps(record.extra, sort_keys=True, ensure_ascii=False) if record.extra else None,
             },
         }
+
+    def _has_boxes(self, record: Record) -> bool:
+        """Whether the annotated boxes are part of the row's ground truth."""
+        return record.tube is not None and (self.template.needs == "tube" or self.split != "train")
+
+    def _is_numbered(self, record: Record) -> bool:
+        """Whether anything that the row is asked, shown or scored by has frame numbers."""
+        by_number = self.template.needs in ("target", "targets", "tube") or self.tracks is not None
+        return by_number or record.tube is not None or record.masks is not None
 
     def _target(self, uid: str) -> dict:
         found = self.targets.get(uid, {})
@@ -241,13 +287,15 @@ class RowMaker:
         entry: dict[str, Any] = {**dict.fromkeys((*PLAN_KEYS, *MARK_KEYS)), **self.template.videos, "video": video.path}
         entry["rule"] = self.rule or entry["rule"] or "grid"
         if self.tracks is not None:
-            name = track_name(video.path)
-            if not (self.tracks[0] / name).is_file():
+            folder, below_root = self.tracks
+            path = find_track(folder, video.path, self.root)
+            if not path.is_file():
                 raise Drop("no track file")
-            entry.update(tracks=f"{self.tracks[1]}/{name}", marker_style=self.marker_style)
+            entry.update(tracks=f"{below_root}/{path.relative_to(folder).as_posix()}", marker_style=self.marker_style)
         if clip is not None:
             entry.update(video_start=clip[0], video_end=clip[1])
-        entry["fps"] = grid_rate(duration) if entry["rule"] == "grid" else 2.0
+        shown = _shown(clip, video.facts)
+        entry["fps"] = grid_rate(duration if shown is None else shown) if entry["rule"] == "grid" else 2.0
         if video.facts is None:
             return entry, None
         try:
@@ -262,6 +310,59 @@ def grid_rate(duration: float, max_frames: int = MAX_FRAMES) -> float:
     while duration * 2 / k > max_frames:
         k += 1
     return 2 / k
+
+
+def hull(intervals: Sequence[Sequence[float]], begin: float = 0.0) -> Interval | None:
+    """From the first start to the last end, ``begin`` seconds later; None where there are no intervals."""
+    if not intervals:
+        return None
+    return begin + min(start for start, _ in intervals), begin + max(end for _, end in intervals)
+
+
+def misnumbered(
+    clock: FrameClock, tube: tuple[int, int] | None, seconds: Interval | None, count: float | None
+) -> tuple[str, str] | None:
+    """Why annotated frame numbers cannot be those of the file, in general words and with the numbers of this case.
+
+    Looked at are files with times of their own. There a frame number means another time in every copy of a video, and
+    readers of sets have one rate only to turn it into seconds. At a constant rate nothing is found.
+
+    Args:
+        clock: of the file.
+        tube: its first frame, and the one after its last.
+        seconds: of the file in which the tube is, as annotated.
+        count: of frames that the annotation knows of, see `counted`.
+
+    Returns:
+        None: nothing speaks against them.
+    """
+    if clock.times is None:
+        return None
+    if count is not None and abs(count - clock.num_frames) > MISCOUNT * clock.fps:
+        detail = f"the annotation counts {count:g} frames and the file {clock.num_frames}"
+        return "annotated at another number of frames than the video has, whose rate varies", detail
+    if tube is None or seconds is None:
+        return None
+    first, last = map(clock.seconds, tube)
+    if max(abs(first - seconds[0]), abs(last - seconds[1])) <= AGREE:
+        return None
+    detail = (
+        f"frames {tube[0]} to {tube[1] - 1} are on show from {first:.2f} to {last:.2f} s, and the annotation says "
+        f"{seconds[0]:.2f} to {seconds[1]:.2f} s"
+    )
+    return "frame numbers and seconds disagree in a video whose rate varies", detail
+
+
+def counted(extra: Mapping[str, Any]) -> float | None:
+    """How many frames the video had when it was annotated, as far as a set says so; see `COUNTS`."""
+    return next((extra[name] for name in COUNTS if is_number(extra.get(name))), None)
+
+
+def _shown(clip: Interval | None, facts: Facts | None) -> float | None:
+    """Seconds of the file that are shown, as far as they are known."""
+    if clip:
+        return clip[1] - clip[0]
+    return facts.duration if facts else None
 
 
 _ABILITIES = {
@@ -326,6 +427,9 @@ ROW_SCHEMA = pa.schema(
                 "num_frames": pa.int64(),
                 "source_fps": pa.float64(),
                 **dict.fromkeys(("width", "height"), pa.int64()),
+                "constant_rate": pa.bool_(),
+                "frame_times": pa.list_(pa.float64()),
+                "file_end": pa.float64(),
                 "content": pa.string(),
                 "visual_tokens": pa.int64(),
                 "annotated": pa.string(),

@@ -12,8 +12,9 @@ from pathlib import Path
 import jinja2
 
 from data_builders import check
+from data_builders.objects.boxes import TurnedBoxes, annotated_size, scaled
 from verl_stvg.video.build import root_of
-from verl_stvg.video.decode import VideoError, probe
+from verl_stvg.video.decode import VideoError, VideoInfo, probe
 from verl_stvg.video.thumbnails import thumbnails
 
 PICTURES = 8
@@ -112,10 +113,14 @@ def _card(row: dict, root: Path, problems: list[str], budget: int) -> dict:
         info = probe(path)
         duration = duration or info.duration
         pictures, size = thumbnails(path, PICTURES, SIDE, budget, begin, begin + duration)
-        boxes = [_box(truth, round(one.time * info.fps), info) for one in pictures]
+        shown = info.clock.on_show([one.time for one in pictures]).tolist()
+        boxes = _boxes(truth, extra.get("annotated"), shown, info)
     except VideoError as error:
         problems = [*problems, f"video: {str(error).replace(str(path), video['video'])}"]
         boxes = []
+    except TurnedBoxes as error:
+        problems = [*problems, f"turned boxes: {error}"]
+        boxes = [None] * len(pictures)
     single = [[truth["start"], truth["end"]]] if truth.get("start") is not None else []
     intervals = truth.get("intervals") or single
     return {
@@ -146,14 +151,21 @@ def _card(row: dict, root: Path, problems: list[str], budget: int) -> dict:
     }
 
 
-def _box(truth: dict, frame: int, info) -> dict | None:
-    """The target's box in a frame, in per cent of the picture and cut at its border."""
-    boxes, first = truth.get("boxes") or [], truth.get("first_frame") or 0
-    if not first <= frame < first + len(boxes):
-        return None
-    left, top, right, bottom = boxes[frame - first]
-    left, right = (min(max(x, 0), info.width) for x in (left, right))
-    top, bottom = (min(max(y, 0), info.height) for y in (top, bottom))
+def _boxes(truth: dict, annotated: str | None, frames: list[int], info: VideoInfo) -> list[dict | None]:
+    """The target's box in each of some frames, in per cent of the picture and cut at its border.
+
+    Raises:
+        TurnedBoxes: see `data_builders.objects.boxes.scales`.
+    """
+    found, first = truth.get("boxes") or [], truth.get("first_frame") or 0
+    size = annotated_size(json.loads(annotated) if annotated else {})
+    there = scaled(found, size, (info.width, info.height))
+    return [_box(there[k - first], info) if first <= k < first + len(there) else None for k in frames]
+
+
+def _box(box: tuple[float, ...], info: VideoInfo) -> dict:
+    left, right = (min(max(x, 0), info.width) for x in box[::2])
+    top, bottom = (min(max(y, 0), info.height) for y in box[1::2])
     return {
         "left": 100 * left / info.width,
         "top": 100 * top / info.height,

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-FORMAT_VERSION = 3  # raise it whenever the same arguments would give other files
+FORMAT_VERSION = 4  # raise it whenever the same arguments would give other files
 
 MODEL_SCALE = 4  # native size over the size a tiny model sees
 HEIGHT, WIDTH = 56 * MODEL_SCALE, 84 * MODEL_SCALE
@@ -371,6 +371,7 @@ def row(clip: ClipSpec, seed: int, split: str, index: int, task: str = "stvg_r1"
             "source_fps": float(SOURCE_FPS),
             "width": WIDTH,
             "height": HEIGHT,
+            "constant_rate": True,
             "again": [clip.again.start, clip.again.end] if clip.again else None,
         },
     }
@@ -409,6 +410,7 @@ ROW_SCHEMA = pa.schema(
                 "source_fps": pa.float64(),
                 "width": pa.int64(),
                 "height": pa.int64(),
+                "constant_rate": pa.bool_(),
                 "again": pa.list_(pa.float64()),
             }
         ),

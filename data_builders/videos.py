@@ -1,14 +1,18 @@
 """The videos that records name: where they are below a root, and what their headers say.
 
 Names in annotations lack their ending, have another one, or point somewhere else altogether. A name is matched exactly,
-or by its whole stem; never by a prefix, which picks the wrong file sooner or later.
+or by its whole stem; never by a prefix, which picks the wrong file sooner or later. Links are followed, once.
 """
 
 import contextlib
 import functools
+import heapq
 import json
+import logging
 import os
-from collections.abc import Iterator
+import stat
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 
@@ -17,17 +21,38 @@ from verl_stvg.video.cache import hash_file
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.decode import VideoInfo
-from verl_stvg.video.identity import identity
+from verl_stvg.video.identity import ENDINGS, identity
 
-ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+logger = logging.getLogger(__name__)
+
+_PREVIEW = ".gif"  # beside a video of its stem, a GIF is a preview of it
+_SHOWN = 8  # endings of files that were passed over
 
 
 class UnknownVideo(ValueError):
     """A name for which there is not exactly one file; the message says why."""
 
 
+@dataclass
+class _Walked:
+    """What lies below a root.
+
+    Attributes:
+        names: the one name of each video file, by `_file`.
+        stems: names by the stem of any name that the file has, best first.
+        passed_over: number of files that are no videos, by ending.
+    """
+
+    names: dict[Hashable, str]
+    stems: dict[str, list[str]]
+    passed_over: Counter[str]
+
+
 class VideoRoot:
     """A folder of videos.
+
+    A file may have several names, through links. One of them stands for it everywhere: the one with the fewest links
+    in it, of several the first in order. So rows, tracks and checks of one file are about one video.
 
     Args:
         root: the folder.
@@ -40,23 +65,29 @@ class VideoRoot:
         if not root.is_dir():
             raise ValueError(f"{root}: no such folder; correct --videos")
         self.root = root
-        self._stems: dict[str, list[str]] | None = None
+        self._real = os.path.realpath(root)
+        self._folders: dict[PurePosixPath, dict[str, list[str]]] = {}
+        self._chosen: dict[tuple[str, ...], list[str]] = {}
 
     def find(self, name: str) -> str:
         """Path of a video relative to the root, with forward slashes.
 
         The named file itself; else a video with that stem in the named folder; else one anywhere below the root.
+        Files of equal bytes are one video.
 
         Raises:
             UnknownVideo: there is none, there are several, or the name points outside of the root.
         """
         check_name(name)
-        if (self.root / name).is_file():
-            return name
         path = PurePosixPath(name)
-        stem = path.stem if path.suffix.lower() in ENDINGS else path.name
-        beside = [str(path.parent / (stem + ending)) for ending in ENDINGS]
-        found = [other for other in beside if (self.root / other).is_file()] or self._by_stem().get(stem, [])
+        if (self.root / name).is_file():
+            return self._one_name(str(path))
+        stems = [path.name, path.stem] if path.suffix.lower() in ENDINGS else [path.name]
+        beside, found = self._folder(path.parent), []
+        for stem in stems:
+            found = found or self._distinct(tuple(beside.get(stem, ())))
+        for stem in stems:
+            found = found or self._distinct(tuple(self._walked.stems.get(stem, ())))
         if len(found) == 1:
             return found[0]
         if (self.root / name).is_dir():
@@ -65,25 +96,135 @@ class VideoRoot:
                 f"ffmpeg -framerate 6 -pattern_type glob -i '{name}/*.jpg' -pix_fmt yuv420p {name}.mp4"
             )
         if found:
+            more = ", ..." if len(found) > 3 else ""
             raise UnknownVideo(
-                f"{name}: {len(found)} files have that name ({', '.join(found[:3])}); remove all but one"
+                f"{name}: {len(found)} files have that name and differ ({', '.join(found[:3])}{more}); write "
+                "folder and ending into the annotation, or remove all but one"
             )
+        if (self.root / name).is_symlink():
+            raise UnknownVideo(f"{name}: a link to {os.readlink(self.root / name)}, where no file is; mend the link")
         raise UnknownVideo(f"{name}: no such video")
 
     def all(self) -> list[str]:
-        """Every video below the root, sorted."""
-        return sorted(path for paths in self._by_stem().values() for path in paths)
+        """Every video file below the root once, sorted."""
+        return sorted(self._walked.names.values())
 
-    def _by_stem(self) -> dict[str, list[str]]:
-        if self._stems is None:
-            self._stems = {}
-            for folder, folders, files in os.walk(self.root, followlinks=True):
-                folders.sort()
-                for file in sorted(files):
-                    path = PurePosixPath(Path(folder, file).relative_to(self.root).as_posix())
-                    if path.suffix.lower() in ENDINGS:
-                        self._stems.setdefault(path.stem, []).append(str(path))
-        return self._stems
+    @property
+    def passed_over(self) -> Counter[str]:
+        """How many files below the root are no videos, by their ending."""
+        return self._walked.passed_over
+
+    @functools.cached_property
+    def _walked(self) -> _Walked:
+        walked = _walk(self._real)
+        if count := walked.passed_over.total():
+            common = sorted(walked.passed_over.items(), key=lambda one: (-one[1], one[0]))[:_SHOWN]
+            said = ", ".join(f"{ending or 'without one'} {number:,}" for ending, number in common)
+            more = f", {len(walked.passed_over) - _SHOWN} others" if len(walked.passed_over) > _SHOWN else ""
+            _say_once(f"{count:,} files in {self.root} were passed over, no videos by their ending: {said}{more}")
+        return walked
+
+    def _one_name(self, name: str) -> str:
+        path = os.path.join(self._real, name)
+        if os.path.realpath(path) == path and os.stat(path).st_nlink == 1:
+            return name
+        return self._walked.names.get(_file(path, os.stat(path)), name)
+
+    def _folder(self, folder: PurePosixPath) -> dict[str, list[str]]:
+        """Names of the videos in a folder, by stem."""
+        if folder not in self._folders:
+            stems = self._folders[folder] = {}
+            path = self.root / folder
+            for file in sorted(entry.name for entry in _entries(path)) if path.is_dir() else ():
+                stem, ending = os.path.splitext(file)
+                if ending.lower() in ENDINGS and (path / file).is_file():
+                    stems.setdefault(stem, []).append(str(folder / file))
+        return self._folders[folder]
+
+    def _distinct(self, names: tuple[str, ...]) -> list[str]:
+        """Of files of equal bytes the first; no previews of others. Empty files are failed downloads of anything."""
+        if names not in self._chosen:
+            found = list(dict.fromkeys(map(self._one_name, names)))
+            found = [name for name in found if not name.lower().endswith(_PREVIEW)] or found
+            sizes = [os.stat(self.root / name).st_size for name in found]
+            contents: dict[str, str] = {}
+            for name, size in zip(found, sizes, strict=True):
+                alike = size and sizes.count(size) > 1
+                contents.setdefault(hash_file(str(self.root / name)) if alike else name, name)
+            self._chosen[names] = list(contents.values())
+        return self._chosen[names]
+
+
+def _walk(root: str) -> _Walked:
+    """Look into every folder below a root once, those reached through the fewest links first.
+
+    Folders that hold the root are not looked into, wherever links lead.
+    """
+    seen = {_place(os.stat(folder)) for folder in Path(root).parents}
+    waiting = [(0, (), root, _place(os.stat(root)))]  # links on the way, name, real path, place
+    best: dict[Hashable, tuple[int, tuple[str, ...]]] = {}
+    stems: dict[str, set[Hashable]] = defaultdict(set)
+    passed_over: Counter[str] = Counter()
+    while waiting:
+        links, parts, folder, place = heapq.heappop(waiting)
+        if place in seen:
+            continue
+        seen.add(place)
+        for entry in _entries(folder):
+            linked = entry.is_symlink()
+            stem, ending = os.path.splitext(entry.name)
+            video = ending.lower() in ENDINGS
+            if not (video or linked) and entry.is_file():  # unread: there may be a million pictures
+                passed_over[ending.lower()] += 1
+                continue
+            status = _status(entry)
+            name = (links + linked, (*parts, entry.name))
+            if status is None:
+                continue
+            elif stat.S_ISDIR(status.st_mode):
+                path = os.path.realpath(entry.path) if linked else entry.path
+                heapq.heappush(waiting, (*name, path, _place(status)))
+            elif stat.S_ISREG(status.st_mode) and not video:
+                passed_over[ending.lower()] += 1
+            elif stat.S_ISREG(status.st_mode):
+                file = _file(entry.path, status)
+                best[file] = min(name, best.get(file, name))
+                stems[stem].add(file)
+    names = {file: "/".join(parts) for file, (_, parts) in best.items()}
+    by_stem = {stem: [names[file] for file in sorted(files, key=best.__getitem__)] for stem, files in stems.items()}
+    return _Walked(names, by_stem, passed_over)
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (PermissionError, FileNotFoundError) as error:
+        logger.warning("%s: %s; what lies in it was passed over", folder, error.strerror)
+        return []
+
+
+def _status(entry: os.DirEntry) -> os.stat_result | None:
+    """None: a broken link, a link to itself, or a file that was removed just now."""
+    try:
+        return entry.stat()
+    except OSError:
+        return None
+
+
+def _place(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _file(path: str, status: os.stat_result) -> Hashable:
+    """Equal for two names of one file. File systems without inodes of their own have no hard links either."""
+    return _place(status) if status.st_nlink > 1 else os.path.realpath(path)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """Several commands in one look at the same root."""
+    logger.info(text)
 
 
 def check_name(name: str) -> None:
@@ -191,4 +332,5 @@ def _read_journal(root: Path, journal: Path) -> Iterator[tuple[str, Facts | str]
 
 
 def _facts(said: dict) -> Facts:
-    return Facts(**said | {name: said[name] and tuple(said[name]) for name in ("times", "notes")})
+    content = said.pop("content")
+    return Facts.of(VideoInfo.of(said), content)

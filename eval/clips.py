@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
 from eval import charts
 from eval.replies import Reply
 from verl_stvg.video import tracks as track_files
@@ -184,26 +185,31 @@ def draw(clips: Sequence[Clip], voices: Sequence[Voice], rows: Rows, budget: int
         rows: of the clips.
         budget: bytes per picture; quality is lowered to keep it.
     """
-    drawn, unseen, untracked = [], [], []
+    drawn, unseen, untracked, turned = [], [], [], []
     for clip in clips:
         row = rows[clip.uid] if clip.uid in rows else None
-        frames, size, objects = [], (3, 2), None
+        frames, size, objects, factors = [], (3, 2), None, None
         if row is not None and row.entry:
             video = Path(row.entry["video"])
             try:
                 objects = _objects(row)
                 frames, size = _frames(row.entry, budget)
+                factors = scales(annotated_size(json.loads(row.extra.get("annotated") or "{}")), size)
+            except TurnedBoxes as error:
+                turned.append(f"{clip.uid}: {error}")
             except ValueError as error:  # of the video, its tracks, or a plan that cannot be made of them
                 unseen.append(str(error).replace(str(video), video.name))
         if frames and clip.truth is not None and clip.truth.objects and objects is None:
             untracked.append(clip.uid)
-        _mark(frames, size, clip, objects)
+        _mark(frames, size, clip, objects, factors)
         drawn.append(_drawn(clip, voices, row, objects) | {"frames": frames, "size": size})
     notices = []
     if lost := sum(clip.uid not in rows for clip in clips) if len(rows) else 0:
         notices.append(f"{lost} of {len(clips)} clips are not in the rows' files, which were built again since.")
     if unseen:
         notices.append(f"The frames of {len(unseen)} of {len(clips)} clips cannot be shown. The first: {unseen[0]}")
+    if turned:
+        notices.append(f"Annotated boxes of {len(turned)} of {len(clips)} clips are not drawn. The first: {turned[0]}")
     if untracked:
         notices.append(
             f"There are no boxes for {len(untracked)} of {len(clips)} clips: their rows name no track file, and the "
@@ -212,8 +218,18 @@ def draw(clips: Sequence[Clip], voices: Sequence[Voice], rows: Rows, budget: int
     return drawn, notices
 
 
-def _mark(frames: Sequence[dict], size: tuple[int, int], clip: Clip, objects: "_Objects | None") -> None:
-    """Add to each frame who names its time, and the boxes of what they name."""
+def _mark(
+    frames: Sequence[dict], size: tuple[int, int], clip: Clip, objects: "_Objects | None", factors: Size | None
+) -> None:
+    """Add to each frame who names its time, and the boxes of what they name.
+
+    Args:
+        frames: of the clip.
+        size: (width, height) of the video.
+        clip: the clip.
+        objects: of the video.
+        factors: from pixels of the annotation, in which boxes are answered, too; None leaves those boxes out.
+    """
     replies = {"truth": clip.truth} | {kind: said.reply for kind, said in clip.said.items()}
     replies = {kind: reply for kind, reply in replies.items() if reply is not None}
     for frame in frames:
@@ -223,7 +239,7 @@ def _mark(frames: Sequence[dict], size: tuple[int, int], clip: Clip, objects: "_
             if any(start <= frame["time"] < end for start, end in reply.intervals)
         ]
         boxes = objects.at(frame["index"]) if objects is not None else {}
-        frame["boxes"] = _frame_boxes(frame["index"], frame["kinds"], replies, boxes, size)
+        frame["boxes"] = _frame_boxes(frame["index"], frame["kinds"], replies, boxes, size, factors)
 
 
 def _drawn(clip: Clip, voices: Sequence[Voice], row: Row | None, objects: "_Objects | None") -> dict:
@@ -329,7 +345,12 @@ def _objects(row: Row) -> _Objects | None:
 
 
 def _frame_boxes(
-    index: int, inside: Sequence[str], replies: Mapping[str, Reply], boxes: Boxes, size: tuple[int, int]
+    index: int,
+    inside: Sequence[str],
+    replies: Mapping[str, Reply],
+    boxes: Boxes,
+    size: tuple[int, int],
+    factors: Size | None,
 ) -> list[dict]:
     """Boxes of a frame: the truth's in the true span, each voice's objects or own boxes in its own span.
 
@@ -341,6 +362,8 @@ def _frame_boxes(
     for kind in order:
         reply = replies[kind]
         own = boxes.get(None) if kind == "truth" else reply.tube.get(index)
+        if own is not None:
+            own = factors and [side * factor for side, factor in zip(own, factors * 2, strict=True)]
         named = [(object_id, boxes[object_id]) for object_id in reply.objects if object_id in boxes]
         for object_id, box in [(true_ids[:1], own)] if own is not None else named:
             left, top, right, bottom = (float(side) for side in box)

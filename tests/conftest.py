@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from hypothesis import settings
 
 settings.register_profile("shared machine", deadline=None)  # no test is timed: other programs may be running
 settings.load_profile("shared machine")
+
+# what the program keeps of videos (and nothing of the user's) lies in a folder that goes with the tests
+_KEPT = tempfile.TemporaryDirectory(prefix="verl-stvg-tests-")
+os.environ["XDG_CACHE_HOME"] = _KEPT.name
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("CACHE", ROOT / ".cache")).resolve()

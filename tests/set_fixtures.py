@@ -83,9 +83,10 @@ def write(name: str, folder: Path) -> Fixture:
     for path, content in layout.files.items():
         _put(folder / "annotations" / path, _encoded(path, content))
     for split, videos in layout.videos.items():
-        for path, length in videos.items():
+        for number, (path, length) in enumerate(videos.items()):
             seconds, rate = length if isinstance(length, tuple) else (length, RATE)
-            _put(folder / "videos" / path, _video(seconds, rate, _SEEDS[split], PurePosixPath(path).suffix))
+            seed = _SEEDS[split] + len(_SEEDS) * number  # no two files are equal: they would be one video
+            _put(folder / "videos" / path, _video(seconds, rate, seed, PurePosixPath(path).suffix))
     options = layout.options
     if layout.targets:
         lines = [{"uid": f"{name}/{uid}", "object_id": target} for uid, target in layout.targets.items()]

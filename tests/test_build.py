@@ -390,6 +390,9 @@ def test_rows_name_the_track_file_of_their_video(tmp_path):
     assert found["videos"][0]["marker_style"] == "centred"
     with pytest.raises(row.Drop, match="no track file"):
         here.rows(record(), row.Video("b/v.mkv"))
+    (tmp_path / "a/v.mkv.tracks.json.gz").touch()
+    [found] = here.rows(record(), row.Video("a/v.mkv"))
+    assert found["videos"][0]["tracks"] == "../tracks/a/v.mkv.tracks.json.gz"
 
 
 @pytest.mark.parametrize(

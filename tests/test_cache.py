@@ -163,11 +163,13 @@ def test_a_changed_video_has_another_key_even_within_one_tick_of_its_time_stamp(
 
 def test_a_video_is_hashed_once_for_all_processes(clip, folder, monkeypatch):
     os.utime(clip, (LONG_AGO, LONG_AGO))
+    monkeypatch.setattr(module, "SMALL_BYTES", 0)
+    monkeypatch.setattr(module, "_SETTLED_SECONDS", 0)
     cache, plan = FrameCache(folder), small_plan()
     key = cache.key(clip, plan)
-    monkeypatch.setattr(module, "hash_file", no_decoder)
-    assert cache.key(clip, plan) == FrameCache(folder).key(clip, plan) == key
-    monkeypatch.undo()
+    with monkeypatch.context() as unread:
+        unread.setattr(module, "hash_file", no_decoder)
+        assert cache.key(clip, plan) == FrameCache(folder).key(clip, plan) == key
     (record,) = (path for path in folder.glob("videos/*/*"))
     record.write_bytes(bytes(32))  # what a power cut may leave
     assert FrameCache(folder).key(clip, plan) == key

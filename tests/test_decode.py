@@ -1,6 +1,5 @@
 """The right frames of real files, by every decoder and past damage; errors name the file where there are none."""
 
-import importlib.util
 import sys
 from fractions import Fraction
 
@@ -10,11 +9,32 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_stvg.video.decode import HOLD_SECONDS, DecoderError, VideoError, _Clock, needed_frames, probe, read_frames
+from verl_stvg.video.clock import FrameClock
+from verl_stvg.video.decode import (
+    HOLD_SECONDS,
+    DecoderError,
+    VideoError,
+    _hold,
+    load_decoder,
+    needed_frames,
+    probe,
+    read_frames,
+)
 from verl_stvg.video.plan import SamplingPlan, plan_video
 
 BUDGET = {"min_pixels": 28 * 28, "max_pixels": 4 * 28 * 28}
-INSTALLED = ["pyav"] + [name for name in ("decord", "torchcodec") if importlib.util.find_spec(name)]
+
+
+def loads(name: str) -> bool:
+    """Whether a decoder is installed and finds its libraries."""
+    try:
+        load_decoder(name)
+    except DecoderError:
+        return False
+    return True
+
+
+INSTALLED = [name for name in ("pyav", "decord", "torchcodec") if loads(name)]
 
 
 def write_counting_video(path, frames=60, rate=30, size=56, stamps=None, **options):
@@ -106,7 +126,7 @@ def test_every_decoder_gives_the_frames_on_show(tmp_path, kind, decoder):
     frames = read_frames(path, plan, decoder=decoder)
     if "stamps" in KINDS[kind]:
         times = (np.array(UNEVEN) - UNEVEN[0]) / 1000
-        on_show = [int(np.flatnonzero(times - 0.5 / info.fps <= time)[-1]) for time in plan.timestamps]
+        on_show = [int(np.flatnonzero(times <= time + 1e-3)[-1]) for time in plan.timestamps]
     else:
         on_show = list(plan.frame_indices)
     assert indices(frames) == on_show
@@ -121,9 +141,9 @@ def test_any_frame_times(tmp_path_factory, gaps, start, fps):
     stamps = np.cumsum([start, *gaps]).tolist()
     path = tmp_path_factory.mktemp("times") / "count.mp4"
     write_counting_video(path, len(stamps), size=28, stamps=stamps, preset="ultrafast", bf="2")
-    times, slack = (np.array(stamps) - start) / 1000, 0.5 / probe(path).fps
+    times, slack = (np.array(stamps) - start) / 1000, 1e-3
     grid = np.arange(0, times[-1] + slack, 1 / fps)
-    near = np.abs((times - slack)[:, None] - grid).min(axis=0) < 1e-6  # either neighbour is right
+    near = np.abs((times - slack)[:, None] - grid).min(axis=0) < 2e-3  # either neighbour is right
     grid = tuple(grid[~near].tolist()) or (times[-1],)
     frames = read_frames(path, SamplingPlan((0,) * len(grid), grid, 28, 28, fps))
     assert indices(frames) == [int(np.flatnonzero(times - slack <= time)[-1]) for time in grid]
@@ -176,9 +196,9 @@ def test_frames_predicted_from_a_broken_packet_are_lost_up_to_the_next_keyframe(
         read_frames(path, plan)
     frames = read_frames(path, plan, needs=(0.0, 1.2))
     held = [29, 29, 29]  # at 1.0 s, where it should have left, 1.25 and 1.5 s, and no longer
-    assert indices(frames[:7]) == [0, 8, 15, 23, *held]
+    assert indices(frames[:7]) == [0, 7, 15, 22, *held]
     assert not frames[7].any()
-    assert indices(frames[8:]) == [60, 68]
+    assert indices(frames[8:]) == [60, 67]
     assert "3 of 10 frames stand in for lost ones" in caplog.text
     assert "1 of 10 frames are lost, outside the span needed, and black" in caplog.text
 
@@ -197,10 +217,10 @@ def test_a_broken_packet_that_no_frame_on_show_needs(tmp_path, caplog):
 )
 def test_a_frame_stands_in_for_half_a_second_at_most(gaps, lost, grid):
     times = np.cumsum([0.0, *gaps])
-    clock = _Clock([], np.arange(len(times)), times, 0.005)
+    clock = FrameClock(len(times), len(times) / (times[-1] + 0.01), tuple(times.tolist()), float(times[-1] + 0.01))
     sound = np.array([k not in lost for k in range(len(times))])
-    shown = clock.on_show(grid)
-    for time, right, held in zip(grid, shown, clock.hold(grid, shown, sound), strict=True):
+    shown = np.where(np.array(grid) <= clock.duration, clock.on_show(grid), -1)
+    for time, right, held in zip(grid, shown, _hold(grid, shown, clock, sound), strict=True):
         before = [k for k in range(right) if sound[k]]
         if right < 0 or sound[right]:
             assert held == right

@@ -54,7 +54,7 @@ def test_every_target_is_found_from_raw_video_to_row(data, made):
     rows = pq.read_table(made / "rows/train.parquet").to_pylist()
     assert len(rows) == CLIPS
     for line, row in zip(targets, rows, strict=True):
-        tracks = load(made / f"shown/{Path(line['uid']).stem}.tracks.json.gz")
+        tracks = load(made / f"shown/{Path(line['uid']).name}.tracks.json.gz")
         labels = {track.object_id: track.label for track in tracks.tracks}
         assert labels[line["object_id"]] in sentences[line["uid"]]  # "the pink circle moves left"
         assert line["share"] > 0.9 and line["mean_iou"] > 0.8
@@ -75,7 +75,7 @@ def test_rows_show_the_numbers(data, made):
     info = probe(entry["video"])
     with_numbers, plan = plan_of(entry, info), plan_of({**entry, "tracks": None}, info)
     assert (
-        Path(with_numbers.marks[0]).resolve() == (made / f"shown/{Path(entry['video']).stem}.tracks.json.gz").resolve()
+        Path(with_numbers.marks[0]).resolve() == (made / f"shown/{Path(entry['video']).name}.tracks.json.gz").resolve()
     )
     changed = (read_frames(entry["video"], with_numbers) != read_frames(entry["video"], plan)).any(axis=(1, 2, 3))
     tracks = load(Path(with_numbers.marks[0]))
@@ -91,7 +91,7 @@ def test_a_second_run_skips_what_is_there(data, made):
     status, said = run(
         "objects", "track", "--videos", data / "videos", "--out", made / "tracks", *MODELS, "--step", 10, *videos(data)
     )
-    assert status == 2 and "train_00000.tracks.json.gz: made with other options; choose another folder" in said
+    assert status == 2 and "train_00000.mp4.tracks.json.gz: made with other options; choose another folder" in said
 
 
 def videos(data: Path) -> list[str]:
@@ -144,8 +144,7 @@ def test_a_model_that_cannot_be_had_is_no_fault_of_the_videos(data, tmp_path):
 
 def test_pictures_of_objects(data, made, tmp_path):
     name = videos(data)[0]
-    stem = Path(name).stem
-    shown = made / f"shown/{stem}.tracks.json.gz"
+    shown = made / f"shown/{name}.tracks.json.gz"
     out = tmp_path / "look.mp4"
     assert run("objects", "show", data / "videos" / name, "--tracks", shown, "--out", out)[0] == 0
     assert probe(out).num_frames == synthetic.NUM_FRAMES and (tmp_path / "look.jpg").stat().st_size > 5_000
@@ -181,10 +180,10 @@ def test_boxes_of_a_larger_original_are_scaled(data, made):
     tube = {"first_frame": entry["st_frame"] - 1, "boxes": boxes}
     size = {"width": 2 * synthetic.WIDTH, "height": 2 * synthetic.HEIGHT}
     record = Record(where="", key="k", video="v", query="q", tube=tube, extra=size)
-    found = pipeline._target(record, load(made / f"shown/{Path(line['uid']).stem}.tracks.json.gz"), pipeline.Rule())
+    found = pipeline._target(record, load(made / f"shown/{Path(line['uid']).name}.tracks.json.gz"), pipeline.Rule())
     assert (found["object_id"], found["share"]) == (line["object_id"], line["share"])
     late = record.model_copy(update={"tube": record.tube.model_copy(update={"first_frame": 90})})
-    reason = pipeline._target(late, load(made / f"shown/{Path(line['uid']).stem}.tracks.json.gz"), pipeline.Rule())
+    reason = pipeline._target(late, load(made / f"shown/{Path(line['uid']).name}.tracks.json.gz"), pipeline.Rule())
     assert "at the rate it was annotated at" in reason["reason"]
 
 

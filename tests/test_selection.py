@@ -50,6 +50,7 @@ def one_row(uid: str = "s/train/0", recipe: str = "videotg_r1", dataset: str = "
         "query": "a man runs",
     }
     extra |= {"duration": truth["duration"], "num_frames": 600, "source_fps": 10.0, "width": 112, "height": 84}
+    extra["constant_rate"] = True
     video = {field.name: None for field in ROW_SCHEMA.field("videos").type.value_type}
     return {
         "data_source": f"{recipe}/{dataset}",

@@ -73,7 +73,7 @@ def test_stvg_r1_folders_are_read_and_written(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda r: r | {"format_version": 2}, "version 2, this program reads 1"),
+        (lambda r: r | {"format_version": 3}, "version 3, this program reads 1 to 2"),
         (lambda r: {k: v for k, v in r.items() if k != "fps"}, "not a track file"),
         (lambda r: r | {"objects": r["objects"] * 2}, "not ascending from 1 on, each once"),
         (lambda r: r | {"num_frames": 3}, "are not ascending within its 3"),

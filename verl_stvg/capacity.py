@@ -14,8 +14,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_stvg.video.build import PLAN_KEYS
+from verl_stvg.video.build import PLAN_KEYS, recorded_info
 from verl_stvg.video.plan import MERGE, PATCH, QWEN3_PATCH, TEMPORAL_PATCH, SamplingPlan, plan_video
+from verl_stvg.video.timeline import VideoInfo
 
 GB = 10**9
 PASSES = 3
@@ -360,7 +361,8 @@ def read_rows(files: list[Path], patch: int = PATCH) -> Data:
                 chosen = {key: video[key] for key in PLAN_KEYS if video.get(key) is not None}
                 key = (video["video"], tuple(sorted(chosen.items())))
                 if key not in plans:
-                    plans[key] = plan_video(*size, **chosen, patch=patch)
+                    info = recorded_info(row) or VideoInfo(*size, end=extra.get("file_end"))
+                    plans[key] = plan_video(*size, **chosen, patch=patch, clock=info.clock)
                     pixels[video["video"]] = size[0] * size[2] * size[3]
                 total += plans[key].num_tokens
                 units += plans[key].num_units

@@ -6,19 +6,21 @@ decoded once, into the frame cache, not once per rollout.
 """
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from omegaconf import DictConfig, open_dict
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from verl_stvg.curriculum import Curriculum, RowFacts, crop_truth
 from verl_stvg.prompts import ROOT_KEY, check_size, read_video
-from verl_stvg.video.build import located, plan_of, root_of
-from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
+from verl_stvg.video.build import located, plan_of, recorded_info, root_of
+from verl_stvg.video.decode import VideoError, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan
 from verl_stvg.video.positions import added_tokens, fit, patch_of
 from verl_stvg.video.store import FrameStore, default_folder
@@ -64,8 +66,9 @@ class VideoGroundingDataset(RLHFDataset):
     """Rows whose ``videos`` entries are ``{"video": path, "fps": ..., "max_pixels": ...}``.
 
     Beside verl's ``data`` keys it reads:
-        check_videos: ``exist``, ``probe`` (header and first frame; the default) or ``decode`` (every planned frame,
-            into the cache).
+        check_videos: ``exist`` (size, rate and times are taken from the rows where they have them, see
+            `recorded_info`), ``probe`` (looks into every file; the default) or ``decode`` (every planned frame, into
+            the cache).
         video_cache: ``folder`` (default: ``verl_stvg/frames`` in the user's cache folder), ``max_gb`` (default: no
             bound), ``decoder`` (``pyav``, the default, ``decord``, ``torchcodec`` or ``package.module:function``),
             ``timeout`` (seconds after which a decoder is killed, default 60), ``enabled`` (false: videos are decoded
@@ -89,7 +92,7 @@ class VideoGroundingDataset(RLHFDataset):
             part = datasets.load_dataset("parquet", data_files=str(local))["train"]
             root = root_of(Path(original).expanduser().resolve(), self.config.get(ROOT_KEY))
             parts.append(part.add_column(ROOT_KEY, [str(root)] * len(part)))
-        self.dataframe = datasets.concatenate_datasets(parts)
+        self.dataframe = joined(parts, self.original_data_files)
         if not len(self.dataframe):
             raise RowError(f"{', '.join(map(str, self.original_data_files))}: no rows; build them again")
         if 0 < self.max_samples < len(self.dataframe):
@@ -154,7 +157,7 @@ class VideoGroundingDataset(RLHFDataset):
                 if check == "exist":
                     if not Path(path).is_file():
                         raise VideoError(f"{path}: no such video")
-                    info = _recorded_info(row) or look(path)
+                    info = recorded_info(row) or look(path)
                 else:
                     info = look(path)
                 plan = plan_of({**video, "patch": patch}, info).masked(video.get("hidden"), video.get("shown"))
@@ -200,6 +203,36 @@ class VideoGroundingDataset(RLHFDataset):
         return images, [read_video(video, store) for video in videos] or None, audios
 
 
+def joined(parts: list[datasets.Dataset], files: Sequence[object]) -> datasets.Dataset:
+    """Rows of several files as one table; a column or field that one of them lacks is null in its rows.
+
+    Args:
+        parts: the rows of each file.
+        files: their names, for the message.
+
+    Raises:
+        RowError: a column or field is of one type in one file and of another in the next.
+    """
+    schemas = [part.features.arrow_schema.remove_metadata() for part in parts]
+    try:
+        schema = pa.unify_schemas(schemas, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise RowError(
+            f"{', '.join(map(str, files))}: the columns of these files do not fit together ({error}); build all of "
+            "them again with one version"
+        ) from error
+    features = datasets.Features.from_arrow_schema(schema)
+    return datasets.concatenate_datasets([_with_all(part, features) for part in parts])
+
+
+def _with_all(part: datasets.Dataset, features: datasets.Features) -> datasets.Dataset:
+    if part.features == features:
+        return part
+    for name in features.keys() - part.features.keys():
+        part = part.add_column(name, [None] * len(part))
+    return part.cast(features)
+
+
 def check_maskable(curriculum: Curriculum, row: dict, plans: list[SamplingPlan]) -> None:
     """Raise ValueError if a row lacks what the curriculum's masks depend on."""
     facts = RowFacts.of(row)
@@ -208,12 +241,6 @@ def check_maskable(curriculum: Curriculum, row: dict, plans: list[SamplingPlan])
     if len(plans) != 1 or plans[0] != plans[0].whole:
         raise ValueError("the curriculum masks rows with one video, of which nothing is hidden yet; drop the row")
     crop_truth(row["reward_model"]["ground_truth"], curriculum.mask(plans[0], facts, step=0, total=1), plans[0])
-
-
-def _recorded_info(row: dict) -> VideoInfo | None:
-    extra = row.get("extra_info") or {}
-    fields = [extra.get(key) for key in ("num_frames", "source_fps", "width", "height")]
-    return None if any(f is None for f in fields) else VideoInfo(*fields)
 
 
 def row_uid(row: dict):

@@ -117,12 +117,13 @@ def render(
 ) -> None:
     """Videos with the IDs drawn on every frame, as STVG-R1 makes them. Training needs none: see `build --tracks`."""
     from data_builders.objects import draw
-    from verl_stvg.video.tracks import load, track_name
+    from data_builders.objects.write import find_numbered
+    from verl_stvg.video.tracks import find_track, load
 
     for video in _names(videos, names):
-        target = (out / video).with_suffix(".mp4")
+        target = find_numbered(out, video, videos)
         if not target.is_file():
-            draw.render(videos / video, load(tracks / track_name(video)), target, marker_style)
+            draw.render(videos / video, load(find_track(tracks, video, videos)), target, marker_style)
         logger.info("%s", target)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from verl_stvg.video.build import VIDEO_COLUMN, located, plan_of
 from verl_stvg.video.decode import VideoInfo, probe, read_frames
+from verl_stvg.video.identity import identity
 from verl_stvg.video.plan import SamplingPlan
 from verl_stvg.video.positions import added_tokens, fit, writes_times
 from verl_stvg.video.refs import CachedFrames, view
@@ -121,7 +122,7 @@ def plan_video_part(video: dict, store: FrameStore | None = None) -> SamplingPla
         ValueError: see `plan_of`; `VideoError` where the video cannot be used.
     """
     path = video["video"]
-    version = Path(path).stat().st_mtime_ns if Path(path).is_file() else None
+    version = tuple(identity(path)) if Path(path).is_file() else None
     return plan_of(video, _probe_once(path, version, store)).masked(video.get("hidden"), video.get("shown"))
 
 
@@ -144,7 +145,7 @@ def read_video(video: dict, store: FrameStore | None = None) -> tuple[CachedFram
 
 
 @lru_cache(maxsize=65536)
-def _probe_once(path: str, version: int | None, store: FrameStore | None) -> VideoInfo:
+def _probe_once(path: str, version: tuple[int, ...] | None, store: FrameStore | None) -> VideoInfo:
     return store.probe(path) if store else probe(path)
 
 

@@ -1,15 +1,15 @@
 """Tracked objects to look at: a video with IDs as the model sees them, one with masks and boxes, a contact sheet."""
 
-from collections.abc import Callable, Iterator
-from fractions import Fraction
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 from pycocotools import mask as coco
 
 from data_builders.objects.frames import VideoFrames
+from data_builders.objects.write import write_video
+from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.markers import draw_ids
 from verl_stvg.video.tracks import TrackError, Tracks
 
@@ -18,7 +18,7 @@ _COLUMNS = 4
 
 
 def render(video: Path, tracks: Tracks, out: Path, style: str = "stvg_r1") -> None:
-    """Write an H.264 video of native size and rate with the IDs drawn on every frame (STVG-R1's marker video).
+    """Write an H.264 video of native size and times with the IDs drawn on every frame (STVG-R1's marker video).
 
     Training needs none: rows that name a track file have the IDs drawn on the frames that are sampled.
 
@@ -29,7 +29,7 @@ def render(video: Path, tracks: Tracks, out: Path, style: str = "stvg_r1") -> No
         style: of `verl_stvg.video.markers`.
 
     Raises:
-        TrackError: tracks of a video of another size or length.
+        TrackError: tracks of another video, see `Tracks.check`.
     """
 
     def numbered(frame: np.ndarray, index: int) -> np.ndarray:
@@ -50,7 +50,7 @@ def show(video: Path, tracks: Tracks, out: Path, sheet: Path | None = None, pict
         pictures: on the sheet, evenly spread.
 
     Raises:
-        TrackError: tracks of a video of another size or length.
+        TrackError: tracks of another video, see `Tracks.check`.
     """
     import supervision
 
@@ -79,31 +79,22 @@ def show(video: Path, tracks: Tracks, out: Path, sheet: Path | None = None, pict
             kept[index] = frame.copy()
         return frame
 
-    _write(video, tracks, out, annotated)
+    clock = _write(video, tracks, out, annotated)
     if sheet is not None:
-        _sheet(kept, tracks.fps, sheet)
+        _sheet([(clock.seconds(index), kept[index]) for index in sorted(kept)], sheet)
 
 
-def _write(video: Path, tracks: Tracks, out: Path, draw: Callable[[np.ndarray, int], np.ndarray]) -> None:
+def _write(video: Path, tracks: Tracks, out: Path, draw: Callable[[np.ndarray, int], np.ndarray]) -> FrameClock:
+    """Write what is drawn of each frame, at the frame's time; returns the video's clock."""
     frames = VideoFrames(video)
-    if (frames.height, frames.width) != (tracks.height, tracks.width) or frames.num_frames != tracks.num_frames:
-        raise TrackError(
-            f"{video}: {frames.num_frames} frames of {frames.width}x{frames.height}, and its tracks are about "
-            f"{tracks.num_frames} of {tracks.width}x{tracks.height}; track this video"
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    even = frames.height % 2 == 0 and frames.width % 2 == 0
-    temporary = out.with_name(f".{out.name}")
-    with av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(frames.fps).limit_denominator(1001))
-        stream.width, stream.height = frames.width, frames.height
-        stream.pix_fmt = "yuv420p" if even else "yuv444p"
-        stream.options = {"crf": "18", "preset": "veryfast"}
-        for index, frame in _frames(frames):
-            image = np.ascontiguousarray(draw(frame, index))
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
-    temporary.rename(out)
+    try:
+        tracks.check(frames)
+    except TrackError as error:
+        raise TrackError(f"{video}: {error}") from error
+    clock = frames.clock
+    drawn = (np.ascontiguousarray(draw(frame, index)) for index, frame in _frames(frames))
+    write_video(out, drawn, (frames.width, frames.height), frames.fps, clock.times, clock.end)
+    return clock
 
 
 def _frames(frames: VideoFrames) -> Iterator[tuple[int, np.ndarray]]:
@@ -112,13 +103,13 @@ def _frames(frames: VideoFrames) -> Iterator[tuple[int, np.ndarray]]:
             yield start + k, frame.copy()
 
 
-def _sheet(pictures: dict[int, np.ndarray], fps: float, out: Path) -> None:
+def _sheet(pictures: Iterable[tuple[float, np.ndarray]], out: Path) -> None:
     """Pictures in rows, each with its time in seconds."""
     cells = []
-    for index, picture in sorted(pictures.items()):
+    for time, picture in pictures:
         scale = 320 / picture.shape[1]
         cell = cv2.resize(picture, (320, max(1, round(picture.shape[0] * scale))), interpolation=cv2.INTER_AREA)
-        text = f"{index / fps:.1f} s"
+        text = f"{time:.1f} s"
         for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
             cv2.putText(cell, text, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, colour, thickness, cv2.LINE_AA)
         cells.append(cell)

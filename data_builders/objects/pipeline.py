@@ -16,15 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_builders.objects.boxes import Box, TurnedBoxes, annotated_size, scaled
 from data_builders.objects.detector import Detector, wanted
 from data_builders.objects.frames import VideoFrames
 from data_builders.objects.target import match_masks, match_tube, size_filter
 from data_builders.objects.track import Options, Segmenter, track
 from data_builders.records import Entries, Problem, Record, once
+from data_builders.row import counted, hull, misnumbered
 from data_builders.videos import UnknownVideo, VideoRoot
 from verl_stvg.parallel import work
+from verl_stvg.video.cache import hash_file
+from verl_stvg.video.clock import FrameClock
+from verl_stvg.video.decode import probe
 from verl_stvg.video.quarantine import Quarantine
-from verl_stvg.video.tracks import TrackError, Tracks, load, save, track_name
+from verl_stvg.video.timeline import VideoError, VideoInfo
+from verl_stvg.video.tracks import TrackError, Tracks, find_track, load, save
 
 QUARANTINE = "quarantine.jsonl"
 _SLACK = 2  # frames by which a tube may be longer than its video, as rounding makes it
@@ -90,21 +96,41 @@ def _track_some(videos: list[str], root: Path, out: Path, models: Models, option
 
 
 def _track_one(video: str, root: Path, out: Path, models: Models, options: Options) -> Done:
-    path, quarantine = out / track_name(video), Quarantine(out / QUARANTINE)
+    path, quarantine = find_track(out, video, root), Quarantine(out / QUARANTINE)
     if path.is_file():
         there = load(path)
         if other := [key for key, value in _made_by(models, options).items() if there.made_by.get(key) != value]:
             raise TrackError(f"{path}: made with other {' and '.join(other)}; choose another folder or remove the file")
-        return Done(video, "present", len(there.tracks))
+        if not _outdated(there, path, root / video):
+            return Done(video, "present", len(there.tracks))
     detector, segmenter = _detector(models), _segmenter(models)
     try:
+        content = hash_file(str(root / video))
         tracks = track(root / video, detector, segmenter, options)
     except (ValueError, OSError) as error:
         quarantine.add(root / video, error, "track")
         return Done(video, "failed", reason=str(error))
-    save(dataclasses.replace(tracks, made_by=tracks.made_by | _made_by(models, options)), path)
+    made_by = {**tracks.made_by, **_made_by(models, options), "content": content}
+    save(dataclasses.replace(tracks, made_by=made_by), path)
     quarantine.clear(root / video)
     return Done(video, "made", len(tracks.tracks))
+
+
+def _outdated(tracks: Tracks, path: Path, video: Path) -> bool:
+    """Whether a video has to be tracked again: it was replaced, or an older version numbered its frames otherwise.
+
+    A video is read for that only if it changed after its track file was written.
+    """
+    if not video.is_file():
+        return False
+    content = tracks.made_by.get("content")
+    if content is not None:
+        return video.stat().st_ctime_ns > path.stat().st_mtime_ns and hash_file(str(video)) != content
+    try:
+        tracks.check(probe(video))
+    except (TrackError, VideoError):
+        return True
+    return False
 
 
 def _made_by(models: Models, options: Options) -> dict[str, Any]:
@@ -186,7 +212,8 @@ def assign(
 
     A line has ``uid`` and either ``object_id``, ``share``, ``mean_iou``, ``votes`` and ``fragments`` (of a tube), or
     ``object_ids`` and ``shares`` (of masks), with ``visible``, the intervals in seconds of what is shown in which the
-    target's number is displayed; or ``reason``, where there is no target.
+    target's number is displayed; or ``reason``, where there is no target: tracks that are not about the video as
+    players show it, and boxes that are annotated on a turned picture, are such reasons.
 
     Args:
         dataset: name of the set.
@@ -202,9 +229,11 @@ def assign(
             continue
         uid = f"{dataset}/{split}/{entry.key}"
         try:
-            path = tracks / track_name(root.find(entry.video))
-            found = _target(entry, _loaded(str(path)), rule)
-        except (UnknownVideo, TrackError) as error:
+            video = root.find(entry.video)
+            objects, info = _loaded(str(find_track(tracks, video, root.root))), _info(str(root.root / video))
+            objects.check(info)
+            found = _target(entry, objects, rule, info.clock)
+        except (UnknownVideo, VideoError, TrackError, TurnedBoxes) as error:
             found = {"reason": str(error)}
         yield {"uid": uid, **found}
 
@@ -214,19 +243,32 @@ def _loaded(path: str) -> Tracks:
     return load(Path(path))
 
 
-def _target(record: Record, tracks: Tracks, rule: Rule) -> dict[str, Any]:
+@functools.lru_cache(maxsize=1024)
+def _info(path: str) -> VideoInfo:
+    return probe(path)
+
+
+def _target(record: Record, tracks: Tracks, rule: Rule, clock: FrameClock | None = None) -> dict[str, Any]:
+    """The line of a record, without its uid; `clock` is the video's, where it may know more than the tracks.
+
+    Raises:
+        TurnedBoxes: see `data_builders.objects.boxes.scales`.
+    """
+    clock = clock or tracks.clock
+    if reason := _misnumbered(record, clock):
+        return {"reason": reason}
     if record.tube is not None:
         boxes = _scaled(record, tracks)
         last = record.tube.first_frame + len(boxes) - 1
-        if last >= tracks.num_frames + _SLACK:
-            had = f"the tube reaches frame {last}, the tracked video has {tracks.num_frames} frames"
+        if last >= clock.num_frames + _SLACK:
+            had = f"the tube reaches frame {last}, the tracked video has {clock.num_frames} frames"
             return {"reason": f"{had}; track the video at the rate it was annotated at"}
         found = match_tube(tracks, record.tube.first_frame, boxes, rule.min_share, rule.min_iou, rule.faithful)
         if found is None:
             return {"reason": "no object overlaps the tube, or not enough"}
         record_of = {"object_id": found.object_id, "share": round(found.share, 6), "mean_iou": round(found.mean_iou, 6)}
         more = {"votes": {str(k): v for k, v in found.votes.items()}, "fragments": [list(f) for f in found.fragments]}
-        return {**record_of, **more, "visible": _visible(tracks, {found.object_id}, record)}
+        return {**record_of, **more, "visible": _visible(tracks, {found.object_id}, record, clock)}
     if record.masks is not None:
         shares = match_masks(tracks, record.masks, 0, rule.mask_share)
         if not shares:
@@ -234,31 +276,49 @@ def _target(record: Record, tracks: Tracks, rule: Rule) -> dict[str, Any]:
         return {
             "object_ids": list(shares),
             "shares": [round(share, 6) for share in shares.values()],
-            "visible": _visible(tracks, set(shares), record),
+            "visible": _visible(tracks, set(shares), record, clock),
         }
     return {"reason": "no tube and no masks"}
 
 
-def _scaled(record: Record, tracks: Tracks) -> list[tuple[float, ...]]:
-    """Boxes of the tube in pixels of the tracked video, which may be a smaller copy of the annotated one."""
-    width, height = record.extra.get("width"), record.extra.get("height")
-    x = tracks.width / width if isinstance(width, int | float) and width > 0 else 1.0
-    y = tracks.height / height if isinstance(height, int | float) and height > 0 else 1.0
-    return [(x1 * x, y1 * y, x2 * x, y2 * y) for x1, y1, x2, y2 in record.tube.boxes]
+def _misnumbered(record: Record, clock: FrameClock) -> str | None:
+    """Why the annotated frames cannot be those of the file, see `data_builders.row.misnumbered`."""
+    tube = record.tube and (record.tube.first_frame, record.tube.first_frame + len(record.tube.boxes))
+    begin = _seconds(record.clip[0], record.unit, clock) if record.clip else 0.0
+    seconds = hull(record.intervals, begin) if record.unit == "seconds" else None
+    wrong = misnumbered(clock, tube, seconds, counted(record.extra))
+    return wrong and f"{wrong[0]}: {wrong[1]}"
 
 
-def _visible(tracks: Tracks, ids: set[int], record: Record) -> list[list[float]]:
+def _scaled(record: Record, tracks: Tracks) -> list[Box]:
+    """Boxes of the tube in pixels of the tracked video, which may be a smaller copy of the annotated one.
+
+    Raises:
+        TurnedBoxes: the annotation is of the picture before it was turned, or after.
+    """
+    return scaled(record.tube.boxes, annotated_size(record.extra), (tracks.width, tracks.height))
+
+
+def _visible(tracks: Tracks, ids: set[int], record: Record, clock: FrameClock | None = None) -> list[list[float]]:
     """Intervals in which any of the objects is seen, in seconds of what is shown."""
+    clock = clock or tracks.clock
     frames = sorted({frame for track in tracks.tracks if track.object_id in ids for frame in track.masks})
-    scale = 1.0 if record.unit == "seconds" else 1 / tracks.fps
-    begin = record.clip[0] * scale if record.clip else 0.0
+    begin = _seconds(record.clip[0], record.unit, clock) if record.clip else 0.0
     spans: list[list[int]] = []
     for frame in frames:
         if spans and frame == spans[-1][1]:
             spans[-1][1] = frame + 1
         else:
             spans.append([frame, frame + 1])
-    return [[max(0.0, a / tracks.fps - begin), b / tracks.fps - begin] for a, b in spans if b / tracks.fps > begin]
+    times = [(clock.seconds(first), clock.seconds(stop)) for first, stop in spans]
+    return [[max(0.0, start - begin), end - begin] for start, end in times if end > begin]
+
+
+def _seconds(value: float, unit: str, clock: FrameClock) -> float:
+    """Seconds of the file that a record's time is."""
+    if unit == "frames":
+        return clock.seconds(value)
+    return value if unit == "seconds" else value * clock.duration
 
 
 def write_targets(lines: list[dict[str, Any]], path: Path) -> Counter[str]:

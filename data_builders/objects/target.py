@@ -6,7 +6,7 @@ overlap and fragments of the target are recorded, so that doubtful targets can b
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pycocotools import mask as coco
 
@@ -150,9 +150,7 @@ def size_filter(tracks: Tracks, ratio: float = 1 / 3, per_label: bool = False, h
         if masks:
             kept.append(Track(track.object_id, track.label, track.score, masks))
     filtered = {"ratio": ratio, "per_label": per_label, "hysteresis": hysteresis}
-    return Tracks(
-        tracks.height, tracks.width, tracks.num_frames, tracks.fps, tuple(kept), {**tracks.made_by, "filter": filtered}
-    )
+    return replace(tracks, tracks=tuple(kept), made_by={**tracks.made_by, "filter": filtered})
 
 
 def tube_of(tracks: Tracks, object_id: int, first: int, last: int, repair: bool = False) -> dict[int, tuple[int, ...]]:

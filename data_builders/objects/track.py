@@ -298,7 +298,10 @@ def track(
         "segmenter": segmenter.name,
         "options": options.as_json(),
     }
-    return Tracks(frames.height, frames.width, frames.num_frames, frames.fps, tracks, made_by)
+    clock = frames.clock
+    return Tracks(
+        frames.height, frames.width, frames.num_frames, frames.fps, tracks, made_by, times=clock.times, end=clock.end
+    )
 
 
 def _forwards(frames: Frames, detector: Detector, segmenter: Segmenter, options: Options) -> dict[int, _Object]:

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -22,8 +23,8 @@ from data_builders.selection.samples import Interval, Sample, read_intervals, sa
 from reward_fns.parsing import last_block
 from verl_stvg.answers import Answer
 from verl_stvg.curriculum import visible_units
-from verl_stvg.video.build import plan_of
-from verl_stvg.video.decode import VideoInfo
+from verl_stvg.video.build import plan_of, recorded_info
+from verl_stvg.video.decode import VideoError, VideoInfo, probe
 
 NAME = "boundary_reflection"
 MODES = ("prompted", "blanked")
@@ -111,7 +112,7 @@ def asked(row: dict, mode: str, own_prompt: bool = False) -> dict:
     """The row that is asked: another prompt, and in mode ``blanked`` with temporal units of its video ``hidden``.
 
     Raises:
-        SelectionError: nobody looked into the video, so that its temporal units are not known.
+        SelectionError: the row does not say what the temporal units of its video are, and the video cannot be used.
     """
     sample = sample_of(row)
     if mode == "blanked":
@@ -126,18 +127,23 @@ def asked(row: dict, mode: str, own_prompt: bool = False) -> dict:
 
 def _hidden(row: dict, sample: Sample) -> list[list[int]] | None:
     """Runs of temporal units that touch the annotation; None where it lies outside of what the model sees."""
-    facts = [row["extra_info"].get(key) for key in ("num_frames", "source_fps", "width", "height")]
-    if None in facts:
-        raise SelectionError(
-            f"{sample.uid}: frames of the video are not known, so nothing can be blanked; build the rows with --videos"
-        )
-    plan = plan_of({**row["videos"][0], "tracks": None}, VideoInfo(*facts))
+    plan = plan_of({**row["videos"][0], "tracks": None}, recorded_info(row) or _looked_into(row, sample))
     seconds = plan.seconds_per_unit
     spans = clipped(sample.spans, min(sample.duration, plan.num_units * seconds))
     if not spans:
         return None
     touched = visible_units(plan.num_units, seconds, spans, ratio=1.0, region="far_first")
     return [list(run) for run in united((unit, unit + 1) for unit in touched)]
+
+
+def _looked_into(row: dict, sample: Sample) -> VideoInfo:
+    try:
+        return probe(Path(row.get("video_root") or "", sample.video))
+    except VideoError as error:
+        raise SelectionError(
+            f"{sample.uid}: the row does not say when each frame of its video is shown, so nothing can be blanked, and "
+            f"the video does not say it either ({error}); build the rows with --videos"
+        ) from error
 
 
 # --- reading replies --------------------------------------------------------------------------------------------------

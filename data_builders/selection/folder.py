@@ -47,7 +47,8 @@ class Stage:
         name: of the stage.
         asking: all that the asked rows depend on besides the rows, as it stands in the manifest.
         rules: of judging, as they stand in the summary.
-        ask: the row that is asked, from a row.
+        ask: the row that is asked, from a row whose ``video_root`` is the folder that the paths of its videos start
+            from.
         judge: what an answer says about a row, the keys that follow those of `line_of`.
         finish: changes the lines by what only all of them together can say.
         notes: what a reader of the summary should know, from all lines.
@@ -169,7 +170,7 @@ def prepare(stage: Stage, files: Iterable[Path], out: Path, video_root: Path | N
             sample = sample_of(row)
             datasets[sample.dataset] += 1
             truths.update(json.dumps([sample.uid, row["reward_model"]], sort_keys=True).encode())
-            yield stage.ask(row)
+            yield stage.ask(row | {"video_root": str(source.root)})
 
     there = out / MANIFEST
     frozen = there.is_file()

@@ -22,15 +22,19 @@ from eval.metrics.tubes import as_arrays
 from reward_fns import parsing, stvg_boxes, stvg_r1, temporal_r1, time_r1, videochat_r1
 from verl_stvg.reward import find_recipe
 from verl_stvg.video.build import root_of
+from verl_stvg.video.clock import FrameClock
 
 Interval = tuple[float, float]
 Box = tuple[float, float, float, float]
 
 _NO_BOX = (0.0, 0.0, 0.0, 0.0)
-_FAR = 1e12
+_FAR = 1e12  # frames; far beyond any video it does not matter which
 _BATCH = 4000
 _TRUTH = "reward_model.ground_truth"
-_INFO = ("uid", "dataset", "split", "query", "options", "duration", "num_frames", "source_fps", "width", "height")
+_INFO = (
+    *("uid", "dataset", "split", "query", "options", "duration", "num_frames", "source_fps", "width", "height"),
+    *("frame_times", "file_end"),
+)
 _VIDEO = ("video", "tracks", "video_start")
 _COLUMNS = (
     "data_source",
@@ -65,6 +69,8 @@ class Item:
         size: (width, height) of the file, likewise.
         tracks: absolute path of the track file whose IDs the model saw.
         annotated: the row's JSON text of further fields.
+        times: seconds at which the frames of the file appear; None at a constant rate.
+        file_end: seconds at which the last one goes, likewise.
     """
 
     uid: str
@@ -87,18 +93,35 @@ class Item:
     size: tuple[int, int] | None = None
     tracks: Path | None = None
     annotated: str | None = None
+    times: tuple[float, ...] | None = field(default=None, repr=False)
+    file_end: float | None = None
 
     @cached_property
     def extra(self) -> Mapping[str, Any]:
         """Further fields of the annotation."""
         return json.loads(self.annotated) if self.annotated else {}
 
+    @cached_property
+    def clock(self) -> FrameClock | None:
+        """Frame numbers and seconds of the file; None without a rate."""
+        return FrameClock(self.num_frames or 0, self.fps, self.times, self.file_end) if self.fps else None
+
     def frames(self, interval: Interval) -> tuple[int, int]:
         """First and last frame of the file in an interval of what is shown; the last is before the first if none is.
 
-        Frame k begins at k / fps; bounds are rounded to the nearest beginning, so that two decimals name a frame.
+        Bounds are rounded to the nearest beginning of a frame, so that two decimals name a frame.
         """
-        return _nearest((self.shown + interval[0]) * self.fps), _nearest((self.shown + interval[1]) * self.fps) - 1
+        return self._nearest(interval[0]), self._nearest(interval[1]) - 1
+
+    def span(self, seconds: float) -> float:
+        """How many frames the first seconds of what is shown are."""
+        if self.times is None:
+            return seconds * self.fps
+        return self.clock.place(self.shown + seconds) - self.clock.place(self.shown)
+
+    def _nearest(self, seconds: float) -> int:
+        far = _FAR / self.fps
+        return self.clock.nearest(min(max(self.shown + seconds, -far), far))
 
     @property
     def true_frames(self) -> tuple[int, int]:
@@ -245,6 +268,8 @@ def item_of(row: Mapping[str, Any]) -> Item:
         size if all(size) else None,
         Path(video["tracks"]) if video.get("tracks") else None,
         info.get("annotated"),
+        _times(info),
+        info.get("file_end"),
     )
     return item if item.fps or not item.annotated else replace(item, fps=item.extra.get("fps"))
 
@@ -255,9 +280,9 @@ def _intervals(truth: Mapping[str, Any]) -> tuple[Interval, ...]:
     return ((truth["start"], truth["end"]),) if truth.get("start") is not None else ()
 
 
-def _nearest(place: float) -> int:
-    """The nearest frame; far beyond any video it does not matter which."""
-    return math.floor(min(max(place, -_FAR), _FAR) + 0.5)
+def _times(info: Mapping[str, Any]) -> tuple[float, ...] | None:
+    found = info.get("frame_times")
+    return None if found is None or not len(found) else tuple(map(float, found))
 
 
 # --- answers ----------------------------------------------------------------------------------------------------------

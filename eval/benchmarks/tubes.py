@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco
 
+from data_builders.objects.boxes import TurnedBoxes, annotated_size, scales
 from data_builders.objects.target import tube_of
 from eval.benchmarks.items import Interval, Item, Prediction
 from eval.benchmarks.temporal import Values
@@ -19,7 +20,8 @@ from eval.metrics import tube_scripts
 from eval.metrics.temporal import exceeds, iou_hull, reaches
 from eval.metrics.tubes import THRESHOLDS, Box, as_arrays, common
 from reward_fns.measures import set_f1
-from verl_stvg.video.tracks import Tracks, load, track_name
+from verl_stvg.video.timeline import VideoInfo
+from verl_stvg.video.tracks import TrackError, Tracks, find_track, load
 
 _FAR = 1e9  # seconds; beyond it only the number of digits grows
 
@@ -95,10 +97,13 @@ class Library:
 
     def path(self, item: Item) -> Path | None:
         """Where an item's track file should be."""
-        return self.folder / track_name(item.video) if self.folder is not None else item.tracks
+        return find_track(self.folder, item.video) if self.folder is not None else item.tracks
 
     def objects(self, item: Item) -> Objects:
         """Objects of an item's video.
+
+        Tracks have to fit what the row says of its file: size, number of frames and when they appear. Nothing is asked
+        about the content, so that tracks of a copy serve, if its pictures are as large and as many.
 
         Raises:
             ValueError: the file cannot be read, or is of another video; the message names the row.
@@ -115,6 +120,16 @@ class Library:
                 f"row {item.uid}: {path} is of a video of {tracks.width}x{tracks.height}, the row's has "
                 f"{item.size[0]}x{item.size[1]}; give the folder of the row's videos with --tracks"
             )
+        if item.num_frames and item.size and item.fps:
+            unknown = item.times is None and item.file_end is not None  # rows whose frames have no numbers leave it out
+            times, end = (tracks.times, tracks.end) if unknown else (item.times, item.file_end)
+            try:
+                tracks.check(VideoInfo(item.num_frames, item.fps, *item.size, times, end))
+            except TrackError as error:
+                raise ValueError(
+                    f"row {item.uid}: {path}: {error}, or, if the row is older than the video or this program, build "
+                    "the rows again"
+                ) from error
         return self._held[1]
 
 
@@ -266,7 +281,7 @@ def challenge(item: Item, one: Prediction, span: Frames, tube: Arrays, library: 
 def tubedetr(item: Item, one: Prediction, span: Frames, tube: Arrays, library: Library, shift: int = 0):
     """TubeDETR; `shift` of `tube_scripts.tubedetr`."""
     first, end = _nearest_frames(item)
-    sampled = tube_scripts.sampled_frames(first, end - 1, item.fps)
+    sampled = tube_scripts.sampled_frames(first, end - 1, item.fps, times=item.times)
     true_span = item.true_frames[0], item.true_frames[1] + 1
     return tube_scripts.tubedetr(tube, (span[0], span[1] + 1), _true(item, one), true_span, sampled, shift)[:2]
 
@@ -288,13 +303,14 @@ def stvg_r1(item: Item, one: Prediction, span: Frames, tube: Arrays, library: Li
     objects, true = library.objects(item), item.intervals[0]
     start, end = (min(time, _FAR) for time in one.interval)
     around = objects.around(one.object_ids[0])
-    low = max(int(max(start, true[0]) * item.fps), 0)
-    high = min(int(min(end, true[1]) * item.fps), objects.tracks.num_frames - 1)
+    place = item.clock.place
+    low = max(int(place(max(start, true[0]))), 0)
+    high = min(int(place(min(end, true[1]))), objects.tracks.num_frames - 1)
     seen = {
         frame: {k: (box[0], box[1], box[2] - 1, box[3] - 1) for k, box in around.boxes(frame).items()}
         for frame in range(low, high + 1)
     }
-    return tube_scripts.stvg_r1(one.object_ids[0], (start, end), _true(item, one), true, seen, item.fps, shift=1)
+    return tube_scripts.stvg_r1(one.object_ids[0], (start, end), _true(item, one), true, seen, item.fps, 1, place)
 
 
 def st_align(item: Item, one: Prediction, span: Frames, tube: Arrays, library: Library):
@@ -302,18 +318,26 @@ def st_align(item: Item, one: Prediction, span: Frames, tube: Arrays, library: L
     clip = item.extra["split_first"], item.extra["split_last"]
     sampled = tube_scripts.st_align_frames(*clip)
     there, true = (tuple(side[np.isin(boxes[0], sampled)] for side in boxes) for boxes in (tube, _true(item, one)))
-    times: Interval = one.interval or tuple(frame / item.fps - item.shown for frame in (span[0], span[1] + 1))
-    parts = [time * item.fps / (clip[1] - clip[0]) for time in times]
+    times: Interval = one.interval or tuple(item.clock.seconds(k) - item.shown for k in (span[0], span[1] + 1))
+    parts = [item.span(time) / (clip[1] - clip[0]) for time in times]
     return tube_scripts.st_align(there, parts, true, item.true_frames, clip)[:2]
 
 
 def _true(item: Item, one: Prediction) -> Arrays:
     """The annotated tube in an answer's pixels: boxes are answered in the annotation's, objects are the file's (it may
-    be a smaller copy)."""
-    width, height = item.extra.get("width"), item.extra.get("height")
+    be a smaller copy).
+
+    Raises:
+        ValueError: the annotation is of a turned picture; the message names the row.
+    """
     boxes = item.boxes
-    if not one.tube and item.size and width and height and (width, height) != item.size:
-        boxes = boxes * np.array([item.size[0] / width, item.size[1] / height] * 2, np.float32)
+    if not one.tube and item.size:
+        try:
+            factors = scales(annotated_size(item.extra), item.size)
+        except TurnedBoxes as error:
+            raise ValueError(f"row {item.uid}: {error}") from error
+        if factors != (1, 1):
+            boxes = boxes * np.array(factors * 2, np.float32)
     return np.arange(item.true_frames[0], item.true_frames[1] + 1), boxes
 
 

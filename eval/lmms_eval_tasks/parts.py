@@ -4,26 +4,28 @@ VidSTG asks about parts of VidOR's videos, and times count from the start of a p
 copied stream can be cut at keyframes only.
 """
 
-import os
-from fractions import Fraction
+from collections.abc import Iterator
 from pathlib import Path
 
-import av
+import numpy as np
 
 from data_builders.objects.frames import VideoFrames
+from data_builders.objects.write import write_video
+from verl_stvg.video.clock import ROUNDING, FrameClock
 
 _BLOCK = 32  # frames that are held at once
 
 
 def cut(video: Path, start: float, end: float, out: Path) -> Path:
-    """Write a part of a video as H.264 of native size and rate; a file that is newer than the video is kept.
+    """Write a part of a video as H.264 of native size and times; a file that is newer than the video is kept.
 
     Several processes may write one part at a time; each file is there whole or not at all.
 
     Args:
         video: the file.
-        start: seconds; the first frame is the nearest one.
-        end: seconds; the nearest frame is the first that is left out.
+        start: seconds; at a constant rate the first frame is the nearest one, else the one on show.
+        end: seconds; at a constant rate the nearest frame is the first that is left out, else the first that begins
+            then or later.
         out: mp4 file.
 
     Returns:
@@ -36,22 +38,30 @@ def cut(video: Path, start: float, end: float, out: Path) -> Path:
     if out.is_file() and out.stat().st_mtime_ns >= video.stat().st_mtime_ns:
         return out
     frames = VideoFrames(video)
-    first, stop = round(start * frames.fps), min(round(end * frames.fps), frames.num_frames)
+    clock = frames.clock
+    first, stop = _frames_of(clock, start, end)
     if not 0 <= first < stop:
         raise ValueError(
-            f"{video}: has {frames.num_frames / frames.fps:.2f} s, and the row shows {start:.2f} to {end:.2f} s of it; "
+            f"{video}: has {clock.duration:.2f} s, and the row shows {start:.2f} to {end:.2f} s of it; "
             "correct video_start and video_end of the row, or the file"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{os.getpid()}.{out.name}")
-    with av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(frames.fps).limit_denominator(1001))
-        stream.width, stream.height = frames.width, frames.height
-        stream.pix_fmt = "yuv444p" if frames.width % 2 or frames.height % 2 else "yuv420p"
-        stream.options = {"crf": "18", "preset": "veryfast"}
-        for begin in range(first, stop, _BLOCK):
-            for image in frames.read(begin, min(begin + _BLOCK, stop)):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
-    temporary.rename(out)
+    times = last = None
+    if clock.times is not None:
+        times = tuple(max(0.0, time - start) for time in clock.times[first:stop])
+        last = min(end, clock.seconds(stop)) - start
+    write_video(out, _read(frames, first, stop), (frames.width, frames.height), frames.fps, times, last)
     return out
+
+
+def _frames_of(clock: FrameClock, start: float, end: float) -> tuple[int, int]:
+    """First frame of a part, and the one after its last; no frame at all where the part lies outside of the video."""
+    if clock.times is None:
+        return round(start * clock.fps), min(round(end * clock.fps), clock.num_frames)
+    if not 0 <= start < min(end, clock.duration):
+        return 0, 0
+    return int(clock.on_show(start)), int(np.searchsorted(clock.times, end - ROUNDING))
+
+
+def _read(frames: VideoFrames, first: int, stop: int) -> Iterator[np.ndarray]:
+    for begin in range(first, stop, _BLOCK):
+        yield from frames.read(begin, min(begin + _BLOCK, stop))

@@ -16,12 +16,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from data_builders.objects.write import find_numbered
 from eval.benchmarks import temporal, tubes
 from eval.benchmarks.items import Item, item_of, read_answer
 from eval.benchmarks.tubes import Library
 from eval.lmms_eval_tasks.parts import cut
 from verl_stvg.video.build import root_of
-from verl_stvg.video.tracks import track_name
+from verl_stvg.video.tracks import find_track
 
 SPLITS = {"hc_stvg_v1": "test", "hc_stvg_v2": "val", "vidstg": "test"}
 """Of each set, the split with public ground truth that papers report."""
@@ -62,7 +63,8 @@ def doc_to_visual(doc: dict) -> list[str]:
     if entry["video_start"] is None:
         return [str(video)]
     start, end = entry["video_start"], entry["video_end"]
-    source = hashlib.sha256(str(video.resolve()).encode()).hexdigest()[:12]  # numbered or not, of one size or another
+    known = f"{video.resolve()}|{_PARTS}"  # numbered or not, of one size or another
+    source = hashlib.sha256(known.encode()).hexdigest()[:12]
     out = _row_file(item.dataset).parent / "parts" / f"{video.stem}-{start:.3f}-{end:.3f}-{source}.mp4"
     return [str(cut(video, start, end, out))]
 
@@ -117,6 +119,9 @@ def process_results(doc: dict, results: list[str]) -> dict[str, float]:
 
 METRICS = ("m_tIoU", "R1@0.3", "R1@0.5", "R1@0.7")
 PLACED_METRICS = ("m_vIoU", "vIoU@0.3", "vIoU@0.5", "m_vIoU_repaired")
+
+_PARTS = 2
+"""Version of the parts of videos; those of version 1 had a constant rate whatever the video has."""
 
 _NUMBERED = {"stvg_r1"}
 _PLACED = _NUMBERED | {"stvg_boxes"}
@@ -174,19 +179,19 @@ def _row_file(dataset: str) -> Path:
 
 def _video(item: Item) -> Path:
     """The file that a row is about; with the IDs drawn, if the answer is to give one."""
+    root = root_of(_row_file(item.dataset), os.environ.get("VERL_STVG_VIDEOS"))
     if _form(item) in _NUMBERED:
-        root = _folder("VERL_STVG_NUMBERED", "the videos with IDs, which `verl-stvg objects render` writes")
-        path, remedy = (root / item.video).with_suffix(".mp4"), "run `verl-stvg objects render`"
+        folder = _folder("VERL_STVG_NUMBERED", "the videos with IDs, which `verl-stvg objects render` writes")
+        path, remedy = find_numbered(folder, item.video, root), "run `verl-stvg objects render`"
     else:
-        path = root_of(_row_file(item.dataset), os.environ.get("VERL_STVG_VIDEOS")) / item.video
-        remedy = "let VERL_STVG_VIDEOS name the folder of the videos"
+        path, remedy = root / item.video, "let VERL_STVG_VIDEOS name the folder of the videos"
     if not path.is_file():
         raise ValueError(f"{item.uid}: no video {path}; {remedy}")
     return path
 
 
 def _track_file(item: Item) -> Path:
-    path = _folder("VERL_STVG_TRACKS", "the track files of all objects") / track_name(item.video)
+    path = find_track(_folder("VERL_STVG_TRACKS", "the track files of all objects"), item.video)
     if not path.is_file():
         raise ValueError(f"{item.uid}: no track file {path}; run `verl-stvg objects track`")
     return path

@@ -6,7 +6,7 @@ missing is the caller's None, and scores 0 with all of them. Tubes are those of 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -33,7 +33,12 @@ def hcstvg_challenge(tube: Tube, span: Span, true_tube: Tube, true_span: Span) -
 
 
 def sampled_frames(
-    first: int, end: int, source_fps: float, fps: float = SAMPLED_FPS, max_frames: int = SAMPLED_FRAMES
+    first: int,
+    end: int,
+    source_fps: float,
+    fps: float = SAMPLED_FPS,
+    max_frames: int = SAMPLED_FRAMES,
+    times: Sequence[float] | None = None,
 ) -> Frames:
     """Return the frames that TubeDETR looks at and is scored on.
 
@@ -43,14 +48,20 @@ def sampled_frames(
         source_fps: of the video; in HC-STVG the frames over 20 s.
         fps: of the sampling: the first frame of each step of the clock.
         max_frames: longer samples are thinned.
+        times: seconds at which all frames of the video appear, where its rate is not constant, which the original knows
+            nothing of; steps without a new frame are then left out, however few there are.
 
     Raises:
         ValueError: the video has fewer frames per second than are sampled.
     """
-    if fps > source_fps:
+    if times is None and fps > source_fps:
         raise ValueError(f"{fps} frames per second cannot be sampled from {source_fps}")
     considered = np.arange(first, max(end, first + 1))
-    _, kept = np.unique((considered * (fps / source_fps)).astype(np.int64), return_index=True)
+    if times is None:
+        steps = considered * (fps / source_fps)
+    else:
+        steps = np.asarray(times)[np.minimum(considered, len(times) - 1)] * fps
+    _, kept = np.unique(steps.astype(np.int64), return_index=True)
     frames = considered[kept]
     if len(frames) > max_frames:
         frames = frames[np.arange(max_frames) * len(frames) // max_frames]
@@ -147,6 +158,7 @@ def stvg_r1(
     objects: Objects,
     fps: float,
     shift: int = 0,
+    place: Callable[[float], float] | None = None,
 ) -> tuple[float, float]:
     """Return (tIoU, vIoU) of STVG-R1's evaluation; thresholds are `>=`.
 
@@ -165,14 +177,16 @@ def stvg_r1(
         fps: of the annotation.
         shift: frames that the annotation is moved by. 1 equals the original on HC-STVG, whose frames it counts from 1,
             and costs a frame of each tube; 0 is right.
+        place: frame number, with a fraction, of a time, where the rate is not constant; None: the time by `fps`.
     """
+    place = place or (lambda time: time * fps)
     start, end = interval
     true_start, true_end = true_interval
     overlap, hull = min(end, true_end) - max(start, true_start), max(end, true_end) - min(start, true_start)
     tiou = overlap / hull if overlap > 0 else 0.0
     if not math.isfinite(start) or not math.isfinite(end):
         return 0.0, 0.0
-    first, last, true_first, true_last = (int(time * fps) for time in (start, end, true_start, true_end))
+    first, last, true_first, true_last = (int(place(time)) for time in (start, end, true_start, true_end))
     low, high = max(first, true_first), min(last, true_last)
     if low >= high:
         return tiou, 0.0

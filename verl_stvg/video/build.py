@@ -6,7 +6,7 @@ It knows rows and videos but neither verl nor torch, so that a worker starts in 
 import functools
 import json
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from verl_stvg.parallel import work
 from verl_stvg.video.cache import CacheError, hash_file
 from verl_stvg.video.decode import VideoInfo
+from verl_stvg.video.identity import identity
 from verl_stvg.video.markers import STYLES
 from verl_stvg.video.plan import PATCH, SamplingPlan, plan_video
 from verl_stvg.video.quarantine import Quarantine
@@ -68,12 +69,28 @@ def plan_of(video: dict, info: VideoInfo) -> SamplingPlan:
     path = Path(video["tracks"])
     if not path.is_file():
         raise ValueError(f"{path}: no such track file; track the video first, or correct the row")
-    return replace(plan, marks=(str(path), _content(str(path), path.stat().st_mtime_ns), style))
+    return replace(plan, marks=(str(path), _content(str(path), tuple(identity(path))), style))
 
 
 @functools.lru_cache(maxsize=65536)
-def _content(path: str, version: int) -> str:
+def _content(path: str, version: tuple[int, ...]) -> str:
     return hash_file(path)
+
+
+def recorded_info(row: Mapping) -> VideoInfo | None:
+    """What a row says about its one video; None where it does not say enough, and the file must be looked into.
+
+    A rate that varies takes the times of all frames, which only rows have that need frame numbers. Rows that do not say
+    whether their rate is constant were built by versions that took every rate for constant; they are not believed.
+    """
+    extra = row.get("extra_info") or {}
+    facts = [extra.get(key) for key in ("num_frames", "source_fps", "width", "height")]
+    if None in facts or len(row.get(VIDEO_COLUMN) or ()) != 1:
+        return None
+    if extra.get("constant_rate"):
+        return VideoInfo(*facts)
+    times, end = extra.get("frame_times"), extra.get("file_end")
+    return None if times is None or end is None else VideoInfo(*facts, tuple(times), end)
 
 
 def located(video: dict, root: str | Path) -> dict:

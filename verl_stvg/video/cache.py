@@ -38,6 +38,7 @@ import numpy as np
 import xxhash
 
 from verl_stvg.video.decode import VideoError
+from verl_stvg.video.identity import identity
 from verl_stvg.video.plan import SamplingPlan
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,9 @@ TOUCH_SECONDS = 600.0
 """A hit marks its entry as used if the last mark is older: eviction needs no finer order, and disks no more writes."""
 STALE_SECONDS = 24 * 3600.0
 """Age from which another host's temporary file counts as left behind; this host's are asked for their lock."""
-_SETTLED_SECONDS = 2.0  # a video changed later than that may change again within one tick of its time stamp
+SMALL_BYTES = 2**20
+"""A video up to this size is hashed at every call, which takes a tenth of a millisecond: its times are not asked."""
+_SETTLED_SECONDS = 2.0  # a video changed later than that may change again within one tick of its time stamps
 _SLACK = 64  # automatic eviction frees a 64th of the bound at least, so that not every new entry scans the folder
 
 _MAGIC = b"STVGFRM\n"
@@ -125,7 +128,7 @@ class FrameCache:
         self.hits = self.misses = self.decodes = self.bytes = 0
         self.seconds = 0.0
         self._lock = threading.Lock()
-        self._contents: dict[str, str] = {}  # identity of a video file -> hash of its bytes
+        self._contents: dict[str, str] = {}  # path and identity of a video file -> hash of its bytes
         self._checked: set[tuple[str, int]] = set()  # key and inode of entries whose checksum was right
         self._held = 0  # bytes of all entries, as far as this process knows
         self._unseen = math.inf  # bytes it added since it last looked; it has not looked yet
@@ -133,7 +136,7 @@ class FrameCache:
     def key(self, path: str | Path, plan: SamplingPlan) -> str:
         """Name of the entry: 32 hexadecimal digits, equal for equal bytes of the video wherever it lies.
 
-        Reads the video only if no process has hashed it since it last changed.
+        Reads the video only if it is small, or if no process has hashed it since it last changed.
 
         Raises:
             FileNotFoundError: no such video.
@@ -263,18 +266,21 @@ class FrameCache:
     def _content(self, path: str | Path) -> str:
         """Hash of a video's bytes: from memory, from the index in the folder, or from the file."""
         real = os.path.realpath(path)
-        identity, changed = _identity(real)
-        content = self._contents.get(identity)
+        size, modified, changed, _ = state = identity(real)
+        if size <= SMALL_BYTES:
+            return hash_file(real)
+        known = "\n".join(map(str, (real, *state)))
+        content = self._contents.get(known)
         if content is None:
-            name = xxhash.xxh3_128_hexdigest(os.fsencode(identity))
+            name = xxhash.xxh3_128_hexdigest(os.fsencode(known))
             record = self.folder / "videos" / name[:2] / name
             content = _read_record(record)
             if content is None:
                 content = hash_file(real)
-                if time.time() - changed < _SETTLED_SECONDS or _identity(real)[0] != identity:
+                if time.time() - max(modified, changed) / 1e9 < _SETTLED_SECONDS or identity(real) != state:
                     return content
                 _write_record(record, content)
-            self._contents[identity] = content
+            self._contents[known] = content
         return content
 
     def _files(self, suffix: str) -> list[tuple[Path, os.stat_result]]:
@@ -480,13 +486,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-# --- the index of videos: one small file each, named by the identity of the video file, holding the hash of its bytes
-
-
-def _identity(real: str) -> tuple[str, float]:
-    """What changes when a file does, and when that was (seconds since the epoch)."""
-    status = os.stat(real)
-    return f"{real}\n{status.st_size}\n{status.st_mtime_ns}\n{status.st_ino}", status.st_mtime
+# --- the index of videos: one small file each, named by path and identity of the video, holding the hash of its bytes
 
 
 def hash_file(path: str) -> str:

@@ -24,7 +24,7 @@ class FrameClock:
 
     Attributes:
         num_frames: pictures that are shown.
-        fps: pictures per second, over the time from the first picture to the end.
+        fps: pictures per second of the whole duration.
         times: (N,) seconds at which each picture appears, never decreasing; None: picture k appears at ``k / fps``.
         end: seconds at which the last picture goes; None: ``num_frames / fps``.
     """

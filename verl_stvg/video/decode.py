@@ -21,8 +21,7 @@ Damage (PyAV only; the other decoders refuse a damaged file at best, and decord 
 
 import importlib
 import logging
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -31,20 +30,26 @@ import av
 import cv2
 import numpy as np
 
+from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.markers import draw_ids
 from verl_stvg.video.plan import SamplingPlan
-from verl_stvg.video.timeline import VideoError, VideoInfo
+from verl_stvg.video.timeline import Timeline, VideoError, VideoInfo, opened, packets, probe, timeline
 from verl_stvg.video.tracks import TrackError, Tracks, load
+
+__all__ = ["DecoderError", "VideoError", "VideoInfo", "load_decoder", "needed_frames", "probe", "read_frames"]
 
 logger = logging.getLogger(__name__)
 
 HOLD_SECONDS = 0.5
 """A frame may stand in for lost ones for this long: one step of the 2 fps grid."""
-_UNREADABLE = 100  # packets in a row that cannot be read: the rest of the file is missing
+_SPARSE = 0.7  # of the packets: with fewer to decode, groups of pictures in between are passed over
+_PASS, _FEED, _SKIP = range(3)  # what is done with a packet
 _SAME = 0.002  # seconds by which decoders may differ about the time of one frame: rounding, far below 1 / 240
 
 Draw = Callable[[np.ndarray, int], np.ndarray]
 """Takes a frame, uint8 (H, W, 3), RGB, and its index in the video, and gives the frame with what is drawn on it."""
+Begins = Callable[[int, int], None]
+"""Is told how many pictures are about to be decoded, and the area of each, pixels."""
 Fetch = Callable[[str, list[int], list[float], int], Iterable[np.ndarray]]
 """A decoder: ``fetch(path, indices, times, threads)`` yields some frames, uint8 (H, W, 3), RGB.
 
@@ -57,32 +62,6 @@ class DecoderError(RuntimeError):
     """A decoder that cannot be used, whatever the video: unknown, not installed, or it breaks the rules of `Fetch`."""
 
 
-def probe(path: str | Path) -> VideoInfo:
-    """Frames, rate and size of a video from its header, and proof that a frame decodes.
-
-    Where the header does not say how many frames there are (Matroska), the packets are counted, not decoded.
-
-    Raises:
-        VideoError: missing, unreadable or empty file.
-    """
-    path = Path(path)
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        fps = float(stream.average_rate or 0)
-        count = stream.frames or sum(1 for packet in _packets(container) if isinstance(packet, av.Packet))
-        width, height = stream.codec_context.width, stream.codec_context.height
-    if not (fps > 0 and count > 0 and width and height):
-        raise VideoError(
-            f"{path}: the header gives {count} frames of {width}x{height} at {fps} fps; encode the video again"
-        )
-    reason = "it holds no packets"
-    for frame in _decode(path, threads=1):
-        if isinstance(frame, av.VideoFrame):
-            return VideoInfo(count, fps, width, height)
-        reason = frame
-    raise VideoError(f"{path}: no frame decodes ({reason}); download or encode it again")
-
-
 def read_frames(
     path: str | Path,
     plan: SamplingPlan,
@@ -90,6 +69,7 @@ def read_frames(
     decoder: str = "pyav",
     threads: int = 0,
     out: np.ndarray | None = None,
+    begins: Begins = lambda pictures, area: None,
 ) -> np.ndarray:
     """Decode the frames of a plan: at each grid time the frame on show (the last one presented at or before it).
 
@@ -105,6 +85,7 @@ def read_frames(
         decoder: ``pyav``, ``decord``, ``torchcodec``, or ``package.module:function`` for a `Fetch` of your own.
         threads: of the decoder; 0 for as many as it likes.
         out: uint8 array (T, H, W, 3) that takes the frames; default: a new one.
+        begins: called before each pass over the file.
 
     Returns:
         uint8 array (T, H, W, 3), RGB; ``out`` if it was given.
@@ -121,16 +102,25 @@ def read_frames(
         raise ValueError(f"out must be uint8 {shape}, got {frames.dtype} {frames.shape}")
     needed = needed_frames(plan, needs)
     fetch = load_decoder(decoder)
-    draw = _drawing(path, plan)
-    clock = _Clock.read(path)
-    shown = clock.on_show(plan.timestamps)
-    _refuse_gaps(path, plan, clock, needed, shown)
+    line = timeline(path)
+    draw = _drawing(path, plan, line.info)
+    shown = _on_show(plan, line.info.clock)
+    _refuse_gaps(path, plan, line, needed, shown)
+    area = line.stored[0] * line.stored[1]
     if fetch is not None:
-        _fetch_into(frames, fetch, path, clock, shown, draw, threads)
-    elif not _decode_into(frames, path, clock, shown, draw, threads, skip=True):
-        held = clock.hold(plan.timestamps, shown, clock.sound(_decode(path, threads=1)))
-        _refuse_gaps(path, plan, clock, needed, held)
-        if not _decode_into(frames, path, clock, held, draw, threads=1):
+        begins(int(shown.max()) + 1, area)
+        try:
+            _fetch_into(frames, fetch, path, line, shown, draw, threads, trusted=decoder not in _FETCH)
+        except _Differs as error:
+            if decoder not in _FETCH:
+                raise VideoError(f"{path}: {error}; use decoder=pyav, or encode the video again") from error
+            logger.warning("%s: %s; PyAV reads this file instead", path, error)
+            fetch = None
+    if fetch is None and not _decode_into(frames, path, line, shown, draw, threads, begins):
+        begins(2 * len(line.stamps), area)
+        held = _hold(plan.timestamps, shown, line.info.clock, _sound(line, _decode(path, line, threads=1)))
+        _refuse_gaps(path, plan, line, needed, held)
+        if not _fill(frames, line, held, draw, _decode(path, line, threads=1), tolerant=True):
             raise VideoError(f"{path}: is damaged and decodes differently each time; download or encode it again")
         if count := ((held != shown) & (held >= 0)).sum():
             logger.warning("%s: damaged; %d of %d frames stand in for lost ones", path, count, len(held))
@@ -141,7 +131,28 @@ def read_frames(
     return frames
 
 
-def _drawing(path: Path, plan: SamplingPlan) -> Draw:
+def pictures(path: str | Path, start: int, stop: int, threads: int = 0) -> Iterator[np.ndarray]:
+    """Frames ``start`` to ``stop - 1`` of a video one after another, as shown: uint8 (H, W, 3), RGB.
+
+    Raises:
+        VideoError: missing, unreadable or damaged file.
+    """
+    path = Path(path)
+    line = timeline(path)
+    expected = start
+    for number, frame in _decode(path, line, threads, _fed(line, np.arange(start, stop))):
+        index = -1 if frame is None else int(line.places[number])
+        if frame is None or start <= index != expected:
+            break
+        if index == expected:
+            yield line.turn(frame.to_ndarray(format="rgb24"))
+            expected += 1
+    if expected < stop:
+        at = line.info.clock.seconds(expected)
+        raise VideoError(f"{path}: is damaged near {at:.3f} s; download or encode it again")
+
+
+def _drawing(path: Path, plan: SamplingPlan, info: VideoInfo) -> Draw:
     """What is done to a frame, given its index in the video, before it is resized."""
     if plan.marks is None:
         return lambda image, index: image
@@ -218,82 +229,55 @@ def load_decoder(name: str) -> Fetch | None:
 # --- which frames -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Clock:
-    """When the frames of a file are on show.
+def _on_show(plan: SamplingPlan, clock: FrameClock) -> np.ndarray:
+    """(T,) index of the frame of each time of the plan, -1 where the file has ended.
 
-    Attributes:
-        order: time stamp of each packet in decoding order, None for one that cannot be read.
-        stamps: (N,) time stamps of all frames, increasing.
-        times: (N,) the same in seconds after the first.
-        slack: half a frame, seconds.
+    Frames that a plan names by index are those; the others follow from its times and the file's clock.
     """
-
-    order: list[int | None]
-    stamps: np.ndarray
-    times: np.ndarray
-    slack: float
-
-    @classmethod
-    def read(cls, path: Path) -> "_Clock":
-        with _open(path) as container:
-            stream = container.streams.video[0]
-            order = [
-                _stamp(packet) if isinstance(packet, av.Packet) else None
-                for packet in _packets(container)
-                if not (isinstance(packet, av.Packet) and packet.is_discard)  # cut off by the file's edit list
-            ]
-            base, rate = stream.time_base, float(stream.average_rate or 25)
-        stamps = np.unique([stamp for stamp in order if stamp is not None])
-        if not len(stamps):
-            raise VideoError(f"{path}: holds no frames with time stamps; download or encode it again")
-        seconds = stamps * base.numerator / base.denominator
-        times = seconds - seconds[0]
-        longest = np.diff(times).max(initial=0.0) or 1.0 / rate
-        return cls(order, stamps, times, min(0.5 / rate, longest))  # a header may lie about the rate
-
-    def on_show(self, grid: Sequence[float]) -> np.ndarray:
-        """(T,) index of the frame on show at each grid time, -1 where there is none."""
-        shown = np.searchsorted(self.times - self.slack, grid, side="right") - 1
-        return np.where(np.asarray(grid) <= self.times[-1] + 3 * self.slack, shown, -1)
-
-    def sound(self, frames: Iterable[av.VideoFrame | av.FFmpegError]) -> np.ndarray:
-        """(N,) whether a frame, and all that it may be predicted from, decoded without error."""
-        keys, sound, start = {}, set(), None
-        for frame in _in_order(frames):
-            if frame is not None:
-                keys[frame.pts] = frame.key_frame
-        for stamp in self.order:
-            if stamp not in keys:
-                start = None
-            elif start is None and keys[stamp]:
-                start = stamp
-            if start is not None and stamp >= start:  # earlier ones may need frames before the keyframe
-                sound.add(stamp)
-        return np.array([stamp in sound for stamp in self.stamps.tolist()])
-
-    def hold(self, grid: Sequence[float], shown: np.ndarray, sound: np.ndarray) -> np.ndarray:
-        """`on_show` with sound frames only, -1 where none may stand in."""
-        good, held = np.flatnonzero(sound), shown.copy()
-        for k in np.flatnonzero((shown >= 0) & ~sound[shown]):
-            after = np.searchsorted(good, shown[k])
-            if after:
-                held[k] = good[after - 1]
-                wrong = grid[k] - self.times[held[k] + 1]
-            else:
-                held[k] = good[0] if len(good) else -1
-                wrong = self.times[held[k]] - grid[k]
-            if wrong > HOLD_SECONDS:
-                held[k] = -1
-        return held
+    grid, indices = np.asarray(plan.timestamps), np.asarray(plan.frame_indices)
+    if plan.by_index:
+        return np.where(indices < clock.num_frames, indices, -1)
+    return np.where(grid <= clock.duration + 0.5 / clock.fps, clock.on_show(grid), -1)
 
 
-def _refuse_gaps(path: Path, plan: SamplingPlan, clock: _Clock, needed: np.ndarray, shown: np.ndarray) -> None:
+def _sound(line: Timeline, pictures: Iterable[tuple[int, av.VideoFrame | None]]) -> np.ndarray:
+    """(N,) whether a frame, and all that it may be predicted from, decoded without error.
+
+    Frames predicted from a broken packet are not, up to the next keyframe, and those shown before that keyframe.
+    """
+    keys = {number: frame.key_frame for number, frame in pictures if frame is not None}
+    sound, whole, since = np.zeros(len(line.stamps), bool), True, np.iinfo(np.int64).min
+    for number in np.flatnonzero(line.shown | line.keys).tolist():
+        if number not in keys:
+            whole = whole and not line.shown[number]
+        elif not whole and keys[number]:
+            whole, since = True, line.stamps[number]
+        sound[number] = whole and number in keys and line.stamps[number] >= since
+    return sound[line.numbers]
+
+
+def _hold(grid: Sequence[float], shown: np.ndarray, clock: FrameClock, sound: np.ndarray) -> np.ndarray:
+    """The frames on show with sound ones only, -1 where none may stand in."""
+    good, held = np.flatnonzero(sound), shown.copy()
+    for k in np.flatnonzero((shown >= 0) & ~sound[shown]):
+        after = np.searchsorted(good, shown[k])
+        if after:
+            held[k] = good[after - 1]
+            wrong = grid[k] - clock.seconds(held[k] + 1)
+        else:
+            held[k] = good[0] if len(good) else -1
+            wrong = clock.seconds(held[k]) - grid[k]
+        if wrong > HOLD_SECONDS:
+            held[k] = -1
+    return held
+
+
+def _refuse_gaps(path: Path, plan: SamplingPlan, line: Timeline, needed: np.ndarray, shown: np.ndarray) -> None:
     lost = np.flatnonzero(needed & (shown < 0))
     if not len(lost):
         return
     first, last = (plan.timestamps[k] for k in lost[[0, -1]])
-    end = float(clock.times[-1])
+    end = line.info.duration
     if first > end:
         raise VideoError(
             f"{path}: decodes up to {end:.3f} s only, and the row needs {last:.3f} s; the file is truncated, "
@@ -308,117 +292,234 @@ def _refuse_gaps(path: Path, plan: SamplingPlan, clock: _Clock, needed: np.ndarr
 # --- PyAV -------------------------------------------------------------------------------------------------------------
 
 
-def _open(path: Path) -> av.container.InputContainer:
-    if not path.is_file():
-        raise VideoError(f"{path}: no such video; check the row's path and the folder the rows are relative to")
-    try:
-        container = av.open(str(path), metadata_errors="ignore")
-    except av.error.FFmpegError as error:
-        raise VideoError(f"{path}: not a readable video ({error}); download or encode it again") from error
-    if not container.streams.video:
-        container.close()
-        raise VideoError(f"{path}: holds no video stream; download or encode it again")
-    return container
+def _decode(
+    path: Path, line: Timeline, threads: int, fed: np.ndarray | None = None, keep: Container[int] | None = None
+) -> Iterator[tuple[int, av.VideoFrame | None]]:
+    """Pictures in order of presentation, each with the number of its packet.
 
-
-def _packets(container: av.container.InputContainer) -> Iterator[av.Packet | av.FFmpegError]:
-    """Packets of the video in decoding order, an error in place of each that cannot be read."""
-    failures = 0
-    while failures < _UNREADABLE:
-        try:
-            for packet in container.demux(container.streams.video[0]):
-                failures = 0
-                if packet.size:  # an empty one would end decoding
-                    yield packet
-            return
-        except av.error.FFmpegError as error:
-            failures += 1
-            yield error
-
-
-def _stamp(packet: av.Packet) -> int | None:
-    return packet.dts if packet.pts is None else packet.pts
-
-
-def _decode(path: Path, threads: int, keep: Container[int] | None = None) -> Iterator[av.VideoFrame | av.FFmpegError]:
-    """Frames in order of presentation, an error for each packet that is broken.
+    None in place of a picture: a packet that is broken, or a picture that the decoder calls corrupt or that comes out
+    of order.
 
     Args:
         path: of the video.
+        line: of the video.
         threads: of the decoder.
-        keep: time stamps of the frames that are wanted; others may be left out if no frame depends on them.
+        fed: (P,) what is done with each packet, see `_fed`; None: all are decoded. After some that are passed over, the
+            decoder starts anew.
+        keep: packets whose pictures are wanted; others may be left out if no picture depends on them.
     """
-    with _open(path) as container:
-        stream = container.streams.video[0]
+    last = -1
+    with opened(path) as (container, stream):
         stream.thread_type = "AUTO"
         context = stream.codec_context
         context.thread_count = threads
         droppable = keep is not None and context.name == "h264"  # elsewhere layers blur what depends on what
-        for packet in chain(_packets(container), [None]):  # at last, what the decoder still holds
+        left = -1 if fed is None else int((fed == _FEED).sum())
+        running = fed is None
+        for number, packet in chain(packets(container, stream), [(len(line.stamps), None)]):  # at last, what it holds
+            end = packet is None
             if isinstance(packet, av.FFmpegError):
-                yield packet
+                if running:
+                    yield number, None
                 continue
-            if droppable and packet is not None:
-                context.skip_frame = "DEFAULT" if _stamp(packet) in keep else "NONREF"
+            what = _FEED if fed is None or end else fed[number] if number < len(fed) else _PASS
+            if what == _SKIP or (what == _PASS and not running):
+                if not left:
+                    return
+                continue
+            if what == _PASS:
+                packet = None
+            elif not end:
+                packet.pts, packet.dts = number, None
+                left -= 1
+                if droppable:
+                    context.skip_frame = "DEFAULT" if number in keep else "NONREF"
             try:
-                yield from context.decode(packet)
-            except av.error.FFmpegError as error:
-                yield error
+                frames = context.decode(packet)
+            except av.error.FFmpegError:
+                frames = []
+                yield number, None
+            for frame in frames:
+                place = line.places[frame.pts] if frame.pts is not None and frame.pts < len(line.places) else -1
+                if frame.is_corrupt or place <= last:
+                    yield number, None
+                else:
+                    last = place
+                    yield frame.pts, frame
+            running = packet is not None
+            if not running and not end:
+                context.flush_buffers()
 
 
-def _in_order(frames: Iterable[av.VideoFrame | av.FFmpegError]) -> Iterator[av.VideoFrame | None]:
-    """The frames, None in place of those that are broken or whose time contradicts the order they are shown in."""
-    last = None
-    for frame in frames:
-        if not isinstance(frame, av.VideoFrame) or frame.is_corrupt or frame.pts is None:
-            yield None
-        elif last is not None and frame.pts <= last:
-            yield None
-        else:
-            last = frame.pts
-            yield frame
+def _fed(line: Timeline, shown: np.ndarray) -> np.ndarray:
+    """(P,) what is done with each packet to get some frames: `_PASS`, `_FEED` from a keyframe to each of them, `_SKIP`.
+
+    Skipped are pictures after a keyframe that come before it on screen: they lean on the group before.
+    """
+    fed = np.full(len(line.stamps), _PASS, np.uint8)
+    for number in line.numbers[np.unique(shown[shown >= 0])].tolist():
+        start = line.start_of(number)
+        part = fed[start : number + 1]
+        leading = line.shown[start : number + 1] & (line.stamps[start : number + 1] < line.stamps[start])
+        part[:] = np.where(leading & (part != _FEED), _SKIP, _FEED)
+        part[-1] = _FEED
+    return fed
 
 
 def _decode_into(
-    frames: np.ndarray, path: Path, clock: _Clock, shown: np.ndarray, draw: Draw, threads: int, skip: bool = False
+    frames: np.ndarray, path: Path, line: Timeline, shown: np.ndarray, draw: Draw, threads: int, begins: Begins
 ) -> bool:
-    """Fill the frames that are on show; whether all are there. With ``skip`` any damage ends it."""
-    wanted = set(clock.stamps[shown[shown >= 0]].tolist())
-    left = wanted.copy()
-    last = max(k for k, stamp in enumerate(clock.order) if stamp in wanted)
-    until = max(stamp for stamp in clock.order[: last + 1] if stamp is not None)  # a B-frame needs a later frame whole
-    for frame in _in_order(_decode(path, threads, wanted if skip else None)):
-        if frame is None and skip:
+    """Fill the frames that are on show; whether all are there and the decoder found nothing wrong.
+
+    Groups of pictures that hold none of them are passed over, if that spares a good part.
+    """
+    area = line.stored[0] * line.stored[1]
+    wanted = line.numbers[np.unique(shown[shown >= 0])]
+    keep = set(wanted.tolist())
+    last = int(wanted.max(initial=-1))
+    fed = _fed(line, shown)
+    count = int((fed == _FEED).sum())
+    if count < _SPARSE * (last + 1):
+        starts = set(np.flatnonzero((fed == _FEED) & (np.append(_PASS, fed[:-1]) == _PASS)).tolist())
+        begins(count, area)
+        if _fill(frames, line, shown, draw, _decode(path, line, threads, fed, keep), starts=starts):
+            return True  # else the file is damaged, or calls pictures keyframes that are none
+    begins(last + 1, area)
+    whole = np.where(np.arange(len(line.stamps)) <= last, _FEED, _PASS)
+    return _fill(frames, line, shown, draw, _decode(path, line, threads, whole, keep))
+
+
+def _fill(
+    frames: np.ndarray,
+    line: Timeline,
+    shown: np.ndarray,
+    draw: Draw,
+    pictures: Iterable[tuple[int, av.VideoFrame | None]],
+    tolerant: bool = False,
+    starts: Container[int] = (),
+) -> bool:
+    """Take the pictures that are on show from a decoder; whether all are there and, unless tolerant, nothing is wrong.
+
+    Pictures in `starts` have to be keyframes.
+    """
+    left = set(shown[shown >= 0].tolist())
+    for number, frame in pictures:
+        if frame is None:
+            if tolerant:
+                continue
             return False
-        if frame is not None and frame.pts in left:
-            left.remove(frame.pts)
-            at = shown == np.searchsorted(clock.stamps, frame.pts)
-            image = frame.to_ndarray(format="rgb24")
-            frames[at] = _resize(draw(image, int(np.searchsorted(clock.stamps, frame.pts))), *frames.shape[1:3])
-        if not left and frame is not None and frame.pts >= until:
-            break
+        if number in starts and not frame.key_frame:
+            return False
+        index = int(line.places[number])
+        if index in left:
+            left.remove(index)
+            image = line.turn(frame.to_ndarray(format="rgb24"))
+            frames[shown == index] = _resize(draw(image, index), *frames.shape[1:3])
     return not left
 
 
 # --- other decoders ---------------------------------------------------------------------------------------------------
 
 
+class _Differs(Exception):
+    """A decoder shows other pictures than PyAV, or at other times, or none; the message says how."""
+
+
 def _fetch_into(
-    frames: np.ndarray, fetch: Fetch, path: Path, clock: _Clock, shown: np.ndarray, draw: Draw, threads: int
+    frames: np.ndarray,
+    fetch: Fetch,
+    path: Path,
+    line: Timeline,
+    shown: np.ndarray,
+    draw: Draw,
+    threads: int,
+    trusted: bool,
 ) -> None:
-    indices = np.unique(shown[shown >= 0])
-    try:
-        images = fetch(str(path), indices.tolist(), clock.times[indices].tolist(), threads)
-        for index, image in zip(indices, images, strict=True):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise DecoderError(f"the decoder must give uint8 (H, W, 3), and gives {image.dtype} {image.shape}")
-            frames[shown == index] = _resize(draw(image, int(index)), *frames.shape[1:3])
-    except (VideoError, DecoderError):
-        raise
-    except Exception as error:  # foreign code: there is no list of what it raises
-        raise VideoError(
-            f"{path}: the decoder fails ({type(error).__name__}: {error}); encode the video again"
-        ) from error
+    """Fill the frames that are on show.
+
+    Some of the decoder's pictures are compared with PyAV's, because one that counts other frames, times them otherwise
+    or takes another stream says nothing of it. That also tells whether it turns pictures by itself; a decoder that is
+    trusted is compared for this alone.
+
+    Raises:
+        _Differs: it shows other pictures.
+    """
+    compared = line.turn.moves or not trusted
+    references = _references(path, line, np.unique(shown[shown >= 0])) if compared else {}
+    indices = np.union1d(shown[shown >= 0], list(references)).astype(int).tolist()
+    times = [line.info.clock.seconds(index) - line.info.clock.start for index in indices]
+    for turned in (True, False) if line.turn.moves else (False,):
+        try:
+            images = zip(indices, fetch(str(path), indices, times, threads), strict=True)
+            if _take(images, frames, shown, draw, line, references, turned):
+                return
+        except (VideoError, DecoderError, _Differs):
+            raise
+        except Exception as error:  # foreign code: there is no list of what it raises
+            raise _Differs(f"the decoder fails ({type(error).__name__}: {error})") from error
+    raise _Differs("the decoder shows other pictures than PyAV")
+
+
+def _take(
+    images: Iterable[tuple[int, np.ndarray]],
+    frames: np.ndarray,
+    shown: np.ndarray,
+    draw: Draw,
+    line: Timeline,
+    references: Mapping[int, np.ndarray],
+    turned: bool,
+) -> bool:
+    """Fill frames from a decoder's pictures, turned or as stored; False as soon as one is none of the references.
+
+    Raises:
+        _Differs: pictures that look the same turned and not.
+    """
+    size = line.info.width, line.info.height
+    told = not turned
+    for index, image in images:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise DecoderError(f"the decoder must give uint8 (H, W, 3), and gives {image.dtype} {image.shape}")
+        picture = (image if image.shape[1::-1] == size else cv2.resize(image, size)) if turned else line.turn(image)
+        if index in references:
+            if not _alike(picture, references[index]):
+                return False
+            told = told or not _alike(line.turn(image), references[index])
+        if index in shown:
+            frames[shown == index] = _resize(draw(picture, index), *frames.shape[1:3])
+    if not told:
+        raise _Differs("its pictures look the same turned and not, and do not tell whether the decoder turns them")
+    return True
+
+
+def _references(path: Path, line: Timeline, wanted: np.ndarray) -> dict[int, np.ndarray]:
+    """Pictures to compare a decoder's with, as shown, by index: up to three keyframes and three frames that are wanted.
+
+    None where PyAV finds damage.
+    """
+    places = line.places[line.keys & line.shown]
+    some = np.sort(places[places >= 0]) if len(places) else np.zeros(1, int)
+    cost = [number - line.start_of(number) for number in line.numbers[wanted].tolist()]
+    near = [
+        part[np.argmin(of)] for part, of in zip(*(np.array_split(x, 3) for x in (wanted, cost)), strict=True) if len(of)
+    ]
+    chosen = np.unique([some[0], some[len(some) // 2], some[-1], *near])
+    found = {}
+    for number, frame in _decode(path, line, 1, _fed(line, chosen)):
+        if frame is None:
+            return {}
+        index = int(line.places[number])
+        if index in chosen:
+            found[index] = line.turn(frame.to_ndarray(format="rgb24"))
+    return found
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two pictures are the same one, give or take the arithmetic of colours."""
+    if one.shape != other.shape:
+        return False
+    small = [cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA).astype(int) for image in (one, other)]
+    apart = np.abs(small[0] - small[1]).max(axis=2)
+    return apart.mean() <= 8 and apart.max() <= 40
 
 
 def _fetch_decord(path: str, indices: list[int], times: list[float], threads: int) -> Iterator[np.ndarray]:
@@ -430,29 +531,28 @@ def _fetch_decord(path: str, indices: list[int], times: list[float], threads: in
     frames = enumerate(reader.next() for _ in range(len(reader)))  # reader[k] gives others after an open GOP
     for time in times:
         index = int(np.abs(starts - time).argmin())
-        _same_time(path, time, starts[index])
+        _same_time(time, starts[index])
         yield next(frame for number, frame in frames if number == index).asnumpy()
 
 
 def _fetch_torchcodec(path: str, indices: list[int], times: list[float], threads: int) -> Iterator[np.ndarray]:
     from torchcodec.decoders import VideoDecoder
 
-    video = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=threads)
+    stream = timeline(path).stream
+    video = VideoDecoder(path, stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=threads)
     begin = video.metadata.begin_stream_seconds
     for index, time in zip(indices, times, strict=True):
         frame = video.get_frame_at(index)  # get_frame_played_at errs where the rate varies
-        _same_time(path, time, frame.pts_seconds - begin)
+        _same_time(time, frame.pts_seconds - begin)
         yield frame.data.numpy()
 
 
 _FETCH: dict[str, Fetch] = {"decord": _fetch_decord, "torchcodec": _fetch_torchcodec}
 
 
-def _same_time(path: str, wanted: float, got: float) -> None:
+def _same_time(wanted: float, got: float) -> None:
     if abs(wanted - got) > _SAME:
-        raise VideoError(
-            f"{path}: the decoder has no frame at {wanted:.3f} s, the nearest is at {got:.3f} s; use decoder=pyav"
-        )
+        raise _Differs(f"the decoder has no frame at {wanted:.3f} s, the nearest is at {got:.3f} s")
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -65,6 +65,7 @@ class SamplingPlan:
         hidden: runs of temporal units, each from its first to before its last, that the model sees black.
         shown: run of temporal units that is all the model sees, on a clock from 0; None for all.
         patch: side of a patch of the model, pixels.
+        by_index: the frames are those of `frame_indices`, whenever they are on show; else those of `timestamps`.
     """
 
     frame_indices: tuple[int, ...]
@@ -76,12 +77,14 @@ class SamplingPlan:
     hidden: tuple[tuple[int, int], ...] = ()
     shown: tuple[int, int] | None = None
     patch: int = PATCH
+    by_index: bool = False
 
     @property
     def identity(self) -> dict:
         """All that decides about the pixels in the cache, whatever the track file is called; masks come after it."""
         later = ("marks", "hidden", "shown", "patch")
         kept = {name: value for name, value in vars(self).items() if name not in later}
+        kept |= {"by_index": True} if kept.pop("by_index") else {}
         return kept | {"marks": self.marks[1:]} if self.marks else kept
 
     @property
@@ -311,7 +314,7 @@ def plan_video(
             h, w = smart_resize(h, w, PROCESSOR_MIN_PIXELS, PROCESSOR_MAX_PIXELS)
         indices = spread(num_frames, count)
         times = tuple(clock.seconds(i) for i in indices)
-        return SamplingPlan(indices, times, h, w, count / num_frames * source_fps, patch=patch)
+        return SamplingPlan(indices, times, h, w, count / num_frames * source_fps, patch=patch, by_index=True)
     count = math.floor(clock.duration * fps + 1e-6)
     count -= count % TEMPORAL_PATCH
     if count < TEMPORAL_PATCH:
@@ -354,4 +357,4 @@ def _part(clock: FrameClock, start: float, end: float | None) -> tuple[float, in
         return first / clock.fps, first, FrameClock(last - first, clock.fps)
     length = min(duration, duration if end is None else end) - start
     times = tuple(max(0.0, time - start) for time in clock.times[first:last])
-    return start, first, FrameClock(last - first, (last - first) / (length - times[0]), times, length)
+    return start, first, FrameClock(last - first, (last - first) / length, times, length)

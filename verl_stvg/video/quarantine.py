@@ -1,7 +1,7 @@
 """Which videos cannot be used, and why: a file of JSON lines that processes on all hosts write together.
 
 A video in quarantine is left out and reported; nothing ever takes its place. The file says which bytes were meant, by
-size and time of change, so that a video downloaded again is tried again without anybody tidying up.
+size, times of change and inode, so that a video downloaded again is tried again without anybody tidying up.
 """
 
 import contextlib
@@ -12,6 +12,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from verl_stvg.video.identity import identity
+
 
 @dataclass(frozen=True)
 class Unusable:
@@ -20,10 +22,12 @@ class Unusable:
     Attributes:
         path: of the video, absolute.
         size: bytes; None if there is no file.
-        mtime_ns: when it last changed, nanoseconds since the epoch; None if there is no file.
+        mtime_ns: when its content last changed, nanoseconds since the epoch; None if there is no file.
         reason: the error's message.
         stage: where it was found, for example ``probe`` or ``decode``.
         time: when, seconds since the epoch.
+        ctime_ns: when anything of it last changed; None if there is no file, or in a line of an older version.
+        inode: its number; None as `ctime_ns`.
     """
 
     path: str
@@ -32,6 +36,15 @@ class Unusable:
     reason: str
     stage: str
     time: float
+    ctime_ns: int | None = None
+    inode: int | None = None
+
+    def meant(self, state: list[int] | None) -> bool:
+        """Whether it is about a file in this state, see `identity`; None is no file. What a line lacks is not asked."""
+        known = (self.size, self.mtime_ns, self.ctime_ns, self.inode)
+        if state is None or self.size is None:
+            return state is None and self.size is None
+        return all(ours in (None, theirs) for ours, theirs in zip(known, state, strict=True))
 
 
 class Quarantine:
@@ -53,7 +66,9 @@ class Quarantine:
         """
         video = os.path.abspath(video)
         if self.reason(video) is None:
-            self._append(asdict(Unusable(video, *_identity(video), str(reason), stage, time.time())))
+            size, modified, changed, inode = _state(video) or [None] * 4
+            unusable = Unusable(video, size, modified, str(reason), stage, time.time(), changed, inode)
+            self._append(asdict(unusable))
 
     def clear(self, video: str | Path) -> None:
         """Take a video out, because it turned out to be usable; does nothing if it is not in."""
@@ -67,7 +82,7 @@ class Quarantine:
         video = os.path.abspath(video)
         self._refresh()
         found = self._found.get(video)
-        return found.reason if found and (found.size, found.mtime_ns) == _identity(video) else None
+        return found.reason if found and found.meant(_state(video)) else None
 
     def entries(self) -> list[Unusable]:
         """The last line about each video, changed since or not, in the order in which they were first found."""
@@ -104,8 +119,6 @@ class Quarantine:
                     self._found[record["path"]] = Unusable(**record)
 
 
-def _identity(video: str) -> tuple[int | None, int | None]:
-    if not os.path.exists(video):
-        return None, None
-    status = os.stat(video)
-    return status.st_size, status.st_mtime_ns
+def _state(video: str) -> list[int] | None:
+    """See `identity`; None if there is no file."""
+    return identity(video) if os.path.exists(video) else None

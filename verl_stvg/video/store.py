@@ -30,7 +30,7 @@ class FrameStore:
         folder: of the `FrameCache`.
         max_bytes: bound of the cache, None for none.
         decoder: see `verl_stvg.video.decode.read_frames`.
-        timeout: seconds after which a decoder that does not answer is killed.
+        timeout: seconds after which a decoder is killed; long videos get more, see `verl_stvg.video.child.Limit`.
     """
 
     folder: str

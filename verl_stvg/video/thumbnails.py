@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from verl_stvg.video.decode import probe, read_frames
+from verl_stvg.video.decode import VideoError, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan
 
 
@@ -33,15 +33,16 @@ def thumbnails(
         end: of the part, seconds; None or later than the video's end: the video's end.
 
     Raises:
-        VideoError: the video cannot be decoded.
+        VideoError: the video cannot be decoded, or ends before the part begins.
     """
     info = probe(path)
     scale = min(1.0, side / max(info.width, info.height))
     width, height = max(1, round(info.width * scale)), max(1, round(info.height * scale))
     length = min(info.duration if end is None else end, info.duration) - start
+    if length <= 0:
+        raise VideoError(f"{path}: ends at {info.duration:.2f} s, and the part to show begins at {start:.2f} s")
     times = tuple(start + (k + 0.5) * length / count for k in range(count))
-    indices = tuple(min(int(time * info.fps + 0.5), info.num_frames - 1) for time in times)
-    plan = SamplingPlan(indices, times, height, width, count / length)
+    plan = SamplingPlan(tuple(info.clock.on_show(times).tolist()), times, height, width, count / length)
     frames = read_frames(path, plan)
     return [Thumbnail(time, jpeg(image, budget)) for time, image in zip(times, frames, strict=True)], (width, height)
 

@@ -3,22 +3,43 @@
 A mask is kept per object, as COCO run lengths, so that objects may overlap; STVG-R1 paints all of them into one map of
 labels per frame, where a later object cuts pieces out of an earlier one. `read_folder` and `write_folder` speak its
 format, so that its files can be used here and ours there.
+
+Frames are the pictures of the file in the order in which they are shown: frame k is the k-th of them, whenever that is.
+Track files of version 1 counted differently: their frame k was the picture on show at ``k / fps``. At a constant rate
+that is the same; `Tracks.check` refuses them for other videos.
 """
 
 import gzip
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from typing import Protocol
 
+import numpy as np
+
+from verl_stvg.video.clock import FrameClock
+from verl_stvg.video.identity import ENDINGS
 from verl_stvg.video.markers import RLE, rle_area, rle_boxes
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ENDING = ".tracks.json.gz"
+_SLACK = 2e-3  # seconds by which times of one picture may differ: containers round them to thousandths
 
 
 class TrackError(ValueError):
     """A track file that cannot be read, or tracks that contradict themselves; the message says which and what to do."""
+
+
+class Video(Protocol):
+    """What `Tracks.check` asks about a video: `verl_stvg.video.decode.VideoInfo` says it, and frames being read do."""
+
+    num_frames: int
+    width: int
+    height: int
+    clock: FrameClock
 
 
 @dataclass(frozen=True)
@@ -59,9 +80,13 @@ class Tracks:
         fps: of the video, frames per second.
         tracks: by ascending ID; objects that are seen in no frame are left out.
         made_by: how they were made, for the reader: models, versions, settings.
+        times: (num_frames,) seconds at which the frames appear, ascending; None: at a constant rate, or not known.
+        end: seconds at which the last frame goes; None with `times`.
+        version: of the file that they were read from; it says what a frame number means.
 
     Raises:
-        TrackError: an ID twice or below 1, a frame outside of the video, a mask of another size or without pixels.
+        TrackError: an ID twice or below 1, a frame outside of the video, a mask of another size or without pixels,
+            times that are not one for each frame or not ascending.
     """
 
     height: int
@@ -70,8 +95,18 @@ class Tracks:
     fps: float
     tracks: tuple[Track, ...] = ()
     made_by: Mapping[str, object] = field(default_factory=dict)
+    times: tuple[float, ...] | None = None
+    end: float | None = None
+    version: int = FORMAT_VERSION
 
     def __post_init__(self):
+        if self.times is not None:
+            bounds = self.times if self.end is None else (*self.times, self.end)
+            if len(self.times) != self.num_frames or not all(a <= b for a, b in pairwise(bounds)):
+                raise TrackError(
+                    f"{len(self.times)} times of {self.num_frames} frames, or times that do not ascend; "
+                    "track the video again"
+                )
         ids = [track.object_id for track in self.tracks]
         if ids != sorted(set(ids)) or any(found < 1 for found in ids):
             raise TrackError(f"object IDs {ids} are not ascending from 1 on, each once; number the objects anew")
@@ -91,6 +126,52 @@ class Tracks:
                         f"video of {self.width}x{self.height}; track the video again"
                     )
 
+    @cached_property
+    def clock(self) -> FrameClock:
+        """Frame numbers and seconds, as far as the tracks know them."""
+        return FrameClock(self.num_frames, self.fps, self.times, self.end)
+
+    @property
+    def imported(self) -> bool:
+        """Whether another program made them, of which nothing but the last frame with objects is known."""
+        return "importer" in self.made_by
+
+    def check(self, video: Video) -> None:
+        """Refuse tracks that are not about a video.
+
+        Imported tracks may be shorter than the video, and their frame numbers are taken as those of its pictures.
+
+        Raises:
+            TrackError: another size, another number of frames, or frames at other times; the message says which.
+        """
+        if (self.width, self.height) != (video.width, video.height):
+            turned = (self.height, self.width) == (video.width, video.height)
+            raise TrackError(
+                f"the video is shown as {video.width}x{video.height}, and its tracks are of {self.width}x{self.height}"
+                f"{', the picture before it was turned' if turned else ''}; track this video"
+            )
+        if self.num_frames > video.num_frames or (self.num_frames < video.num_frames and not self.imported):
+            raise TrackError(
+                f"the video has {video.num_frames} frames, and its tracks are of {self.num_frames}; track this video"
+            )
+        if self.imported:
+            return
+        clock, numbers = video.clock, np.arange(self.num_frames)
+        if self.version < 2 and clock.times is not None:
+            appear = np.array(clock.times) - clock.start - 0.5 / self.fps  # they allowed half a frame
+            if (np.searchsorted(appear, numbers / self.fps, side="right") - 1 != numbers).any():
+                raise TrackError(
+                    "the rate of the video varies, and its tracks were made by an older version, on a constant grid of "
+                    "times; track the video again"
+                )
+        elif self.times is not None:
+            own = numbers / clock.fps if clock.times is None else np.array(clock.times)
+            if (off := float(np.abs(own - self.times).max(initial=0))) > _SLACK:
+                raise TrackError(
+                    f"frames of the video appear up to {off:.3f} s before or after those that were tracked; "
+                    "track this video"
+                )
+
     def at(self, frame: int) -> dict[int, RLE]:
         """Masks of a frame by object ID, ascending."""
         return {track.object_id: track.masks[frame] for track in self.tracks if frame in track.masks}
@@ -103,17 +184,44 @@ class Tracks:
 
 
 def track_name(video: str) -> str:
-    """Name of a video's track file, relative to the folder of track files, as the video's to the root of videos."""
-    return str(PurePosixPath(video).with_suffix("")) + ENDING
+    """Name of a video's track file, relative to the folder of track files, as the video's to the root of videos.
+
+    The video's ending stays in it: ``a/b.mp4`` and ``a/b.mkv`` have a file each.
+    """
+    return video + ENDING
+
+
+def find_track(folder: Path, video: str, root: Path | None = None) -> Path:
+    """Where the track file of a video is, or is to be written.
+
+    That is `track_name`. Older versions left the video's ending out of the name; such a file is taken where there is no
+    other and it can only be this video's: no video of the same stem lies beside it or has a track file of its own.
+
+    Args:
+        folder: of the track files.
+        video: relative to the root of the videos.
+        root: of the videos; None where it is not known, which leaves out the look at the videos beside.
+    """
+    path, name = folder / track_name(video), PurePosixPath(video)
+    stem = str(name.with_suffix(""))
+    old = folder / (stem + ENDING)
+    if path.is_file() or name.suffix.lower() not in ENDINGS or not old.is_file():
+        return path
+    others = {stem + ending for lower in ENDINGS for ending in (lower, lower.upper())} - {video}
+    shared = any((folder / track_name(other)).is_file() for other in others) or (
+        root is not None and any((root / other).is_file() for other in (stem, *others))
+    )
+    return path if shared else old
 
 
 def save(tracks: Tracks, path: Path) -> None:
     """Write tracks to a file (usually ``<video>.tracks.json.gz``); the same tracks give the same bytes."""
     record = {
-        "format_version": FORMAT_VERSION,
+        "format_version": tracks.version,
         "size": [tracks.height, tracks.width],
         "num_frames": tracks.num_frames,
         "fps": tracks.fps,
+        **({} if tracks.version < 2 else {"times": tracks.times, "end": tracks.end}),
         "made_by": dict(tracks.made_by),
         "objects": [
             {
@@ -146,12 +254,12 @@ def load(path: Path) -> Tracks:
     except (OSError, EOFError, ValueError) as error:
         raise TrackError(f"{path}: damaged ({error}); track the video again") from error
     version = record.get("format_version") if isinstance(record, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in range(1, FORMAT_VERSION + 1):
         raise TrackError(
-            f"{path}: track file of version {version}, this program reads {FORMAT_VERSION}; track the video again"
+            f"{path}: track file of version {version}, this program reads 1 to {FORMAT_VERSION}; track the video again"
         )
-    size = record["size"]
     try:
+        size, times = record["size"], record.get("times")
         return Tracks(
             size[0],
             size[1],
@@ -170,6 +278,9 @@ def load(path: Path) -> Tracks:
                 for one in record["objects"]
             ),
             record["made_by"],
+            None if times is None else tuple(times),
+            record.get("end"),
+            version,
         )
     except TrackError as error:
         raise TrackError(f"{path}: {error}") from error
