@@ -379,7 +379,8 @@ def _recorded(facts: Facts) -> tuple:
 
 def _same(said: tuple, facts: Facts) -> bool:
     frames, fps, *size = said
-    return [frames, *size] == [facts.num_frames, facts.width, facts.height] and math.isclose(fps, facts.fps, rel_tol=1e-4)
+    whole = [frames, *size] == [facts.num_frames, facts.width, facts.height]
+    return whole and math.isclose(fps, facts.fps, rel_tol=1e-4)
 
 
 def _words(recorded: tuple) -> str:

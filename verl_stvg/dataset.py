@@ -221,13 +221,13 @@ def joined(parts: list[datasets.Dataset], files: Sequence[object]) -> datasets.D
             f"{', '.join(map(str, files))}: the columns of these files do not fit together ({error}); build all of "
             "them again with one version"
         ) from error
-    features = datasets.Features.from_arrow_schema(schema)
-    return datasets.concatenate_datasets([_with_all(part, features) for part in parts])
+    if any(not found.equals(schema) for found in schemas):
+        features = datasets.Features.from_arrow_schema(schema)
+        parts = [_with_all(part, features) for part in parts]
+    return datasets.concatenate_datasets(parts)
 
 
 def _with_all(part: datasets.Dataset, features: datasets.Features) -> datasets.Dataset:
-    if part.features == features:
-        return part
     for name in features.keys() - part.features.keys():
         part = part.add_column(name, [None] * len(part))
     return part.cast(features)
