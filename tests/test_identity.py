@@ -17,9 +17,9 @@ from data_builders.videos import UnknownVideo, VideoRoot
 from tests.test_cache import noise_decoder, small_plan
 from verl_stvg.video import cache as module
 from verl_stvg.video.cache import FrameCache
+from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.identity import ENDINGS, identity
 from verl_stvg.video.quarantine import Quarantine
-from verl_stvg.video.timeline import VideoInfo
 from verl_stvg.video.tracks import find_track, track_name
 
 

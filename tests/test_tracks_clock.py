@@ -32,7 +32,7 @@ from eval.metrics import tube_scripts
 from tests.test_decode import indices, write_counting_video
 from verl_stvg.video import tracks as files
 from verl_stvg.video.decode import probe
-from verl_stvg.video.timeline import VideoInfo
+from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.tracks import Track, TrackError, Tracks
 
 STAMPS = [round(1000 * (k / 30 if k < 30 else 1 + (k - 30) / 2)) for k in range(50)]

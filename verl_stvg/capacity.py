@@ -15,8 +15,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from verl_stvg.video.build import PLAN_KEYS, recorded_info
+from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.plan import MERGE, PATCH, QWEN3_PATCH, TEMPORAL_PATCH, SamplingPlan, plan_video
-from verl_stvg.video.timeline import VideoInfo
 
 GB = 10**9
 PASSES = 3

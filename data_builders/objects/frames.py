@@ -5,6 +5,7 @@ Frame k is the k-th picture that is shown, at whatever time: what track files, a
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
@@ -52,7 +53,7 @@ class VideoFrames:
         try:
             if self._pass is None or self._pass[0] != start:
                 self._pass = start, pictures(self.path, start, self.num_frames, self.threads)
-            block = np.stack([next(self._pass[1]) for _ in range(start, stop)])
+            block = np.stack(list(islice(self._pass[1], stop - start)))
             self._pass = stop, self._pass[1]
             return block
         except VideoError:  # damaged

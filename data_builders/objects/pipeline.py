@@ -28,8 +28,8 @@ from verl_stvg.parallel import work
 from verl_stvg.video.cache import hash_file
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.decode import probe
+from verl_stvg.video.film import VideoError, VideoInfo
 from verl_stvg.video.quarantine import Quarantine
-from verl_stvg.video.timeline import VideoError, VideoInfo
 from verl_stvg.video.tracks import TrackError, Tracks, find_track, load, save
 
 QUARANTINE = "quarantine.jsonl"

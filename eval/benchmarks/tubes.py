@@ -20,7 +20,7 @@ from eval.metrics import tube_scripts
 from eval.metrics.temporal import exceeds, iou_hull, reaches
 from eval.metrics.tubes import THRESHOLDS, Box, as_arrays, common
 from reward_fns.measures import set_f1
-from verl_stvg.video.timeline import VideoInfo
+from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.tracks import TrackError, Tracks, find_track, load
 
 _FAR = 1e9  # seconds; beyond it only the number of digits grows

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 """Of the file; raise it when the layout changes."""
-DECODE_POLICY = "pyav-1"
+DECODE_POLICY = "pyav-2"
 """Raise the number when the default decoder would give other pixels for the same video and plan."""
 PAGE = 4096
 """Pixels start at a multiple of this many bytes."""

@@ -45,8 +45,8 @@ from verl_stvg.video.decode import (
     probe,
     read_frames,
 )
+from verl_stvg.video.film import MAX_AREA
 from verl_stvg.video.plan import SamplingPlan
-from verl_stvg.video.timeline import MAX_AREA
 
 logger = logging.getLogger(__name__)
 

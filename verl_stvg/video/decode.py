@@ -31,9 +31,11 @@ import cv2
 import numpy as np
 
 from verl_stvg.video.clock import FrameClock
+from verl_stvg.video.film import Timeline, VideoError, VideoInfo
 from verl_stvg.video.markers import draw_ids
+from verl_stvg.video.packets import opened, packets
 from verl_stvg.video.plan import SamplingPlan
-from verl_stvg.video.timeline import Timeline, VideoError, VideoInfo, opened, packets, probe, timeline
+from verl_stvg.video.timeline import probe, timeline
 from verl_stvg.video.tracks import TrackError, Tracks, load
 
 __all__ = ["DecoderError", "VideoError", "VideoInfo", "load_decoder", "needed_frames", "probe", "read_frames"]
@@ -158,15 +160,11 @@ def _drawing(path: Path, plan: SamplingPlan, info: VideoInfo) -> Draw:
         return lambda image, index: image
     try:
         tracks, style = _tracks(*plan.marks[:2]), plan.marks[2]
+        tracks.check(info)
     except TrackError as error:
         raise VideoError(f"{path}: its objects cannot be numbered: {error}") from error
 
     def draw(image: np.ndarray, index: int) -> np.ndarray:
-        if image.shape[:2] != (tracks.height, tracks.width):
-            raise VideoError(
-                f"{path}: frames of {image.shape[1]}x{image.shape[0]}, and {plan.marks[0]} is about a video of "
-                f"{tracks.width}x{tracks.height}; track this video"
-            )
         image = np.require(image, requirements=["C", "W"])
         draw_ids(image, tracks.at(index), style)
         return image

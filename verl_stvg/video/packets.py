@@ -1,0 +1,391 @@
+"""The walk over a file's packets.
+
+Headers guess. They count pictures that an edit list hides, name a rate that a recorder only intended, and leave lengths
+out. So every packet of the film is looked at once, and no picture but one is decoded.
+
+Packets are numbered in the order of the file. A decoder hands the number of a packet on to its picture, in place of a
+time stamp: so pictures are told apart even where time stamps are missing, come twice, start again or are wrong.
+
+What is shown follows the players:
+
+- The film is the container's best video stream that is no attached picture.
+- Packets that an edit list cuts off, and alternate reference frames, are decoded and not shown. Pictures after the
+  first keyframe that come before it on screen are shown only if the decoder gives them: they may lean on what is gone.
+- The clock starts with the file: with the first picture, or with the sound where that starts well before it.
+- Time stamps of transport streams may start again; they are counted on. AVI has none for B-frames; there, pictures are
+  shown in the order in which the decoder gives them, each in the place of one packet. GIFs whose delay is 10 ms or less
+  are shown at 100 ms.
+- Width and height are those on screen: stretched by the pixel aspect, then turned and mirrored by the display matrix.
+"""
+
+import contextlib
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+from av.format import Flags
+from av.stream import Disposition
+
+from verl_stvg.video.clock import ROUNDING
+from verl_stvg.video.film import MAX_AREA, NO_STAMP, Timeline, Turn, VideoError, VideoInfo, in_order
+
+TOGETHER = 0.2
+"""Seconds by which the picture may start after the sound and still count as starting with it."""
+_UNREADABLE = 100  # packets in a row that cannot be read: the rest of the file is missing
+_BACK = 0.5  # seconds: time stamps of a transport stream that go back further start again
+_AHEAD, _OFTEN = 60.0, 100  # or jump ahead further: seconds, times the usual step
+_LEAST_DELAY, _USUAL_DELAY = 0.01, 0.1  # seconds, of a GIF's pictures: what players do
+_SHORT = 1.0  # seconds by which a file may end before its index says, and not count as truncated
+_SAME = 1.1 * ROUNDING  # seconds: two times are rounded
+_VP8, _VP9 = ("vp8", "libvpx"), ("vp9", "libvpx-vp9")
+_WAY = (b"moov", b"trak", b"edts")  # boxes of an MP4 around an edit list
+_REMUX = "ffmpeg -framerate RATE -i IN -c copy OUT.mp4"
+_NO_PICTURES = (
+    f"holds no pictures with time stamps; run {_REMUX}",
+    "holds one picture, and times need two; if it is a still, make a video of it: "
+    "ffmpeg -loop 1 -t SECONDS -i IN -pix_fmt yuv420p OUT.mp4",
+)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """A container and the film in it.
+
+    Raises:
+        VideoError: not readable, without a film, or with pictures over `MAX_AREA`.
+    """
+    if not path.is_file():
+        raise VideoError(f"{path}: no such video; check the row's path and the folder the rows are relative to")
+    try:
+        container = av.open(str(path), metadata_errors="ignore")
+    except av.error.FFmpegError as error:
+        raise VideoError(f"{path}: not a readable video ({error}); download or encode it again") from error
+    with container:
+        stream = _film(path, container)
+        context = stream.codec_context
+        if context.width * context.height > MAX_AREA:
+            raise VideoError(
+                f"{path}: pictures of {context.width}x{context.height} are over {MAX_AREA} pixels; make a smaller copy"
+            )
+        context.options = {"max_pixels": str(MAX_AREA)}
+        yield container, stream
+
+
+def _film(path: Path, container: av.container.InputContainer) -> av.VideoStream:
+    films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not films:
+        what = "only a cover picture" if container.streams.video else "no video stream"
+        raise VideoError(f"{path}: holds {what}; download or encode it again")
+    best = container.streams.best("video")
+    return best if best in films else films[0]
+
+
+def packets(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[tuple[int, av.Packet | av.FFmpegError]]:
+    """Packets of a film in the order of the file with their numbers; an error in place of each that cannot be read.
+
+    An error has the number of the packet that comes next.
+    """
+    failures = number = 0
+    while failures < _UNREADABLE:
+        try:
+            for packet in container.demux(stream):
+                failures = 0
+                if packet.size:  # an empty one would end decoding
+                    yield number, packet
+                    number += 1
+            return
+        except av.error.FFmpegError as error:
+            failures += 1
+            yield number, error
+
+
+# --- the walk ---------------------------------------------------------------------------------------------------------
+
+
+def walk(path: Path) -> Timeline:
+    """Look at every packet of a file.
+
+    Raises:
+        VideoError: missing, unreadable or empty file; one whose times cannot be had.
+    """
+    with opened(path) as (container, stream):
+        if container.format.flags & Flags.no_timestamps.value:
+            raise VideoError(f"{path}: holds no times, only pictures ({container.format.name}); run {_REMUX}")
+        context, base, form = stream.codec_context, stream.time_base, container.format.name
+        context.thread_count = 1
+        found, hidden, picture = [], [], None
+        may_hide = context.name in _VP8 + _VP9
+        for number, packet in packets(container, stream):
+            if isinstance(packet, av.FFmpegError):
+                continue
+            found.append((packet.pts, packet.dts, packet.duration, packet.is_keyframe, packet.is_discard))
+            if may_hide and _is_hidden(context.name, packet):
+                hidden.append(number)
+            if number == 0 or (picture is None and packet.is_keyframe):
+                picture = _alone(context, number, packet)
+        pts, dts, durations, keys, cut = _columns(found)
+        shown = ~cut
+        shown[hidden] = False
+        stamps, notes = np.where(pts == NO_STAMP, dts, pts), _streams_note(container, stream)
+        if form == "avi":  # knows only when packets are decoded
+            stamps, shown = _as_decoded(path, dts, shown) if context.has_b_frames else (dts, shown)
+        elif container.format.flags & Flags.ts_discont.value:
+            shift, count = _counted_on(dts, durations, base)
+            stamps = np.where(stamps == NO_STAMP, stamps, stamps + shift)
+            notes += [f"its times start again {count} times; they are counted on"] if count else []
+        if "mp4" in form and len(found) > stream.frames:
+            shown &= ~_in_gaps(path, stream.id, stamps, base)
+        if picture is None or not _begins_with(picture.pts, stamps, shown):
+            picture = _first_picture(path)
+            shown &= _from(picture.pts, stamps, keys, shown)
+        if shown.sum() < 2:
+            raise VideoError(f"{path}: {_NO_PICTURES[min(1, int(shown.sum()))]}")
+        numbers = in_order(stamps, shown)
+        order, last = stamps[numbers], int(durations[numbers[-1]])
+        if form == "avi":  # chunks that only delay the decoder count, too
+            last = max(1, int(np.ptp(dts[dts != NO_STAMP]) + 1 - (order[-1] - order[0])))
+        elif form == "gif":
+            order, last = _as_played(order, last, base)
+        late = _late(container, order[0] * base)
+        if late:
+            notes.append(f"its picture starts {float(late):.3f} s after the file does, from where times count")
+        promised = _promised(container, stream, len(found), float((order[-1] - order[0] + last) * base))
+        stored, turn = (picture.width, picture.height), _turn(path, picture, stream.sample_aspect_ratio)
+        rates = [rate for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
+        times, size = _times(order, last, base, late, rates), _size(path, stored, turn)
+        info = VideoInfo(len(order), **times, **size, notes=tuple(notes))
+        return Timeline(info, stream.index, stored, turn, stamps, shown, keys, promised)
+
+
+def _columns(found: list[tuple]) -> tuple[np.ndarray, ...]:
+    """(P,) time stamps of presentation and of decoding, durations, keyframes, and what an edit list cuts off."""
+    columns = list(zip(*found, strict=True)) or [()] * 5
+    for k in (0, 1):
+        if None in columns[k]:
+            columns[k] = [NO_STAMP if stamp is None else stamp for stamp in columns[k]]
+    columns[2] = [duration or 0 for duration in columns[2]]
+    kinds = (np.int64, np.int64, np.int64, bool, bool)
+    return tuple(np.array(column, kind) for column, kind in zip(columns, kinds, strict=True))
+
+
+def _alone(context, number: int, packet: av.Packet) -> av.VideoFrame | None:
+    """The picture of a packet by itself, if the decoder gives it, with the packet's number for its time."""
+    packet.pts, packet.dts = number, None
+    try:
+        found = next(iter([*context.decode(packet), *context.decode(None)]), None)
+    except av.error.FFmpegError:
+        found = None
+    context.flush_buffers()
+    return found
+
+
+def _begins_with(first: int, stamps: np.ndarray, shown: np.ndarray) -> bool:
+    """Whether what is shown begins with that packet, and all of it has times."""
+    return bool(shown[first] and stamps[first] != NO_STAMP and stamps[shown].min() == stamps[first])
+
+
+def _first_picture(path: Path) -> av.VideoFrame:
+    """The first picture that a player shows, with the number of its packet for its time."""
+    reason: object = "it holds no packets"
+    with opened(path) as (container, stream):
+        context = stream.codec_context
+        context.thread_count = 1
+        for number, packet in chain(packets(container, stream), [(-1, None)]):
+            if isinstance(packet, av.FFmpegError):
+                reason = packet
+                continue
+            if packet is not None:
+                packet.pts, packet.dts = number, None
+            try:
+                if found := context.decode(packet):
+                    return found[0]
+            except av.error.FFmpegError as error:
+                reason = error
+    raise VideoError(f"{path}: no frame decodes ({reason}); download or encode it again")
+
+
+def _from(first: int, stamps: np.ndarray, keys: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """(P,) packets whose pictures come not before the first one that decodes, and have a time.
+
+    Where the first keyframe itself does not decode, it is damaged, and what follows is missing rather than not shown.
+    """
+    starts = np.flatnonzero(keys & shown & (stamps != NO_STAMP))
+    begin = min(stamps[first], stamps[starts[0]]) if len(starts) else stamps[first]
+    return (stamps != NO_STAMP) & (stamps >= begin)
+
+
+def _is_hidden(codec: str, packet: av.Packet) -> bool:
+    """Whether a packet is a reference frame that is never shown (VP8, VP9)."""
+    data = memoryview(packet)
+    if codec in _VP8:
+        return not data[0] & 0x10
+    if data[-1] & 0xE0 == 0xC0:  # a superframe, which ends in a frame that is shown
+        return False
+    bits = data[0] << 8 | (data[1] if len(data) > 1 else 0)
+    at = 11 if bits >> 12 & 3 == 3 else 12  # a profile of 3 has one reserved bit more
+    shows_existing, shows = bits >> (at - 1) & 1, bits >> (at - 3) & 1
+    return not (shows_existing or shows)
+
+
+def _as_decoded(path: Path, dts: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Order of presentation where the container knows only that of decoding, and which packets hold a picture.
+
+    Each packet with anything in it is the place of one picture, in the order in which the decoder gives them. One that
+    breaks counts as a picture in its own place, so that it is known to be missing.
+    """
+    given: list[int] = []
+    broken: list[int] = []
+    with opened(path) as (container, stream):
+        context = stream.codec_context
+        context.thread_count = 1
+        for number, packet in [*packets(container, stream), (-1, None)]:
+            if isinstance(packet, av.FFmpegError):
+                continue
+            if packet is not None:
+                packet.pts = number
+            try:
+                given += [frame.pts for frame in context.decode(packet)]
+            except av.error.FFmpegError:
+                broken.append(number)
+    stamps, held = np.full(len(dts), NO_STAMP), np.zeros(len(dts), bool)
+    lost = [number for number in broken if number not in given]
+    slots = np.delete(dts, lost)[: len(given)]
+    if len(slots) > 2 and slots[1] - slots[0] > 1:  # empty chunks that only make up for the decoder's delay
+        slots[0] = slots[1] - 1
+    stamps[given], held[given] = slots, True
+    stamps[lost], held[lost] = dts[lost], True
+    return stamps, shown & held
+
+
+def _counted_on(dts: np.ndarray, durations: np.ndarray, base: Fraction) -> tuple[np.ndarray, int]:
+    """What to add to the stamps of each packet so that time goes on where it starts again; how often it does."""
+    known = np.flatnonzero(dts != NO_STAMP)
+    step = np.diff(dts[known])
+    back, ahead = -int(_BACK / base), max(int(_AHEAD / base), _OFTEN * float(np.median(step)) if len(step) else 0)
+    places = np.flatnonzero((step < back) | (step > ahead))
+    shift = np.zeros(len(dts), np.int64)
+    for place in places:
+        before, after = known[place], known[place + 1]
+        shift[after:] += dts[before] + durations[before] - dts[after] + shift[before] - shift[after]
+    return shift, len(places)
+
+
+def _in_gaps(path: Path, track: int, stamps: np.ndarray, base: Fraction) -> np.ndarray:
+    """(P,) packets that FFmpeg plays where the edit list of an MP4's track has a gap, but at its beginning.
+
+    FFmpeg plays the beginning of the film there; nothing new is shown.
+    """
+    inside = np.zeros(len(stamps), bool)
+    with path.open("rb") as file, contextlib.suppress(struct.error):  # cut off: there is no such list
+        for start, end in _gaps(file, track, 0, path.stat().st_size, {}):
+            inside |= (stamps >= start / base) & (stamps < end / base)
+    return inside
+
+
+def _gaps(
+    file: BinaryIO, track: int, start: int, end: int, seen: dict[bytes, int], level: int = 0
+) -> Iterator[tuple[Fraction, Fraction]]:
+    """Gaps between the edits of a track, seconds, in the boxes between two places of an MP4.
+
+    `seen` becomes the movie's units per second (``mvhd``) and the number of the track (``tkhd``) one is in.
+    """
+    while start + 8 <= end:
+        file.seek(start)
+        size, name = struct.unpack(">I4s", file.read(8))
+        body = start + 8
+        if size == 1:
+            size, body = struct.unpack(">Q", file.read(8))[0], start + 16
+        size = size or end - start
+        if size < body - start:
+            return
+        if level < len(_WAY) and name == _WAY[level]:
+            yield from _gaps(file, track, body, min(end, start + size), seen, level + 1)
+        elif name in (b"mvhd", b"tkhd"):
+            header = file.read(24)
+            seen[name] = struct.unpack_from(">I", header, 20 if header[:1] == b"\1" else 12)[0]
+        elif name == b"elst" and seen.get(b"tkhd") == track and seen.get(b"mvhd"):
+            version, count = struct.unpack(">B3xI", file.read(8))
+            form, at = struct.Struct(">Qq4x" if version else ">Ii4x"), 0
+            for k, (length, media) in enumerate(form.iter_unpack(file.read(min(count * form.size, size)))):
+                if media == -1 and k:
+                    yield Fraction(at, seen[b"mvhd"]), Fraction(at + length, seen[b"mvhd"])
+                at += length
+        start += size
+
+
+def _as_played(order: np.ndarray, last: int, base: Fraction) -> tuple[np.ndarray, int]:
+    """Stamps of a GIF's pictures, and how long the last one stays, as players time them."""
+    delays = np.append(np.diff(order), last)
+    delays[delays * float(base) <= _LEAST_DELAY] = round(_USUAL_DELAY / base)
+    return np.append(0, np.cumsum(delays[:-1])), int(delays[-1])
+
+
+def _promised(container, stream, count: int, length: float) -> float | None:
+    """Seconds that an MP4's index says, if it names pictures that are not there."""
+    if "mp4" not in container.format.name or not stream.duration or count >= stream.frames:
+        return None
+    promised = float(stream.duration * stream.time_base)
+    return promised if length < promised - _SHORT else None
+
+
+def _late(container, start: Fraction) -> Fraction | int:
+    """Seconds by which the picture starts after the file, 0 where they start together."""
+    if container.start_time is None:
+        return 0
+    late = start - Fraction(container.start_time, av.time_base)
+    return late if late > TOGETHER else 0
+
+
+def _streams_note(container, stream) -> list[str]:
+    count = len(container.streams.video)
+    size = f"{stream.codec_context.width}x{stream.codec_context.height}"
+    return [f"it has {count} video streams; the film is taken to be stream {stream.index}, {size}"] * (count > 1)
+
+
+def _size(path: Path, stored: tuple[int, int], turn: Turn) -> dict[str, int]:
+    """Width and height on screen, pixels."""
+    sides = (turn.width or stored[0], stored[1])
+    width, height = sides[::-1] if turn.transposed else sides
+    if width * height > MAX_AREA:
+        raise VideoError(f"{path}: pictures of {width}x{height} are over {MAX_AREA} pixels; make a smaller copy")
+    return {"width": width, "height": height}
+
+
+def _turn(path: Path, frame: av.VideoFrame, aspect: Fraction | None) -> Turn:
+    """What the display matrix and the pixel aspect ask for."""
+    width = round(frame.width * aspect) if aspect else frame.width
+    stretched = None if width == frame.width else max(1, width)
+    matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    if matrix is None:
+        return Turn(stretched)
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32, 5).astype(float)  # (x, y) -> (a x + c y, b x + d y)
+    upright, across = max(abs(a), abs(d)), max(abs(b), abs(c))
+    if min(upright, across) > 0.02 * max(upright, across):
+        raise VideoError(f"{path}: its pictures are to be turned by no multiple of 90 degrees; encode the video again")
+    if across > upright:
+        return Turn(stretched, True, bool(c < 0), bool(b < 0))
+    return Turn(stretched, False, bool(a < 0), bool(d < 0))
+
+
+def _times(order: np.ndarray, last: int, base: Fraction, late: Fraction | int, rates: list[Fraction]) -> dict:
+    """Rate, and where it is not constant times and end; see `VideoInfo`."""
+    count = len(order)
+    since = (order - order[0]) * base.numerator / base.denominator
+    own = float(last * base) if last > 0 else float(np.median(np.diff(since)))
+    length = float(since[-1]) + own
+    if since[-1] > 0:
+        rates = [*rates, Fraction(float((count - 1) / since[-1])).limit_denominator(1001)]
+    for rate in map(float, rates):
+        if rate > 0 and not late and np.abs(since - np.arange(count) / rate).max() <= _SAME:
+            if own <= 1.5 / rate:  # a shorter one is a header's, or nobody's
+                return {"fps": rate}
+            break
+    end = float(late) + length
+    return {"fps": count / end, "times": tuple((float(late) + since).tolist()), "end": end}
