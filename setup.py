@@ -39,7 +39,8 @@ CPU = [
 GPU = ["verl[vllm]==0.9.1", "TransferQueue>=0.1.10", "qwen-vl-utils>=0.0.14", "decord", "datasets"]
 FLASH_ATTN = ["flash-attn==2.8.3"]
 OBJECTS = ["sam2", "supervision", "torch", "torchvision", "transformers"]
-DEV = ["hypothesis", "pre-commit", "pytest", "pytest-timeout", "pytest-xdist", "ruff"]
+# the tests take videos of other programs; imageio-ffmpeg brings an ffmpeg where the system has none
+DEV = ["hypothesis", "imageio-ffmpeg", "pre-commit", "pytest", "pytest-timeout", "pytest-xdist", "ruff"]
 
 setup(
     name="verl-stvg",

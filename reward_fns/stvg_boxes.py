@@ -2,13 +2,15 @@
 
 The answer is `{"time": [s, e], "boxes": {"frame": [x1, y1, x2, y2], ...}}`, the form of OneThinker. Their reward
 averages box IoU over the frames that both sides name, so one easy frame earns the whole spatial half; this one
-divides by the frames that either side names. Ground truth: `start`, `end`, `duration` (seconds), `first_frame`
-(zero-based) and `boxes`, one box xyxy in pixels of the original video for each frame from there on. The weights are
-ours.
+divides by the frames of the answered time and of the annotated tube. A frame of the answered time without a box counts
+as answered and earns nothing; a box outside of that time is no part of the answer. So the tube IoU is at most the IoU
+of the times in frames. Ground truth: `start`, `end`, `duration` (seconds), `first_frame` (zero-based) and `boxes`, one
+box xyxy in pixels of the original video for each frame from there on. The weights are ours.
 """
 
 from collections.abc import Mapping
 from functools import lru_cache
+from math import floor
 from typing import Any
 
 from reward_fns import ground_truth as truths
@@ -17,6 +19,8 @@ from reward_fns.formats import think_answer
 from reward_fns.parsing import Interval
 from reward_fns.recipe import Recipe
 from reward_fns.thinking import optional_parts
+
+_FAR = 1e12  # frames; beyond it no video is so long, and the arithmetic stays exact
 
 
 @lru_cache(maxsize=8)  # the parts of one completion are scored one after the other: read it once
@@ -41,21 +45,43 @@ def temporal(completion: str, ground_truth: Mapping[str, Any]) -> float:
 def spatial(completion: str, ground_truth: Mapping[str, Any]) -> float:
     """Return the sum of box IoU over the frames of both tubes divided by the frames of either, in [0, 1].
 
-    A box that is no box counts as a frame without overlap; 0 if unreadable.
+    The answered tube lasts as long as the answered time; see `answered_frames`. A frame without a box, or with one that
+    is no box, has no overlap; 0 if unreadable.
     """
     answer = parse(completion)
     if answer is None:
         return 0.0
-    tube, first, true_boxes = answer[1], int(ground_truth["first_frame"]), ground_truth["boxes"]
-    last = first + len(true_boxes)
-    total, common = 0.0, 0
+    span, tube = answer
+    first, true_boxes = int(ground_truth["first_frame"]), ground_truth["boxes"]
+    count = len(true_boxes)
+    start, end = answered_frames(span, ground_truth, first, count) or (first, first + count)
+    low, high = max(start, first), min(end, first + count)
+    total = 0.0
     for frame, found in tube.items():
-        if first <= frame < last:
-            common += 1
+        if low <= frame < high:
             box = parsing.box(found)
             if box is not None:
                 total += measures.box_iou(box, true_boxes[frame - first])
-    return total / (len(tube) + len(true_boxes) - common)
+    return total / (max(0, end - start) + count - max(0, high - low))
+
+
+def answered_frames(span: Interval, ground_truth: Mapping[str, Any], first: int, count: int) -> tuple[int, int] | None:
+    """Return the first frame of an answered time and the one after its last; None if the annotated time has no length.
+
+    Ground truths do not hold the video's rate, but the annotated time and the annotated tube are the same part of the
+    video: `start` is the beginning of frame `first`, `end` that of frame `first + count`, and frames lie evenly. Bounds
+    are rounded to the nearest beginning of a frame.
+    """
+    true_start, length = ground_truth["start"], ground_truth["end"] - ground_truth["start"]
+    if not length > 0.0:
+        return None
+    start, end = ((time - true_start) / length * count for time in span)
+    return first + _nearest(start), first + _nearest(end)
+
+
+def _nearest(place: float) -> int:
+    """The nearest integer, at most a trillion; also of what is infinite or no number."""
+    return floor(place + 0.5) if -_FAR < place < _FAR else int(_FAR if place > 0.0 else -_FAR)
 
 
 def format(completion: str, ground_truth: Mapping[str, Any] | None = None) -> float:

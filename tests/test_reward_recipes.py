@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.rewards import TYPICAL, fuzz, hostile_texts, mutated, typical
-from reward_fns import RECIPES, get_recipe, stvg_r1, thinking, time_r1, videochat_r1
+from reward_fns import RECIPES, get_recipe, stvg_boxes, stvg_r1, thinking, time_r1, videochat_r1
 from verl_stvg.reward import DATA_SOURCES, compute_score, find_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -298,6 +298,26 @@ def test_an_easy_frame_does_not_earn_the_tube():
     completion = '<answer>{"time": [5, 11], "boxes": {"10": [10, 20, 60, 120], "11": "x", "99": [0, 0, 1, 1]}}</answer>'
     result = RECIPES["stvg_boxes"].score(completion, TYPICAL["stvg_boxes"][0])
     assert result["tube_iou"] == pytest.approx(1 / 9) and result["temporal_iou"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("time", "truth", "tube"),
+    [  # annotated are 5 to 11 s, frames 10 to 17; so a frame lasts 0.75 s
+        ([5, 11], {}, 1.0),
+        ([5, 8], {}, 4 / 8),
+        ([2, 14], {}, 8 / 16),
+        ([5.37, 11.37], {}, 1.0),  # nearer to frame 10 than to frame 11
+        ([5.38, 11.38], {}, 7 / 9),
+        ([0, 1e300], {}, 0.0),
+        ([-1e308, 1e308], {"start": -1e308, "end": 1e308}, 0.0),
+        ([0, 20], {"start": 5.0, "end": 5.0}, 1.0),  # an annotated time of no length: the named frames count
+        ([11, 5], {}, 0.0),
+    ],
+)
+def test_answered_boxes_last_as_long_as_the_answered_time(time, truth, tube):
+    completion = f'<answer>{{"time": {time}, "boxes": {{{BOXES}}}}}</answer>'
+    found = stvg_boxes.spatial(completion, {**TYPICAL["stvg_boxes"][0], **truth})
+    assert found == pytest.approx(tube, abs=1e-9)
 
 
 def test_time_r1_batch_repeats_what_was_left_over():

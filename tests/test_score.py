@@ -235,6 +235,74 @@ def test_boxes_that_are_none_are_frames_without_overlap():
     assert value(score([row], answer(row, f"<answer>{text}</answer>")), "m_vIoU") == pytest.approx(1)
 
 
+def boxed(start, end, *parts):
+    """An answer of a time and of the same box in ranges of frames."""
+    boxes = {str(frame): list(BOX) for part in parts for frame in range(*part)}
+    return f"<think>x</think><answer>{json.dumps({'time': [start, end], 'boxes': boxes})}</answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "tiou", "viou"),
+    [  # annotated are frames 10 to 29 of 60, 1 to 3 s
+        (boxed(1, 3, (10, 30)), 1, 1),
+        (boxed(0, 6, (10, 30)), 20 / 60, 20 / 60),  # 40 frames of the answered time have no box: issue 19, D1
+        (boxed(0, 6, (0, 60)), 20 / 60, 20 / 60),
+        (boxed(2, 4, (10, 30)), 10 / 30, 10 / 30),  # boxes outside of the answered time are no part of the answer
+        (boxed(1, 3, (0, 60)), 1, 1),
+        (boxed(1, 3, (10, 15), (40, 60)), 1, 5 / 20),
+        (boxed(4, 5, (10, 30)), 0, 0),
+        (boxed(3, 1, (10, 30)), 0, 0),
+        (boxed(1, 3), 1, 0),
+        (boxed(1, 100, (10, 30)), 20 / 990, 20 / 990),
+    ],
+)
+def test_the_answered_time_is_how_long_answered_boxes_last(text, tiou, viou):
+    """The same frames in the metric and in the reward: what is between the bounds of the answered time."""
+    row = tube(recipe="stvg_boxes")
+    scores = score([row], answer(row, text))
+    assert value(scores, "m_tIoU") == pytest.approx(tiou)
+    assert (value(scores, "m_vIoU") if "m_vIoU" in scores.metrics else 0) == pytest.approx(viou)
+    assert RECIPES["stvg_boxes"].score(text, row["reward_model"]["ground_truth"])["tube_iou"] == pytest.approx(viou)
+
+
+def test_the_sample_of_issue_19():
+    """Answered 0 to 20 s with the true boxes of 11.12 to 12.56 s, at 25 frames per second: 36 of 500 frames."""
+    row = tube(first=278, count=36, recipe="stvg_boxes")
+    row["extra_info"].update(source_fps=25.0, num_frames=500, duration=20.0)
+    row["reward_model"]["ground_truth"].update(start=11.12, end=12.56, intervals=[[11.12, 12.56]])
+    scores = score([row], answer(row, boxed(0, 20, (278, 314))))
+    assert value(scores, "m_tIoU") == value(scores, "m_vIoU") == pytest.approx(0.072)
+
+
+def test_boxes_without_a_time_answer_the_frames_that_they_name():
+    """Two boxes at the ends of 20 frames are 2 of 20, not all (as VUE-STG counts; issue 19, D2)."""
+    row = tube()
+    for frames, tiou in (((10, 29), 2 / 20), ((10, 40), 1 / 21), ((10, 11, 12), 3 / 20), ((50,), 0)):
+        scores = score([row], {row["extra_info"]["uid"]: Prediction(tube=dict.fromkeys(frames, BOX))})
+        assert (value(scores, "m_tIoU"), value(scores, "m_vIoU")) == pytest.approx((tiou, tiou))
+    gaps = dict.fromkeys(range(10, 30, 2), BOX)
+    assert value(score([row], {row["extra_info"]["uid"]: Prediction(tube=gaps)}), "m_vIoU") == pytest.approx(0.5)
+
+
+@given(
+    st.none() | st.tuples(st.integers(-5, 70), st.integers(-5, 70)),
+    st.dictionaries(st.integers(0, 60), st.sampled_from([BOX, FAR, (12, 10, 30, 50)]), min_size=1),
+    st.booleans(),
+)
+@settings(max_examples=40)
+def test_no_tube_is_worth_more_than_its_time(stated, boxes, in_frames):
+    row = tube()
+    time = ((stated[0] / FPS, (stated[1] + 1) / FPS),) if stated and not in_frames else ()
+    said_it = Prediction(time, tube=boxes, span=stated if in_frames else None)
+    scores = score([row], {row["extra_info"]["uid"]: said_it})
+    assert 0 <= value(scores, "m_vIoU") <= value(scores, "m_tIoU") + 1e-12 <= 1 + 1e-12
+    if stated:
+        answered = set(range(stated[0], stated[1] + 1))
+        true = set(range(10, 30))
+        ious = sum(tubes.box_iou([box], [BOX])[0] for frame, box in boxes.items() if frame in answered & true)
+        assert value(scores, "m_vIoU") == pytest.approx(ious / len(answered | true))
+
+
 def test_only_the_first_2000_entries_of_st_align_count():
     rows = [tube(f"{k}.mp4", recipe="stvg_boxes", dataset="st_align", annotated={"entry": entry, "split_first": 0,
             "split_last": 59}) for k, entry in enumerate((5, 1999, 2000))]  # fmt: skip

@@ -52,7 +52,7 @@ def build(
         Path | None, typer.Option(help="Folder that paths in the rows start from; default: each parquet file's.")
     ] = None,
     decoder: Annotated[str, typer.Option(help="pyav, decord, torchcodec or module:function, as in training.")] = "pyav",
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds after which a decoder is killed.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for a video, beside those for its length.")] = 60.0,
     patch: Annotated[int, typer.Option(help="Of the model: 14 for Qwen2.5-VL, 16 for Qwen3-VL.")] = 14,
 ) -> None:
     """Decode every video and plan of the rows into the cache, once; what is there is skipped. Exit status 1 if a video

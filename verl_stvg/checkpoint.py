@@ -10,11 +10,12 @@ import logging
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import xxhash
+
+from verl_stvg import python
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +122,10 @@ def _merged(actor: Path) -> Path:
 
 
 def _merge(actor: Path, out: Path) -> None:
-    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
+    command = python.module("verl.model_merger", "merge", "--backend", "fsdp")
     command += ["--local_dir", str(actor), "--target_dir", str(out)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = python.environment()
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     if done.returncode:
         last = "\n".join(done.stdout.strip().splitlines()[-5:])
         raise CheckpointError(f"{actor}: verl's merger failed with status {done.returncode}:\n{last}")

@@ -157,7 +157,7 @@ def check(
             lambda done, total: bar.update(task, completed=done, total=total),
         )
     logger.info("%d rows in %d files on %d videos", counts.rows, len(rows), counts.videos)
-    for finding in findings[:_SHOWN]:
+    for finding in sorted(findings, key=lambda finding: not finding.serious)[:_SHOWN]:
         logger.warning("  %s", finding)
     if len(findings) > _SHOWN:
         logger.warning("  and %d more", len(findings) - _SHOWN)

@@ -71,11 +71,13 @@ class VideoGroundingDataset(RLHFDataset):
             the cache).
         video_cache: ``folder`` (default: ``verl_stvg/frames`` in the user's cache folder), ``max_gb`` (default: no
             bound), ``decoder`` (``pyav``, the default, ``decord``, ``torchcodec`` or ``package.module:function``),
-            ``timeout`` (seconds after which a decoder is killed, default 60), ``enabled`` (false: videos are decoded
-            again and again, in this process, and travel as pixels).
+            ``timeout`` (seconds for a video, beside those for its length; default 60), ``enabled`` (false: videos are
+            decoded again and again, in this process, and travel as pixels).
         video_root: folder that relative paths start from; default: what `manifest.json` beside the parquet file says,
             else the folder of the file.
         curriculum: see `verl_stvg.curriculum.Curriculum`; rows of ``train_files`` then need what a mask depends on.
+        filter_unusable_videos: drop rows whose video is missing, damaged or without times, and say which; otherwise
+            they are an error.
         filter_overlong_prompts: drop rows over ``max_prompt_length`` and say how many; otherwise they are an error.
 
     Raises:
@@ -110,9 +112,21 @@ class VideoGroundingDataset(RLHFDataset):
         curriculum = Curriculum.of(self.config) if self._is_trained_on() else None
         with ThreadPoolExecutor(8) as pool:
             results = list(pool.map(partial(self._check_row, check=check, store=store, curriculum=curriculum), rows))
-        wrong = [(i, problem) for i, (problem, _) in enumerate(results) if problem]
+        dropped = {}
+        if self.config.get("filter_unusable_videos"):
+            dropped = {i: str(problem) for i, (problem, _) in enumerate(results) if isinstance(problem, VideoError)}
+        wrong = [(i, str(problem)) for i, (problem, _) in enumerate(results) if problem and i not in dropped]
         if wrong:
-            self._refuse(rows, wrong, "cannot be used; mend or drop these rows")
+            remedy = "mend or drop these rows"
+            if any(isinstance(results[i][0], VideoError) for i, _ in wrong):
+                remedy += ", or leave those out whose video is at fault with +data.filter_unusable_videos=True"
+            self._refuse(rows, wrong, f"cannot be used; {remedy}")
+        if dropped:
+            logger.warning("%s", self._listed(rows, list(dropped.items()), "are left out, their videos cannot be used"))
+            results = [found for i, found in enumerate(results) if i not in dropped]
+            rows = rows.select([i for i in range(len(rows)) if i not in dropped])
+            if not len(rows):
+                raise RowError(f"{self._files()}: no video can be used; see the reasons above")
         over = [i for i, (_, length) in enumerate(results) if length > self.max_prompt_length]
         if over and not self.filter_overlong_prompts:
             problems = [(i, f"prompt of {results[i][1]} tokens") for i in over]
@@ -139,15 +153,20 @@ class VideoGroundingDataset(RLHFDataset):
         return files is None or list(self.original_data_files) == ([files] if isinstance(files, str) else list(files))
 
     def _refuse(self, rows, problems: list[tuple[int, str]], verdict: str):
+        raise RowError(self._listed(rows, problems, verdict))
+
+    def _files(self) -> str:
+        return ", ".join(map(str, self.original_data_files))
+
+    def _listed(self, rows, problems: list[tuple[int, str]], verdict: str) -> str:
         lines = [f"  row {i} (uid {row_uid(rows[i])}): {problem}" for i, problem in problems[:_SHOWN]]
         if len(problems) > _SHOWN:
             lines.append(f"  and {len(problems) - _SHOWN} more")
-        files = ", ".join(map(str, self.original_data_files))
-        raise RowError(f"{files}: {len(problems)} of {len(rows)} rows {verdict}\n" + "\n".join(lines))
+        return f"{self._files()}: {len(problems)} of {len(rows)} rows {verdict}\n" + "\n".join(lines)
 
     def _check_row(
         self, row: dict, check: str, store: FrameStore | None, curriculum: Curriculum | None = None
-    ) -> tuple[str | None, int]:
+    ) -> tuple[str | VideoError | None, int]:
         """What is wrong with a row (None if nothing), and the tokens of its prompt."""
         look, decode = (store.probe, store.frames) if store else (probe, read_frames)
         try:
@@ -176,6 +195,8 @@ class VideoGroundingDataset(RLHFDataset):
                 messages, add_generation_prompt=True, tokenize=False, **self.apply_chat_template_kwargs
             )
             return None, tokens + len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        except VideoError as error:
+            return error, 0
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             return f"{type(error).__name__ + ': ' if isinstance(error, KeyError) else ''}{error}", 0
 

@@ -16,7 +16,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from verl_stvg import nodes
+from verl_stvg import nodes, python
 
 PINS = {
     "verl": "0.9.1",
@@ -137,7 +137,8 @@ def _loaded() -> list[Row]:
         "print(json.dumps(dict(plugin=plugin, device=platform.device_name, vllm=vllm_platform, devices=devices, "
         "flash=flash)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=_PROBE_SECONDS)
+    command, environment = python.code(code), python.environment()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_PROBE_SECONDS)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return [Row("plugin in verl", last[:300], False, 'run: python -c "import verl, vllm" and mend what it names')]

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from datetime import datetime, timezone
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from verl_stvg import python
 from verl_stvg.resume import APPEND_METRICS, keep_metrics, resumed_step
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def train(arguments: list[str], run_dir: Path) -> int:
         record[name] = str(Path(given[key]).resolve()) if key in given else None
     write = (run_dir / "run.json").write_text
     write(json.dumps(record, indent=2))
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *arguments]
+    command = python.module("verl.trainer.main_ppo", *arguments)
     # on a cluster that runs already, processes have the environment it was started in, and this on top
     command += [f"++ray_kwargs.ray_init.runtime_env.env_vars.{name}='{environment[name]}'" for name in environment]
     record["status"] = supervise(command, log, metrics, {**environment, "HYDRA_FULL_ERROR": "0"}, seen)
@@ -100,7 +100,7 @@ def supervise(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **(environment or {})},
+            env={**python.environment(), **(environment or {})},
         )
         try:
             while process.poll() is None:

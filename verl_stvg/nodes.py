@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from uuid import uuid4
 
+from verl_stvg import python
+
 PACKAGES = ("verl-stvg", "verl", "torch", "transformers", "vllm")
 """Distributions of which all nodes need the same version; vLLM's CPU build counts as vLLM."""
 _NODE_SECONDS = 60
@@ -138,13 +140,8 @@ def survey(address: str, paths: list[str], folders: list[str], runtime_env: dict
     question = {"paths": paths, "marks": [str(mark) for mark in marks], "runtime_env": runtime_env}
     try:
         done = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                f"import sys, {__name__} as n; n.answer(*sys.argv[1:])",
-                address,
-                json.dumps(question),
-            ],
+            python.code(f"import {__name__} as n; n.answer(*sys.argv[1:])", address, json.dumps(question)),
+            env=python.environment(),
             capture_output=True,
             text=True,
             timeout=_CLUSTER_SECONDS,
@@ -163,6 +160,7 @@ def answer(address: str, question: str) -> None:
     """Write to standard output what `survey` returns."""
     import ray
 
+    python.guard_ray(ray.job_config)
     given = json.loads(question)
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=given["runtime_env"])
     nodes = [

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
 
+from verl_stvg import python
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 _CHUNK = 16  # most jobs per task: few enough for a smooth progress bar, many enough to be worth a task
@@ -49,6 +51,7 @@ def work(
 
 
 def _here(task, jobs: list, workers: int) -> Iterator[list]:
+    python.guard_spawn()
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
@@ -67,6 +70,7 @@ def _on_ray(task, jobs: list, gpus: float) -> Iterator[list]:
 
     from verl_stvg import preflight
 
+    python.guard_ray(ray.job_config)
     cpus = preflight.cluster_cpus("auto")  # asked by a process of its own, with a time limit
     if isinstance(cpus, str):
         raise NoCluster(

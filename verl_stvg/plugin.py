@@ -35,9 +35,11 @@ def when_imported(module: str, action: Callable) -> None:
 
 def register() -> None:
     """Mend positions and packing; register agent loop, metrics and checks, and the CPU if there is nothing else."""
-    from verl_stvg import cpu, freeze, packing, preflight, resume, sampler, schedule
+    from verl_stvg import cpu, freeze, packing, preflight, python, resume, sampler, schedule
     from verl_stvg.video import positions, refs
 
+    python.guard_spawn()
+    when_imported("ray.job_config", python.guard_ray)
     when_imported("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", positions.mend_modeling)
     when_imported("transformers.models.qwen2_5_vl.processing_qwen2_5_vl", positions.mend_processing)
     when_imported("verl.utils.tensordict_utils", packing.mend)

@@ -10,14 +10,13 @@ import importlib.util
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from verl_stvg import nodes, watch
+from verl_stvg import nodes, python, watch
 from verl_stvg.resume import too_little_disk, unusable_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -411,13 +410,17 @@ def too_few_cpus(config: DictConfig) -> list[str]:
 def cluster_cpus(address: str) -> int | str:
     """Logical CPUs of a running Ray cluster, or why none answers; asked by a process of its own, which then leaves."""
     code = (
-        "import sys, ray\n"
+        "import ray\n"
         "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')\n"
         "print(int(ray.cluster_resources().get('CPU', 0)))"
     )
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code, address], capture_output=True, text=True, timeout=_CLUSTER_SECONDS
+            python.code(code, address),
+            env=python.environment(),
+            capture_output=True,
+            text=True,
+            timeout=_CLUSTER_SECONDS,
         )
     except subprocess.TimeoutExpired:
         return f"no answer within {_CLUSTER_SECONDS} s"

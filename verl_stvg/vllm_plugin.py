@@ -9,6 +9,10 @@ import os
 import threading
 import time
 
+import wrapt
+
+from verl_stvg import python
+
 _POLL_SECONDS = 1.0
 _watching = False
 
@@ -19,6 +23,8 @@ def register() -> None:
 
     from verl_stvg.video import positions
 
+    python.guard_spawn()
+    wrapt.register_post_import_hook(python.guard_vllm, "vllm.model_executor.models.registry")
     positions.mend_transformers()
     positions.mend_vllm()
     if current_platform.is_cpu():

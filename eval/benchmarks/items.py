@@ -138,7 +138,8 @@ class Prediction:
         object_ids: answered.
         option: capital letter.
         tube: boxes xyxy in pixels by zero-based frame of the file.
-        span: first and last frame that the tube is said to cover; None takes it from the interval or the tube.
+        span: first and last frame that the tube is said to cover; None takes it from the interval. Without either the
+            tube covers the frames that it names.
     """
 
     intervals: tuple[Interval, ...] = ()

@@ -3,6 +3,9 @@
 An ID becomes a tube through the tracks of its video, unfiltered if they are given, because an object keeps its tube
 where its number was hidden. Plain, a frame in which the object is not seen counts as answered without a box; repaired,
 it gets the box that STVG-R1's evaluation would take. Frames that are answered outside of the video count as well.
+
+Answered boxes are a tube as long as the answered time: a frame of it without a box counts as answered, and a box outside
+of it is no part of the answer. Boxes without a time answer the frames that they name, and no others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -141,8 +144,8 @@ def measure(
 ) -> tuple[Values, list[str]]:
     """Return the table per item, (N,), and what could not be measured.
 
-    m_tIoU is of frames where the annotated tube and the rate are known, of seconds otherwise; m_vIoU and its recalls
-    (strictly above) are plain, and with `_repaired`, unless `repair` is off, as STVG-R1 repairs IDs. ID accuracy counts
+    m_tIoU is of frames where the annotated tube and the rate are known, of seconds otherwise, and m_vIoU never exceeds
+    it; m_vIoU and its recalls (strictly above) are plain, and with `_repaired`, unless `repair` is off, as STVG-R1 repairs IDs. ID accuracy counts
     an unknown true ID as missed; for several IDs it is their F1.
     """
     framed = all(item.boxes is not None and item.fps for item in items)
@@ -173,7 +176,7 @@ def measure(
                 table["m_tIoU"][k] = iou_hull([one.interval], [item.intervals[0]])[0]
             continue
         span = frames_of(item, one)
-        table["m_tIoU"][k] = _frames_iou(span, item.true_frames) if span is not None else 0.0
+        table["m_tIoU"][k] = _tiou(item, one, span)
         if tubes:
             for end, value in zip(ends, _viou(item, one, span, library, repair), strict=True):
                 table[f"m_vIoU{end}"][k] = value
@@ -196,19 +199,39 @@ def identity(items: Sequence[Item], said: Sequence[Prediction | None]) -> np.nda
 
 
 def frames_of(item: Item, one: Prediction) -> Frames | None:
-    """First and last frame of the file that an answer covers; None if it says no time."""
+    """First and last frame of the file that an answer covers; None if it says no time.
+
+    Boxes without a time cover those from the first to the last: scripts of papers know no other answer.
+    """
+    return _stated(item, one) or ((min(one.tube), max(one.tube)) if one.tube else None)
+
+
+def _stated(item: Item, one: Prediction) -> Frames | None:
+    """First and last frame of the time that an answer states; None if it states none."""
     if one.span is not None:
         return one.span
-    if one.interval is not None:
-        return item.frames(one.interval)
-    return (min(one.tube), max(one.tube)) if one.tube else None
+    return item.frames(one.interval) if one.interval is not None else None
+
+
+def _tiou(item: Item, one: Prediction, span: Frames | None) -> float:
+    """IoU of the answered frames and those of the annotated tube."""
+    if span is None:
+        return 0.0
+    true = item.true_frames
+    if one.tube and _stated(item, one) is None:
+        both = sum(true[0] <= frame <= true[1] for frame in one.tube)
+        return both / (len(one.tube) + len(item.boxes) - both)
+    return _frames_iou(span, true)
 
 
 def _viou(item: Item, one: Prediction, span: Frames | None, library: Library, repair: bool) -> tuple[float, ...]:
     """vIoU of a tube as it is, and if wanted repaired."""
     true = _true(item, one)
     if one.tube:
-        _, ious, either = common(one.arrays, true)
+        frames, ious, either = common(one.arrays, true)
+        if _stated(item, one) is not None:
+            ious = ious[(span[0] <= frames) & (frames <= span[1])]
+            either = _frames_either(span, item.true_frames)
         return (float(ious.sum()) / either,) * (1 + repair)
     if not one.object_ids or span is None or span[1] < span[0]:
         return (0.0,) * (1 + repair)

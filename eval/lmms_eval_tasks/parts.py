@@ -35,7 +35,8 @@ def cut(video: Path, start: float, end: float, out: Path) -> Path:
         VideoError: a missing or damaged file.
         ValueError: the part has no frame.
     """
-    if out.is_file() and out.stat().st_mtime_ns >= video.stat().st_mtime_ns:
+    changed = max(video.stat().st_mtime_ns, video.stat().st_ctime_ns)
+    if out.is_file() and out.stat().st_mtime_ns >= changed:
         return out
     frames = VideoFrames(video)
     clock = frames.clock

@@ -191,7 +191,8 @@ def _video(item: Item) -> Path:
 
 
 def _track_file(item: Item) -> Path:
-    path = find_track(_folder("VERL_STVG_TRACKS", "the track files of all objects"), item.video)
+    root = root_of(_row_file(item.dataset), os.environ.get("VERL_STVG_VIDEOS"))
+    path = find_track(_folder("VERL_STVG_TRACKS", "the track files of all objects"), item.video, root)
     if not path.is_file():
         raise ValueError(f"{item.uid}: no track file {path}; run `verl-stvg objects track`")
     return path

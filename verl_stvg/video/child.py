@@ -36,6 +36,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from verl_stvg import python
 from verl_stvg.video.decode import (
     DecoderError,
     VideoError,
@@ -66,6 +67,7 @@ _READ = "read it from a faster disk"
 _GRACE = 1.0  # seconds by which the child's own alarm comes after its parent's
 _LOOK = 2000  # milliseconds between looks for the parent
 _NO_MEMORY = re.compile("(annot|an't) allocate memory|Insufficient memory|bad_alloc")  # the system, torch, OpenCV, C++
+_START = "import json; from verl_stvg.video.child import _serve; _serve(**json.loads(sys.argv[1]))"
 _ERRORS = {error.__name__: error for error in (VideoError, DecoderError, OSError)}
 
 
@@ -291,11 +293,11 @@ class _Child:
         memory = None if ":" in settings.decoder else settings.memory
         arguments = {"decoder": settings.decoder, "threads": settings.threads, "memory": memory}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__, json.dumps({**arguments, "parent": os.getpid()})],
+            python.code(_START, json.dumps({**arguments, "parent": os.getpid()})),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            env=python.environment(path=True),
         )
         self.ready, self.heard = False, b""
 
@@ -487,7 +489,3 @@ def _address_space() -> tuple[int, int]:
     """Bytes of this process: now, and at most so far."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return tuple(1024 * int(status.get(name, status["VmSize"]).split()[0]) for name in ("VmSize", "VmPeak"))
-
-
-if __name__ == "__main__":
-    _serve(**json.loads(sys.argv[1]))

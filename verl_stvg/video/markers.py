@@ -15,29 +15,18 @@ import itertools
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+from verl_stvg.video.rle import RLE, lengths_of, size_of
 
 REFERENCE_SIDE = 336
 """Long side of a frame, pixels, for which a style's `size` is meant (STVG-R1)."""
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 FONT_SIZE = 30
 """Pixels taken for the height of `FONT` at scale 1 (STVG-R1; its digits measure 22)."""
-_ZERO, _MORE = 48, 32
-"""COCO's compressed counts: the character of digit 0, and the flag of a digit that more follow."""
-_DIGITS = np.concatenate([np.arange(16), np.arange(-16, 0), np.arange(32)])
-"""Value of each digit: five bits, signed in the last one of a count, which is the one without the flag."""
-
-
-class RLE(TypedDict):
-    """A mask as pycocotools writes it: ``size`` [height, width], and ``counts``, the lengths of alternating runs of
-    background and object down the columns, compressed (str or bytes) or plain (integers).
-    """
-
-    size: Sequence[int]
-    counts: str | bytes | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -95,7 +84,7 @@ def draw_ids(frame: np.ndarray, objects: Mapping[int, RLE], style: str | MarkerS
     height, width = _check_frame(frame)
     texts = [_text(number) for number in objects]
     for number, rle in objects.items():
-        if _size(rle) != (height, width):
+        if size_of(rle) != (height, width):
             raise ValueError(
                 f"the mask of object {number} is {rle['size'][1]}x{rle['size'][0]} and the frame {width}x{height}; "
                 "draw IDs before the frame is resized, on the video that the masks were made from"
@@ -124,7 +113,7 @@ def rle_centre(rle: RLE) -> tuple[int, int] | None:
 
     Source: STVG-R1, ``preprocess/mask2marker.py``.
     """
-    return _centres(_runs([rle], *_size(rle)))[0]
+    return _centres(_runs([rle], *size_of(rle)))[0]
 
 
 def rle_area(rle: RLE) -> int:
@@ -133,7 +122,7 @@ def rle_area(rle: RLE) -> int:
     Raises:
         ValueError: malformed RLE.
     """
-    return int(_lengths([rle], *_size(rle))[0][1::2].sum())
+    return int(lengths_of([rle], *size_of(rle))[0][1::2].sum())
 
 
 def rle_box(rle: RLE) -> tuple[int, int, int, int] | None:
@@ -144,8 +133,8 @@ def rle_box(rle: RLE) -> tuple[int, int, int, int] | None:
     Raises:
         ValueError: malformed RLE.
     """
-    height, width = _size(rle)
-    lengths, ends, _ = _lengths([rle], height, width)
+    height, width = size_of(rle)
+    lengths, ends, _ = lengths_of([rle], height, width)
     length, end = lengths[1::2], ends[1::2]
     if not length.all():  # runs without pixels are nowhere
         end, length = end[length > 0], length[length > 0]
@@ -167,7 +156,7 @@ def rle_boxes(rles: Sequence[RLE]) -> list[tuple[int, int, int, int] | None]:
     """
     if not rles:
         return []
-    runs = _runs(rles, *_size(rles[0]))
+    runs = _runs(rles, *size_of(rles[0]))
     full, kept = _nonempty(runs)
     boxes: list[tuple[int, int, int, int] | None] = [None] * len(rles)
     if len(full):
@@ -207,20 +196,9 @@ def _text(number: int) -> str:
     return str(int(number))
 
 
-def _size(rle: RLE) -> tuple[int, int]:
-    size = rle["size"] if isinstance(rle, Mapping) and "size" in rle and "counts" in rle else None
-    if not hasattr(size, "__len__") or len(size) != 2:
-        raise ValueError(f"a mask is a mapping with size [height, width] and counts, got {str(rle)[:80]}")
-    return int(size[0]), int(size[1])
-
-
-def _malformed(what: str) -> ValueError:
-    return ValueError(f"malformed RLE: {what}; write masks with pycocotools.mask.encode on a Fortran-ordered array")
-
-
 def _runs(rles: Sequence[RLE], height: int, width: int) -> _Runs:
     """Runs of masks of one size, of all at once because numpy costs more per call than per number."""
-    lengths, ends, bounds = _lengths(rles, height, width)
+    lengths, ends, bounds = lengths_of(rles, height, width)
     spans = list(zip(bounds[:-1], bounds[1:], strict=True))
     first = np.array([0, *itertools.accumulate((end - begin) // 2 for begin, end in spans)])
     length = np.concatenate([lengths[begin + 1 : end : 2] for begin, end in spans])
@@ -236,60 +214,6 @@ def _runs(rles: Sequence[RLE], height: int, width: int) -> _Runs:
         row = np.where(piece > 0, 0, np.repeat(row, pieces))
         last = np.minimum(np.repeat(last, pieces) - piece * height, height - 1)
     return _Runs(first, width * np.arange(len(rles)), column, row, last)
-
-
-def _lengths(rles: Sequence[RLE], height: int, width: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Run lengths of background and object in turn, mask after mask; their running sum; and where each mask begins."""
-    counts = [rle["counts"] for rle in rles]
-    if all(isinstance(each, str | bytes) for each in counts):
-        lengths, bounds = _uncompressed([each.encode() if isinstance(each, str) else each for each in counts])
-    elif len(counts) == 1:
-        lengths = _plain(counts[0])
-        bounds = [0, len(lengths)]
-    else:
-        parts = [_lengths([rle], height, width)[0] for rle in rles]
-        lengths, bounds = np.concatenate(parts), [0, *itertools.accumulate(map(len, parts))]
-    ends = lengths.cumsum()
-    for k, end in enumerate(bounds[1:]):
-        if ends[end - 1] != (k + 1) * height * width:
-            found = ends[end - 1] - k * height * width
-            raise _malformed(f"the runs of a {width}x{height} mask add up to {found} pixels")
-    if lengths.min() < 0:
-        raise _malformed("a run has a negative length")
-    return lengths, ends, bounds
-
-
-def _plain(counts: Sequence[int]) -> np.ndarray:
-    lengths = np.asarray(counts)
-    if lengths.ndim != 1 or not len(lengths) or lengths.dtype.kind not in "iu":
-        raise _malformed("counts are neither text nor a list of integers")
-    return lengths.astype(np.int64)
-
-
-def _uncompressed(texts: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
-    """Run lengths from COCO's texts: little-endian digits of 5 bits and a flag that more follow, the last digit signed;
-    from the fourth on each number is the difference to the last but one.
-    """
-    if any(not text or text[-1] - _ZERO & _MORE for text in texts):
-        raise _malformed("counts are cut off")
-    digits = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(_ZERO)  # characters before it wrap around
-    if digits.max() >= len(_DIGITS):
-        raise _malformed("counts have characters that the format does not use")
-    ended = digits < _MORE
-    final = ended.nonzero()[0]
-    before = np.empty_like(final)
-    before[0], before[1:] = -1, final[:-1]
-    place = np.arange(-1, len(digits) - 1) - np.repeat(before, final - before)
-    lengths = (_DIGITS[digits] << 5 * place).cumsum()[final]
-    lengths[1:] -= lengths[:-1].copy()
-    bounds, read = [0], 0
-    for text in texts:
-        bounds.append(bounds[-1] + np.count_nonzero(ended[read : read + len(text)]))
-        read += len(text)
-        each = lengths[bounds[-2] : bounds[-1]]
-        each[1::2] = each[1::2].cumsum()  # faster than in place
-        each[2::2] = each[2::2].cumsum()
-    return lengths, bounds
 
 
 def _extents(runs: _Runs) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,252 @@
+"""Masks as COCO run lengths: the one reader of both spellings, and what is checked before native code sees a mask.
+
+pycocotools trusts its input. Masks come from files of many hands, so whatever goes there comes through here: `encoded`
+for a mask of unknown origin, `flaw` for many at once, as a track file holds them. Checked are the size, the characters
+or numbers of the counts, that no run is negative, and that the runs add up to height times width. All of it takes time
+in proportion to the counts.
+"""
+
+import itertools
+import reprlib
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import TypedDict
+
+import numpy as np
+
+from verl_stvg.video.film import MAX_AREA
+
+_ZERO, _MORE = 48, 32
+"""COCO's compressed counts: the character of digit 0, and the flag of a digit that more follow."""
+_DIGITS = np.concatenate([np.arange(16), np.arange(-16, 0), np.arange(32)])
+"""Value of each digit: five bits, signed in the last one of a count, which is the one without the flag."""
+_MOST_DIGITS = 7
+"""Of a number: six hold any run of a picture of `MAX_AREA` pixels, and any difference of two."""
+
+
+class RLE(TypedDict):
+    """A mask as pycocotools writes it: ``size`` [height, width], and ``counts``, the lengths of alternating runs of
+    background and object down the columns, compressed (str or bytes) or plain (integers).
+    """
+
+    size: Sequence[int]
+    counts: str | bytes | Sequence[int]
+
+
+class MaskError(ValueError):
+    """Run lengths that are no mask; the message says what is wrong with them."""
+
+
+def malformed(what: str) -> MaskError:
+    """The error about a mask that ``what`` is wrong with."""
+    return MaskError(f"malformed RLE: {what}; write masks with pycocotools.mask.encode on a Fortran-ordered array")
+
+
+def size_of(rle: RLE) -> tuple[int, int]:
+    """(height, width) of a mask.
+
+    Raises:
+        MaskError: no mask, or a size that is not two positive integers with a product of at most `MAX_AREA`.
+    """
+    size = rle["size"] if isinstance(rle, Mapping) and "size" in rle and "counts" in rle else None
+    if isinstance(size, str | bytes | Mapping) or not hasattr(size, "__len__") or len(size) != 2:
+        raise MaskError(f"a mask is a mapping with size [height, width] and counts, got {reprlib.repr(rle):.80}")
+    if not all(isinstance(side, Integral) and not isinstance(side, bool) and side > 0 for side in size):
+        raise malformed(f"size is not two positive integers, got {reprlib.repr(size):.80}")
+    height, width = int(size[0]), int(size[1])
+    if height * width > MAX_AREA:
+        raise malformed(f"size {width}x{height} is over {MAX_AREA} pixels")
+    return height, width
+
+
+def lengths_of(rles: Sequence[RLE], height: int, width: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Run lengths of background and object in turn, mask after mask; their running sum; and where each mask begins.
+
+    Args:
+        rles: at least one.
+        height: of all of them, pixels.
+        width: of all of them, pixels.
+
+    Raises:
+        MaskError: runs that do not make a mask of that size.
+    """
+    counts = [rle["counts"] for rle in rles]
+    if all(isinstance(each, str | bytes) for each in counts):
+        lengths, bounds = _uncompressed([_bytes(each) for each in counts])
+    elif len(counts) == 1:
+        lengths = _plain(counts[0])
+        bounds = [0, len(lengths)]
+    else:
+        parts = [lengths_of([rle], height, width)[0] for rle in rles]
+        lengths, bounds = np.concatenate(parts), [0, *itertools.accumulate(map(len, parts))]
+    if lengths.min() < 0:
+        raise malformed("a run has a negative length")
+    if (longest := lengths.max()) > height * width:  # before they are added: sums of such may wrap around
+        raise malformed(f"a run of a {width}x{height} mask has {longest} pixels")
+    ends = lengths.cumsum()
+    for k, end in enumerate(bounds[1:]):
+        if ends[end - 1] != (k + 1) * height * width:
+            found = ends[end - 1] - k * height * width
+            raise malformed(f"the runs of a {width}x{height} mask add up to {found} pixels")
+    return lengths, ends, bounds
+
+
+def encoded(rle: RLE) -> RLE:
+    """A mask of unknown origin as pycocotools may have it: compressed text, without runs of no pixels in between.
+
+    Raises:
+        MaskError: it is none.
+
+    Example:
+        >>> encoded({"size": [4, 4], "counts": [4, 4, 8]})
+        {'size': [4, 4], 'counts': '448'}
+    """
+    height, width = size_of(rle)
+    lengths, _, _ = lengths_of([rle], height, width)
+    counts = rle["counts"]
+    if not lengths[1:].all():
+        lengths = _joined(lengths)
+    elif isinstance(counts, str | bytes):
+        return {"size": [height, width], "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+    return {"size": [height, width], "counts": compressed(lengths.tolist())}
+
+
+def spelled(rle: RLE) -> RLE:
+    """A mask that was checked before, in the spelling that pycocotools takes; compressed ones as they are."""
+    return rle if isinstance(rle["counts"], str | bytes) else encoded(rle)
+
+
+def compressed(lengths: Sequence[int]) -> str:
+    """COCO's text of run lengths."""
+    text = bytearray()
+    for k, length in enumerate(lengths):
+        rest = length - lengths[k - 2] if k > 2 else length
+        while True:
+            digit, rest = rest & 31, rest >> 5
+            if rest == (-1 if digit & 16 else 0):
+                break
+            text.append(_ZERO + (digit | _MORE))
+        text.append(_ZERO + digit)
+    return text.decode("ascii")
+
+
+def flaw(rles: Sequence[RLE], height: int, width: int, empty: bool = False) -> tuple[int, str] | None:
+    """Place of the first of many masks that is no mask of that size, and what is wrong with it; None if all are right.
+
+    Args:
+        rles: whose ``size`` is not looked at.
+        height: of all of them, pixels.
+        width: of all of them, pixels.
+        empty: whether a mask may be without pixels.
+    """
+    texts = [rle["counts"] for rle in rles]
+    if all(isinstance(each, str | bytes) for each in texts) and all(texts):
+        if _sound([_bytes(each) for each in texts], height * width, empty):
+            return None
+    for k, rle in enumerate(rles):
+        try:
+            lengths, _, _ = lengths_of([rle], height, width)
+        except MaskError as error:
+            return k, str(error)
+        if not empty and not lengths[1::2].any():
+            return k, "a mask without pixels"
+    return None
+
+
+def _bytes(counts: str | bytes) -> bytes:
+    return counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
+
+
+def _plain(counts: Sequence[int]) -> np.ndarray:
+    if isinstance(counts, Sequence | np.ndarray) and len(counts):
+        if isinstance(counts, np.ndarray) or all(type(each) is int or isinstance(each, np.integer) for each in counts):
+            lengths = np.asarray(counts)
+            if lengths.ndim == 1 and lengths.dtype.kind in "iu" and lengths.max() < 2**62:
+                return lengths.astype(np.int64)
+    raise malformed("counts are neither text nor a list of integers")
+
+
+def _joined(lengths: np.ndarray) -> np.ndarray:
+    """The same mask without runs of no pixels, except in front."""
+    values = np.arange(len(lengths)) % 2
+    values, lengths = values[lengths > 0], lengths[lengths > 0]
+    first = np.flatnonzero(np.diff(values, prepend=-1))
+    together = np.add.reduceat(lengths, first)
+    return np.concatenate([[0], together]) if values[0] else together
+
+
+def _uncompressed(texts: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
+    """Run lengths from COCO's texts: little-endian digits of 5 bits and a flag that more follow, the last digit signed;
+    from the fourth on each number is the difference to the last but one.
+    """
+    if any(not text or text[-1] - _ZERO & _MORE for text in texts):
+        raise malformed("counts are cut off")
+    digits = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(_ZERO)  # characters before it wrap around
+    if digits.max() >= len(_DIGITS):
+        raise malformed("counts have characters that the format does not use")
+    ended = digits < _MORE
+    final = ended.nonzero()[0]
+    before = np.empty_like(final)
+    before[0], before[1:] = -1, final[:-1]
+    if (final - before).max() > _MOST_DIGITS:
+        raise malformed("counts have a number that no picture is large enough for")
+    place = np.arange(-1, len(digits) - 1) - np.repeat(before, final - before)
+    lengths = (_DIGITS[digits] << 5 * place).cumsum()[final]
+    lengths[1:] -= lengths[:-1].copy()
+    bounds, read = [0], 0
+    for text in texts:
+        bounds.append(bounds[-1] + np.count_nonzero(ended[read : read + len(text)]))
+        read += len(text)
+        each = lengths[bounds[-2] : bounds[-1]]
+        each[1::2] = each[1::2].cumsum()  # faster than in place
+        each[2::2] = each[2::2].cumsum()
+    return lengths, bounds
+
+
+def _sound(texts: list[bytes], pixels: int, empty: bool) -> bool:
+    """Whether every text is a mask of so many pixels; all at once, because masks of a track file are many and small.
+
+    Run lengths are not made one by one. Runs of an object, and those of background after the first, are sums of the
+    numbers that stand two apart; these sums run through all masks, and what they were before a mask is taken off.
+    """
+    digits = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(_ZERO)
+    if digits.max() >= len(_DIGITS):
+        return False
+    stop = np.fromiter(map(len, texts), np.int64, len(texts)).cumsum()
+    ended = digits < _MORE
+    if not ended[stop - 1].all():
+        return False
+    final = ended.nonzero()[0]
+    numbers = _DIGITS.take(digits[final] if len(final) < len(digits) else digits)
+    if len(final) < len(digits):
+        more = np.diff(final, prepend=-1) - 1
+        long = more.nonzero()[0]
+        if more.max() >= _MOST_DIGITS:
+            return False
+        more, at = more[long], final[long]
+        found = numbers[long] << 5 * more
+        for k in range(1, int(more.max()) + 1):
+            there = more >= k
+            found[there] += (_DIGITS[digits[at[there] - k]]) << 5 * (more[there] - k)
+        numbers[long] = found
+    start = np.concatenate([[0], np.searchsorted(final, stop[:-1])])
+    total = numbers[start]  # of the run in front, which is no sum
+    if total.min() < 0 or total.max() > pixels:
+        return False
+    object_pixels = np.zeros(len(texts), np.int64)
+    for parity in (0, 1):
+        sums = numbers[parity::2].cumsum()
+        if not len(sums):
+            continue
+        first = (start - parity + 1) // 2
+        count = np.diff(first, append=len(sums))
+        here = count.nonzero()[0]
+        first, count = first[here], count[here]
+        front = (start[here] - parity) % 2 == 0  # whether the first of these is the run in front
+        base = np.where(front, sums[first], np.where(first > 0, sums[first - 1], 0))
+        if (np.minimum.reduceat(sums, first) < base).any() or (np.maximum.reduceat(sums, first) - base > pixels).any():
+            return False
+        added = np.add.reduceat(sums, first) - base * count
+        total[here] += added
+        object_pixels[here[~front]] = added[~front]
+    return bool((total == pixels).all()) and (empty or bool(object_pixels.all()))
