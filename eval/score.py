@@ -20,7 +20,7 @@ import numpy as np
 
 from eval import baselines
 from eval.benchmarks import Benchmark, find
-from eval.benchmarks.items import Item, Prediction, item_of, read_answer, read_rows
+from eval.benchmarks.items import Item, Prediction, Stored, item_of, read_answer, read_rows
 from eval.benchmarks.masks import Masks, annotated
 from eval.benchmarks.tubes import Library
 from eval.metrics.intervals import bootstrap
@@ -170,7 +170,10 @@ def _scored(
     library = Library(tracks)
     shown = Library() if items[0].tracks is not None else library
     values, notes = benchmark.measure(items, said, library, masks)
-    values |= benchmark.variants(items, said, texts, library if "m_vIoU" in values else None)
+    stored = [_stored(answers.get(item.uid)) for item in items]
+    values |= benchmark.variants(items, said, texts, library if "m_vIoU" in values else None, stored)
+    if any(name.endswith("(lenient)") for name in values):
+        notes.append("Some answers are not in the prompt's form; columns (lenient) hold what they mean.")
     notes = [*_notes(items, beyond, benchmark, answers, told), *notes]
     matrix = np.stack(list(values.values()), axis=1)
     videos = [item.video for item in items]
@@ -311,6 +314,11 @@ def _check_answers(items: Sequence[Item], beyond: Sequence[Item], answers: Mappi
 
 def _text(answer: Answer | Prediction | None) -> str | None:
     return answer.texts[0] if isinstance(answer, Answer) and answer.error is None and answer.texts else None
+
+
+def _stored(answer: Answer | Prediction | None) -> str | None:
+    """What a file of lmms-eval holds for an item."""
+    return answer.text if isinstance(answer, Prediction) else _text(answer) if isinstance(answer, Stored) else None
 
 
 def _read(item: Item, answer: Answer | Prediction | None, text: str | None, told: Counter) -> Prediction | None:

@@ -2,9 +2,9 @@
 
 The answer is `{"time": [s, e], "boxes": {"frame": [x1, y1, x2, y2], ...}}`, the form of OneThinker. Their reward
 averages box IoU over the frames that both sides name, so one easy frame earns the whole spatial half; this one
-divides by the frames of the answered time and of the annotated tube. A frame of the answered time without a box counts
-as answered and earns nothing; a box outside of that time is no part of the answer. So the tube IoU is at most the IoU
-of the times in frames. Ground truth: `start`, `end`, `duration` (seconds), `first_frame` (zero-based) and `boxes`, one
+divides by the frames that either side names, by its time or by a box. A frame of the answered time without a box, and a
+box outside of that time, count as answered and earn nothing; so the tube IoU is at most the IoU of the times in frames.
+Ground truth: `start`, `end`, `duration` (seconds), `first_frame` (zero-based) and `boxes`, one
 box xyxy in pixels of the original video for each frame from there on. The weights are ours.
 """
 
@@ -45,8 +45,8 @@ def temporal(completion: str, ground_truth: Mapping[str, Any]) -> float:
 def spatial(completion: str, ground_truth: Mapping[str, Any]) -> float:
     """Return the sum of box IoU over the frames of both tubes divided by the frames of either, in [0, 1].
 
-    The answered tube lasts as long as the answered time; see `answered_frames`. A frame without a box, or with one that
-    is no box, has no overlap; 0 if unreadable.
+    Frames of the answered time (see `answered_frames`) are answered, and so are those with a box. Without a box, with
+    one that is no box, and outside of the answered time they have no overlap; 0 if unreadable.
     """
     answer = parse(completion)
     if answer is None:
@@ -55,14 +55,17 @@ def spatial(completion: str, ground_truth: Mapping[str, Any]) -> float:
     first, true_boxes = int(ground_truth["first_frame"]), ground_truth["boxes"]
     count = len(true_boxes)
     start, end = answered_frames(span, ground_truth, first, count) or (first, first + count)
-    low, high = max(start, first), min(end, first + count)
-    total = 0.0
+    last = first + count
+    low, high = max(start, first), min(end, last)
+    total, astray = 0.0, 0
     for frame, found in tube.items():
         if low <= frame < high:
             box = parsing.box(found)
             if box is not None:
                 total += measures.box_iou(box, true_boxes[frame - first])
-    return total / (max(0, end - start) + count - max(0, high - low))
+        elif not (first <= frame < last or start <= frame < end):
+            astray += 1
+    return total / (max(0, end - start) + count - max(0, high - low) + astray)
 
 
 def answered_frames(span: Interval, ground_truth: Mapping[str, Any], first: int, count: int) -> tuple[int, int] | None:

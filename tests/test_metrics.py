@@ -10,7 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from eval.metrics import answers, gqa, intervals, masks, readers, rows, shards, temporal, tube_scripts, tubes, videomind
+from eval.metrics import (
+    answers,
+    gqa,
+    intervals,
+    lenient,
+    masks,
+    readers,
+    rows,
+    shards,
+    temporal,
+    tube_scripts,
+    tubes,
+    videomind,
+)
 from reward_fns import measures
 
 FEW = settings(max_examples=40)
@@ -500,11 +513,14 @@ def test_readers_never_raise(text):
     answers.extract_option(text)
     answers.mvbench_option(text)
     answers.check_ans(4, "A", text)
+    time = lenient.read_time(text)
+    assert time is None or all(map(math.isfinite, time))
 
 
 @pytest.mark.parametrize(
     "read",
     [
+        lenient.read_time,
         readers.extract_time,
         readers.extract_timestamps,
         readers.parse_timestamp_output,
@@ -533,6 +549,14 @@ def test_readers_never_raise(text):
         "start 1",
         "a.",
         "1 to ",
+        "1,",
+        "1:00",
+        "start ",
+        "[1",
+        "{",
+        "\\boxed{",
+        "frames ",
+        "（",
     ],
 )
 def test_readers_take_linear_time(read, part):
@@ -564,6 +588,84 @@ def test_readers_take_linear_time(read, part):
 def test_extract_time(text, expected):
     assert readers.extract_time(text) == expected
     assert readers.extract_time("e.g. 1 - 2 seconds. Then 5 - 6", example="E.g. 1 - 2") == [[5, 6]]
+    # The example of TimeChat's prompt is deleted unless told otherwise (eval_tvg.py).
+    assert readers.extract_time("a specific example is : 20.8 - 30.0 seconds. It happens in 5 - 9 seconds") == [[5, 9]]
+    assert readers.extract_time("A specific example is : 20.8 - 30.0 seconds", example="") == [[20.8, 30]]
+
+
+# Every line of the table "What the lenient reader accepts" in docs/evaluation.md, in its order, then what is None.
+MEANT = {
+    "4.25 to 9.75": (4.25, 9.75),
+    "From 4 to 9 seconds.": (4, 9),
+    "between 4 and 9 seconds": (4, 9),
+    "3s to 5s": (3, 5),
+    "3 sec until 5 seconds": (3, 5),
+    "3 - 5": (3, 5),
+    "3.5–9 s": (3.5, 9),
+    "01:10 to 01:20": (70, 80),
+    "0:05 - 0:12": (5, 12),
+    "00:01:05.5 to 00:01:10": (65.5, 70),
+    "12:30:00 to 12:30:05": (45000, 45005),
+    "3,5 to 7,25": (3.5, 7.25),
+    "３ to １２．５": (3, 12.5),
+    "０１：１０～０１：２０": (70, 80),
+    "٣ to ٥": (3, 5),
+    '{"start_time": "4.2", "end_time": "9.7"}': (4.2, 9.7),
+    '{"start": 4.2, "end": "0:09.7"}': (4.2, 9.7),
+    '{"time": [3, 5], "boxes": {}}': (3, 5),
+    '```json\n{"start": 3, "end": 5}\n```': (3, 5),
+    "{'start': 3, 'end': 5}": (3, 5),
+    "[3.5,5]": (3.5, 5),
+    "(3.5,5)": (3.5, 5),
+    "[(4.2, 9.7), (20.0, 30.0)]": (4.2, 9.7),
+    "[[0:05, 0:12]]": (5, 12),
+    "\\boxed{3 to 5}": (3, 5),
+    "$\\boxed{[3, 5]}$": (3, 5),
+    "**3.0** to **5.0**": (3, 5),
+    "starts at 3.5 seconds and ends at 9 seconds": (3.5, 9),
+    "Start time: 0:08\nEnd time: 0:11": (8, 11),
+    "Target ID: [2], Time range: [5.00s] to [9.00s]": (5, 9),
+    "9 to 3": (9, 3),
+    "3 to 5. Yes, 3 to 5.": (3, 5),
+    "": None,
+    "7": None,
+    "no such moment": None,
+    "3 to 5, or 8 to 10": None,
+    "1 to 2 to 3": None,
+    "-3 to 5": None,
+    "-3 - 9": None,
+    "1.2.3 to 4": None,
+    "1:99 to 2:00": None,
+    "1,200 to 1,300": None,
+    "3,5": None,
+    "3 min to 5 min": None,
+    "30% to 40%": None,
+    "frames 30 to 60": None,
+    "persons 1 and 2 walk": None,
+    "2024-05-06": None,
+    "nan to 5": None,
+    '{"start": 1e400, "end": 4}': None,
+    '{"start": true, "end": 4}': None,
+    "[1, 2, 3]": None,
+}
+
+
+@pytest.mark.parametrize("said", MEANT)
+def test_the_lenient_reader_reads_what_is_meant(said):
+    assert lenient.read_time(said) == MEANT[said]
+    for around in ("<think>1 to 2</think>\n<answer>{}</answer>", "<think>1 to 2</think><answer>{}", "<answer> {}\n</answer>.",
+                   "<think>1 to 2</think> {}", "<answer>0 to 1</answer> No: <answer>{}</answer>"):  # fmt: skip
+        assert lenient.read_time(around.format(said)) == MEANT[said], around
+    assert lenient.read_time(f"<think>{said}") is None  # reasoning that never ends
+
+
+def test_the_lenient_reader_agrees_with_the_rewards_on_their_own_forms():
+    rng = np.random.default_rng(1)
+    for start, end in rng.uniform(0, 999, (200, 2)).round(2).tolist():
+        pair = start, end
+        assert lenient.read_time(f"<think>x</think><answer>{start} to {end}</answer>") == pair
+        assert lenient.read_time(f"<answer>Target ID: 2, Time range: {start:.2f} to {end:.2f}</answer>") == pair
+        assert lenient.read_time(f'<answer>{{"start_time": "{start}", "end_time": "{end}"}}</answer>') == pair
 
 
 def test_capitals_do_not_separate_a_pair():

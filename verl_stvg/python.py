@@ -1,9 +1,9 @@
 """Starts Python so that it imports from where this process does, and never from the folder it happens to stand in.
 
 ``python -c`` and ``python -m`` put the current folder first on the path. Whoever works in a downloaded data folder
-would then run a file that has the name of a module we need. Python's own remedy (``-P``) came with 3.11; ``-I`` also ignores
-PYTHONPATH, where users name their decoders. So a process of ours begins with `_CLEAN`, which takes that folder off the
-path before anything is imported.
+would then run a file there that has the name of a module we need. Python's own remedy (``-P``) came with 3.11, and
+``-I`` also ignores PYTHONPATH, where users name their decoders. So a process of ours begins with `_CLEAN`, which takes
+that folder off the path before anything is imported.
 
 Imports the standard library only: the decoding process starts through here, too.
 """

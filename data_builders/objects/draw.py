@@ -11,6 +11,7 @@ from data_builders.objects.frames import VideoFrames
 from data_builders.objects.write import write_video
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.markers import draw_ids
+from verl_stvg.video.rle import spelled
 from verl_stvg.video.tracks import TrackError, Tracks
 
 _BLOCK = 32  # frames that are held at once
@@ -68,7 +69,7 @@ def show(video: Path, tracks: Tracks, out: Path, sheet: Path | None = None, pict
             ids = list(found)
             detections = supervision.Detections(
                 xyxy=np.array([corners[number] for number in ids], float),
-                mask=np.array([coco.decode(_encoded(found[number])) for number in ids], bool),
+                mask=np.array([coco.decode(spelled(found[number])) for number in ids], bool),
                 class_id=np.array(ids),
                 tracker_id=np.array(ids),
             )
@@ -119,8 +120,3 @@ def _sheet(pictures: Iterable[tuple[float, np.ndarray]], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     data = cv2.imencode(".jpg", np.vstack(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
     out.write_bytes(data.tobytes())
-
-
-def _encoded(mask) -> dict:
-    counts = mask["counts"]
-    return {"size": list(mask["size"]), "counts": counts.encode() if isinstance(counts, str) else counts}

@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 
 from verl_stvg.video.clock import FrameClock
-from verl_stvg.video.decode import VideoError, pictures, read_frames
+from verl_stvg.video.decode import VideoError, read_frames
+from verl_stvg.video.pictures import pictures
 from verl_stvg.video.plan import SamplingPlan
 from verl_stvg.video.timeline import probe
 

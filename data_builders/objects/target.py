@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from pycocotools import mask as coco
 
-from verl_stvg.video.markers import RLE, rle_area
+from verl_stvg.video.markers import rle_area
+from verl_stvg.video.rle import RLE, MaskError, encoded, spelled
 from verl_stvg.video.tracks import Track, Tracks
 
 Box = Sequence[float]
@@ -103,14 +104,23 @@ def match_masks(
         masks: of consecutive frames, of all targets together (MeViS); None where there is none.
         first_frame: zero-based, of the masks.
         share: least part of an object's pixels, over all its frames, that lies within the masks. Ours.
+
+    Raises:
+        MaskError: an annotated mask is malformed, or of another size than the video; the message says in which frame.
     """
+    wanted = {first_frame + k: mask for k, mask in enumerate(masks) if mask is not None}
+    for frame, mask in wanted.items():
+        try:
+            wanted[frame] = encoded(mask)
+        except MaskError as error:
+            raise MaskError(f"annotated mask of frame {frame}: {error}") from error
+        if wanted[frame]["size"] != [tracks.height, tracks.width]:
+            height, width = wanted[frame]["size"]
+            size = f"{width}x{height}, and the tracked video {tracks.width}x{tracks.height}"
+            raise MaskError(f"annotated mask of frame {frame} is {size}; track the video at the size of its masks")
     found = {}
     for track in tracks.tracks:
-        inside = sum(
-            _common(mask, masks[frame - first_frame])
-            for frame, mask in track.masks.items()
-            if 0 <= frame - first_frame < len(masks) and masks[frame - first_frame] is not None
-        )
+        inside = sum(_common(spelled(mask), wanted[frame]) for frame, mask in track.masks.items() if frame in wanted)
         part = inside / sum(map(rle_area, track.masks.values()))
         if part >= share and part > 0:
             found[track.object_id] = part
@@ -132,18 +142,17 @@ def size_filter(tracks: Tracks, ratio: float = 1 / 3, per_label: bool = False, h
     Returns:
         the tracks without the hidden masks; objects that are never shown are left out.
     """
-    areas = [
-        {number: rle_area(mask) for number, mask in tracks.at(frame).items()} for frame in range(tracks.num_frames)
-    ]
+    frames = sorted({frame for track in tracks.tracks for frame in track.masks})
     labels = {track.object_id: track.label if per_label else None for track in tracks.tracks}
-    shown: list[set[int]] = []
-    for found in areas:
+    shown: dict[int, set[int]] = {}
+    for frame in frames:
+        found = {number: rle_area(mask) for number, mask in tracks.at(frame).items()}
         largest: dict[str | None, int] = {}
         for number, area in found.items():
             largest[labels[number]] = max(area, largest.get(labels[number], 0))
-        before = shown[-1] if shown else set()
+        before = shown.get(frame - 1, set())
         limits = {number: ratio * (1 - hysteresis) if number in before else ratio for number in found}
-        shown.append({n for n, area in found.items() if area >= limits[n] * largest[labels[n]] - 1e-9})
+        shown[frame] = {n for n, area in found.items() if area >= limits[n] * largest[labels[n]] - 1e-9}
     kept = []
     for track in tracks.tracks:
         masks = {frame: mask for frame, mask in track.masks.items() if track.object_id in shown[frame]}
@@ -198,12 +207,7 @@ def _largest(boxes: Mapping[int, tuple[int, ...]]) -> tuple[int, ...] | None:
 
 def _common(a: RLE, b: RLE) -> int:
     """Pixels that two masks share."""
-    return int(coco.area(coco.merge([_encoded(a), _encoded(b)], intersect=True)))
-
-
-def _encoded(mask: RLE) -> dict:
-    counts = mask["counts"]
-    return {"size": list(mask["size"]), "counts": counts.encode() if isinstance(counts, str) else counts}
+    return int(coco.area(coco.merge([a, b], intersect=True)))
 
 
 def _runs(voted: Sequence[int | None], first_frame: int):

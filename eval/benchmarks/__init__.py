@@ -84,18 +84,21 @@ class Benchmark:
         said: Sequence[Prediction | None],
         texts: Sequence[str | None],
         library: Library | None = None,
+        stored: Sequence[str | None] | None = None,
     ) -> Values:
         """Values per item, (N,), of the scripts that published numbers come from, each under its name in brackets.
 
-        Without a library, as where m_vIoU could not be measured, those of tubes are left out.
+        Without a library, as where m_vIoU could not be measured, those of tubes are left out. `stored` is what files of
+        lmms-eval hold; see `temporal.variants`.
         """
         if self.kind == "intervals":
-            return temporal.variants(items, said, texts)
+            return temporal.variants(items, said, texts, stored)
         if self.kind == "questions":
-            return questions.variants(items, said)
-        if self.kind == "tubes" and self.scripts and library is not None:
-            return tubes.variants(items, said, library, self.scripts)
-        return {}
+            return questions.variants(items, said, texts)
+        if self.kind != "tubes":
+            return {}
+        found = tubes.variants(items, said, library, self.scripts) if self.scripts and library is not None else {}
+        return found | tubes.lenient(items, said, texts)
 
     def errors(self, items: Sequence[Item], said: Sequence[Prediction], values: Values) -> list[str | None]:
         """Kind of each item's error, None where there is none: `time`, `id`, `id+time` or `wrong option`.

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from eval.metrics.answers import read_option
 from eval.metrics.tubes import as_arrays
 from reward_fns import parsing, stvg_boxes, stvg_r1, temporal_r1, time_r1, videochat_r1
+from verl_stvg.answers import Answer
 from verl_stvg.reward import find_recipe
 from verl_stvg.video.build import root_of
 from verl_stvg.video.clock import FrameClock
@@ -140,6 +141,9 @@ class Prediction:
         tube: boxes xyxy in pixels by zero-based frame of the file.
         span: first and last frame that the tube is said to cover; None takes it from the interval. Without either the
             tube covers the frames that it names.
+        ranked: whether several intervals are guesses at one moment, the best first, as programs with scores give them;
+            otherwise they belong together, as in an answer of several periods.
+        text: the file's own text for it, where a script reads that (lmms-eval).
     """
 
     intervals: tuple[Interval, ...] = ()
@@ -147,6 +151,13 @@ class Prediction:
     option: str | None = None
     tube: Mapping[int, Box] | None = field(default=None, hash=False)
     span: tuple[int, int] | None = None
+    ranked: bool = False
+    text: str | None = None
+
+    @property
+    def periods(self) -> tuple[Interval, ...]:
+        """The intervals that are answered together."""
+        return self.intervals[:1] if self.ranked else self.intervals
 
     @property
     def interval(self) -> Interval | None:
@@ -167,6 +178,11 @@ class Prediction:
         if len(intervals) == len(self.intervals) and (not self.tube or len(tube) == len(self.tube)):
             return self
         return replace(self, intervals=intervals, tube=tube or None)
+
+
+@dataclass(frozen=True)
+class Stored(Answer):
+    """A reply of another program, which its script reads as it stands in the file (lmms-eval)."""
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

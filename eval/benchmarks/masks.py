@@ -10,8 +10,9 @@ from data_builders.records import Record
 from data_builders.sets import find
 from eval.benchmarks.items import Item, Prediction
 from eval.benchmarks.temporal import Values
-from eval.benchmarks.tubes import Library, encoded_mask, identity
+from eval.benchmarks.tubes import Library, identity
 from eval.metrics.masks import j_f
+from verl_stvg.video.rle import encoded
 
 Masks = Sequence[Mapping | None]
 
@@ -86,4 +87,4 @@ def _j_f(item: Item, one: Prediction | None, library: Library, masks: Mapping[st
 def _united(masks: Sequence[Mapping]) -> Mapping | None:
     if len(masks) < 2:
         return masks[0] if masks else None
-    return coco.merge(list(map(encoded_mask, masks)))
+    return coco.merge(list(map(encoded, masks)))

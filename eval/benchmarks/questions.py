@@ -5,9 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from eval.benchmarks.items import Item, Prediction
-from eval.benchmarks.temporal import Values, intervals, truths
+from eval.benchmarks.temporal import Values, intervals, set_iou, truths
+from eval.metrics import videomind
+from eval.metrics.answers import check_ans
 from eval.metrics.gqa import grounded_qa
 from eval.metrics.temporal import reaches
+from reward_fns import videochat_r1
+from reward_fns.measures import intervals_iou
+from reward_fns.parsing import first_block
 
 THRESHOLDS = (0.3, 0.5)
 _ASKING = ("videochat_r1_gqa", "temporal_r1_gqa", "temporal_r1_mcq", "r1v")
@@ -16,14 +21,18 @@ _ASKING = ("videochat_r1_gqa", "temporal_r1_gqa", "temporal_r1_mcq", "r1v")
 def measure(items: Sequence[Item], said: Sequence[Prediction | None]) -> Values:
     """Return IoU, IoP and accuracies per item, (N,), every question in the denominator and a point worth nothing.
 
-    Acc@GQA asks for the right option and IoP of at least a half, Acc@IoU for IoU instead; see `gqa.grounded_qa`.
-    Questions without annotated intervals have the accuracy alone, and prompts that ask for no option have no accuracy.
+    IoU and IoP are of the first answered period and the best over the annotated ones; set IoU is of all answered
+    periods together with all annotated ones, as the reward counts. Acc@GQA asks for the right option and IoP of at
+    least a half, Acc@IoU for IoU instead; see `gqa.grounded_qa`. Questions without annotated intervals have the
+    accuracy alone, and prompts that ask for no option have no accuracy.
     """
     right = _right(items, said)
     if not all(item.intervals for item in items):
         return {"Acc@QA": right.astype(float)}
     values = grounded_qa(intervals(said), truths(items), right)
     table = {"mIoU": values["IoU"]} | {f"IoU@{m:g}": reaches(values["IoU"], m).astype(float) for m in THRESHOLDS}
+    together = set_iou(items, said)
+    table |= {"set mIoU": together} | {f"set IoU@{m:g}": reaches(together, m).astype(float) for m in THRESHOLDS}
     table |= _precision(values["IoP"])
     return table | ({name: values[name] for name in ("Acc@QA", "Acc@GQA", "Acc@IoU")} if asked(items, said) else {})
 
@@ -35,13 +44,71 @@ def asked(items: Sequence[Item], said: Sequence[Prediction | None]) -> bool:
     )
 
 
-def variants(items: Sequence[Item], said: Sequence[Prediction | None]) -> Values:
-    """Return what changes with NExT-GQA's rule, by which a point within the truth has full precision."""
+def variants(items: Sequence[Item], said: Sequence[Prediction | None], texts: Sequence[str | None]) -> Values:
+    """Return what the scripts of NExT-GQA, VideoChat-R1 and VideoMind print, under their names, per item.
+
+    By NExT-GQA's rule a point within the truth has full precision. VideoChat-R1, for answers to its own prompt, takes
+    all answered periods together and the first capital A to G of the answer. VideoMind takes the first period, computes
+    in float32, and reads the first letter of the reply: of the answer block, where there is one.
+    """
     if not all(item.intervals for item in items):
         return {}
+    with_option = asked(items, said)
     values = grounded_qa(intervals(said), truths(items), _right(items, said), point_rule="nextgqa")
-    table = _precision(values["IoP"]) | ({"Acc@GQA": values["Acc@GQA"]} if asked(items, said) else {})
-    return {f"{name} (NExT-GQA)": found for name, found in table.items()}
+    table = _precision(values["IoP"]) | ({"Acc@GQA": values["Acc@GQA"]} if with_option else {})
+    table = {f"{name} (NExT-GQA)": found for name, found in table.items()}
+    three = list(zip(items, said, texts, strict=True))
+    own = all(_is_videochat(item) for item in items)
+    if own:
+        table["mIoU (VideoChat-R1)"] = np.array([_videochat_r1_iou(*one) for one in three])
+    if own and with_option:
+        table["Acc@QA (VideoChat-R1)"] = np.array([_videochat_r1_right(*one) for one in three], dtype=float)
+    iou, iop = _videomind(items, said)
+    found = {"mIoU": iou} | {f"IoU@{m:g}": (iou >= np.float32(m)).astype(float) for m in THRESHOLDS}
+    found |= {"mIoP": iop} | {f"IoP@{m:g}": (iop >= np.float32(m)).astype(float) for m in THRESHOLDS}
+    if with_option:
+        right = np.array([_videomind_right(*one) for one in three])
+        found |= {"Acc@QA": right.astype(float), "Acc@GQA": (right & (iop >= np.float32(0.5))).astype(float)}
+        found["Acc@IoU"] = (right & (iou >= np.float32(0.5))).astype(float)
+    return table | {f"{name} (VideoMind)": one.astype(float) for name, one in found.items()}
+
+
+def _is_videochat(item: Item) -> bool:
+    return item.recipe.removesuffix("_nothink") == "videochat_r1_gqa"
+
+
+def _videochat_r1_iou(item: Item, one: Prediction | None, text: str | None) -> float:
+    """As its `evaluate_gqa.py`; but a list that cannot be read is 0, where that repeats the value before."""
+    if text is not None:
+        return videochat_r1.gqa_iou(text, {"intervals": item.intervals})
+    return intervals_iou(one.periods, item.intervals) if one is not None and one.intervals else 0.0
+
+
+def _videochat_r1_right(item: Item, one: Prediction | None, text: str | None) -> bool:
+    if item.answer is None:
+        return False
+    if text is not None:
+        return videochat_r1.gqa_answer(text, {"answer": item.answer}) == 1.0
+    return one is not None and one.option == item.answer
+
+
+def _videomind(items: Sequence[Item], said: Sequence[Prediction | None]) -> tuple[np.ndarray, np.ndarray]:
+    """IoU and IoP of the first period by `videomind.iou_iop`, each (N,) float32; 0 without one."""
+    found = np.zeros((2, len(items)), dtype=np.float32)
+    for k, (item, one) in enumerate(zip(items, said, strict=True)):
+        if one is not None and one.interval is not None:
+            iou, iop = videomind.iou_iop([one.interval], item.intervals)
+            found[:, k] = iou[0], iop[0]
+    return found[0], found[1]
+
+
+def _videomind_right(item: Item, one: Prediction | None, text: str | None) -> bool:
+    if item.answer is None or not item.num_options:
+        return False
+    if text is None or not _is_videochat(item):  # the letter stands in JSON, which VideoMind never sees
+        return one is not None and one.option == item.answer
+    block = first_block(text, "answer")
+    return check_ans(item.num_options, item.answer, (text if block is None else block).strip()) is True
 
 
 def _precision(iop: np.ndarray) -> Values:

@@ -4,8 +4,8 @@ An ID becomes a tube through the tracks of its video, unfiltered if they are giv
 where its number was hidden. Plain, a frame in which the object is not seen counts as answered without a box; repaired,
 it gets the box that STVG-R1's evaluation would take. Frames that are answered outside of the video count as well.
 
-Answered boxes are a tube as long as the answered time: a frame of it without a box counts as answered, and a box outside
-of it is no part of the answer. Boxes without a time answer the frames that they name, and no others.
+Where boxes are answered, all frames of the answered time and all frames with a box count as answered, and boxes are
+compared within the answered time. Boxes without a time answer the frames that they name, and no others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +18,13 @@ from pycocotools import mask as coco
 from data_builders.objects.boxes import TurnedBoxes, annotated_size, scales
 from data_builders.objects.target import tube_of
 from eval.benchmarks.items import Interval, Item, Prediction
-from eval.benchmarks.temporal import Values
+from eval.benchmarks.temporal import Values, read_leniently
 from eval.metrics import tube_scripts
 from eval.metrics.temporal import exceeds, iou_hull, reaches
 from eval.metrics.tubes import THRESHOLDS, Box, as_arrays, common
 from reward_fns.measures import set_f1
 from verl_stvg.video.film import VideoInfo
+from verl_stvg.video.rle import spelled
 from verl_stvg.video.tracks import TrackError, Tracks, find_track, load
 
 _FAR = 1e9  # seconds; beyond it only the number of digits grows
@@ -69,18 +70,11 @@ class _Around:
 
 def _boxes(masks: Mapping[int, Mapping]) -> dict[int, Box]:
     """Boxes xyxy of masks that have a pixel, as `Tracks.boxes` gives them, many at a time."""
-    encoded = [encoded_mask(mask) for mask in masks.values()]
-    if not encoded:
+    if not masks:
         return {}
-    found = coco.toBbox(encoded)
+    found = coco.toBbox(list(map(spelled, masks.values())))
     found[:, 2:] += found[:, :2]
     return {key: tuple(box) for key, box in zip(masks, found.tolist(), strict=True) if box[2] > box[0]}
-
-
-def encoded_mask(mask: Mapping) -> dict:
-    """A mask as pycocotools wants it, which takes bytes where JSON has text."""
-    counts = mask["counts"]
-    return {"size": list(mask["size"]), "counts": counts.encode() if isinstance(counts, str) else counts}
 
 
 @dataclass
@@ -144,9 +138,9 @@ def measure(
 ) -> tuple[Values, list[str]]:
     """Return the table per item, (N,), and what could not be measured.
 
-    m_tIoU is of frames where the annotated tube and the rate are known, of seconds otherwise, and m_vIoU never exceeds
-    it; m_vIoU and its recalls (strictly above) are plain, and with `_repaired`, unless `repair` is off, as STVG-R1 repairs IDs. ID accuracy counts
-    an unknown true ID as missed; for several IDs it is their F1.
+    m_tIoU is of frames where the annotated tube and the rate are known, of seconds otherwise; m_vIoU never exceeds it.
+    m_vIoU and its recalls (strictly above) are plain, and with `_repaired`, unless `repair` is off, as STVG-R1 repairs
+    IDs. ID accuracy counts an unknown true ID as missed; for several IDs it is their F1.
     """
     framed = all(item.boxes is not None and item.fps for item in items)
     table = {"m_tIoU": np.zeros(len(items))}
@@ -189,6 +183,16 @@ def measure(
     return table, notes
 
 
+def lenient(items: Sequence[Item], said: Sequence[Prediction | None], texts: Sequence[str | None]) -> Values:
+    """Return m_tIoU of what `lenient.read_time` reads, per item; nothing where it reads what was read."""
+    times = read_leniently(said, texts)
+    if times is None:
+        return {}
+    strict = zip(said, texts, times, strict=True)
+    found = [one if text is None else Prediction((time,)) if time is not None else None for one, text, time in strict]
+    return {"m_tIoU (lenient)": measure(items, found, Library())[0]["m_tIoU"]}
+
+
 def identity(items: Sequence[Item], said: Sequence[Prediction | None]) -> np.ndarray:
     """Whether the answered ID is the true one, (N,), or the F1 of several."""
     found = np.zeros(len(items))
@@ -213,12 +217,16 @@ def _stated(item: Item, one: Prediction) -> Frames | None:
     return item.frames(one.interval) if one.interval is not None else None
 
 
+def _states_time(one: Prediction) -> bool:
+    return one.span is not None or one.interval is not None
+
+
 def _tiou(item: Item, one: Prediction, span: Frames | None) -> float:
     """IoU of the answered frames and those of the annotated tube."""
     if span is None:
         return 0.0
     true = item.true_frames
-    if one.tube and _stated(item, one) is None:
+    if one.tube and not _states_time(one):
         both = sum(true[0] <= frame <= true[1] for frame in one.tube)
         return both / (len(one.tube) + len(item.boxes) - both)
     return _frames_iou(span, true)
@@ -229,9 +237,9 @@ def _viou(item: Item, one: Prediction, span: Frames | None, library: Library, re
     true = _true(item, one)
     if one.tube:
         frames, ious, either = common(one.arrays, true)
-        if _stated(item, one) is not None:
+        if _states_time(one):
             ious = ious[(span[0] <= frames) & (frames <= span[1])]
-            either = _frames_either(span, item.true_frames)
+            either = _frames_either(span, item.true_frames) + _astray(one.arrays[0], span, item.true_frames)
         return (float(ious.sum()) / either,) * (1 + repair)
     if not one.object_ids or span is None or span[1] < span[0]:
         return (0.0,) * (1 + repair)
@@ -259,6 +267,11 @@ def _frames_common(a: Frames, b: Frames) -> int:
 
 def _frames_either(a: Frames, b: Frames) -> int:
     return max(0, a[1] - a[0] + 1) + max(0, b[1] - b[0] + 1) - _frames_common(a, b)
+
+
+def _astray(frames: np.ndarray, a: Frames, b: Frames) -> int:
+    """How many frames are in neither of two ranges."""
+    return int(np.count_nonzero(((frames < a[0]) | (frames > a[1])) & ((frames < b[0]) | (frames > b[1]))))
 
 
 def _frames_iou(a: Frames, b: Frames) -> float:

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as coco
 
+from verl_stvg.video.rle import encoded
+
 RLE = Mapping[str, Any]
 Mask = NDArray[np.bool_]
 
@@ -23,20 +25,13 @@ def decode(masks: Sequence[RLE | None], size: tuple[int, int]) -> Mask:
     """Return the union of the masks of a frame, (height, width) bool; all False if there are none.
 
     Raises:
-        ValueError: a mask has another size.
+        ValueError: a mask has another size, or is malformed.
     """
-    found = [mask for mask in masks if mask is not None]
+    found = [encoded(mask) for mask in masks if mask is not None]
     for mask in found:
         if tuple(mask["size"]) != tuple(size):
             raise ValueError(f"a mask has the size {tuple(mask['size'])} in a video of {tuple(size)} (height, width)")
-    if not found:
-        return np.zeros(size, dtype=bool)
-    # pycocotools wants bytes; JSON has strings.
-    encoded = [
-        {"size": list(size), "counts": m["counts"].encode() if isinstance(m["counts"], str) else m["counts"]}
-        for m in found
-    ]
-    return coco.decode(coco.merge(encoded)).astype(bool)
+    return coco.decode(coco.merge(found)).astype(bool) if found else np.zeros(size, dtype=bool)
 
 
 def region_similarity(mask: ArrayLike, true_mask: ArrayLike) -> float:
@@ -111,8 +106,11 @@ def j_f(
     if len(masks) != len(true_masks):
         raise ValueError(f"masks of {len(masks)} frames for {len(true_masks)} frames")
     values = []
-    for mask, together in zip(masks, true_masks, strict=True):
-        found, true = decode([mask], size), decode(together, size)
+    for frame, (mask, together) in enumerate(zip(masks, true_masks, strict=True)):
+        try:
+            found, true = decode([mask], size), decode(together, size)
+        except ValueError as error:
+            raise ValueError(f"frame {frame}: {error}") from error
         values.append((region_similarity(found, true), boundary_accuracy(found, true)))
     j, f = np.mean(values, axis=0)
     return float(j), float(f)

@@ -36,7 +36,11 @@ def extract_timestamps(text: str) -> str:
     return f"{start}-{end}" if start is not None and end is not None else _UNREAD
 
 
-def extract_time(text: str, example: str = "") -> list[list[float]]:
+EXAMPLE = "A specific example is : 20.8 - 30.0 seconds"
+"""Sentence of TimeChat's prompt, which Temporal-R1's script deletes from replies, though its own prompt lacks it."""
+
+
+def extract_time(text: str, example: str = EXAMPLE) -> list[list[float]]:
     """Return the first interval of free text as `[[start, end]]`, bounds swapped if reversed; `[]` if there is none.
 
     First `NUM - NUM` or `NUM to NUM` anywhere; else the first number of each piece that holds a word such as start, end
@@ -46,8 +50,7 @@ def extract_time(text: str, example: str = "") -> list[list[float]]:
 
     Args:
         text: reply of the model.
-        example: a sentence of the prompt that is deleted first. The original deletes the example of a prompt that
-            Temporal-R1 does not use.
+        example: a sentence of the prompt that is deleted first, whatever its case.
 
     Source: Temporal-R1 `eval_tvg.py`.
     """

@@ -151,6 +151,15 @@ def reaches(values: ArrayLike, threshold: float) -> NDArray[np.bool_]:
     return np.asarray(values, dtype=np.float64) >= threshold - TOLERANCE
 
 
+def at_least(values: ArrayLike, threshold: float) -> NDArray[np.bool_]:
+    """Tell which values are at least the threshold, to the last digit, as scripts compare that know no tolerance.
+
+    TimeZero `evaluate.py`, VideoChat-R1 `evaluate_grounding.py`, Temporal-R1 `eval_tvg.py`, Moment-DETR
+    `standalone_eval/eval.py`.
+    """
+    return np.asarray(values, dtype=np.float64) >= threshold
+
+
 def exceeds(values: ArrayLike, threshold: float) -> NDArray[np.bool_]:
     """Tell which values are strictly above the threshold. Time-R1 `eval_all.py`, and vIoU@R of the field."""
     return np.asarray(values, dtype=np.float64) > threshold

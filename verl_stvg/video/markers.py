@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from verl_stvg.video.rle import RLE, lengths_of, size_of
+from verl_stvg.video.rle import pixels as rle_area  # noqa: F401
 
 REFERENCE_SIDE = 336
 """Long side of a frame, pixels, for which a style's `size` is meant (STVG-R1)."""
@@ -114,15 +115,6 @@ def rle_centre(rle: RLE) -> tuple[int, int] | None:
     Source: STVG-R1, ``preprocess/mask2marker.py``.
     """
     return _centres(_runs([rle], *size_of(rle)))[0]
-
-
-def rle_area(rle: RLE) -> int:
-    """Pixels of a mask.
-
-    Raises:
-        ValueError: malformed RLE.
-    """
-    return int(lengths_of([rle], *size_of(rle))[0][1::2].sum())
 
 
 def rle_box(rle: RLE) -> tuple[int, int, int, int] | None:

@@ -20,8 +20,10 @@ _ZERO, _MORE = 48, 32
 """COCO's compressed counts: the character of digit 0, and the flag of a digit that more follow."""
 _DIGITS = np.concatenate([np.arange(16), np.arange(-16, 0), np.arange(32)])
 """Value of each digit: five bits, signed in the last one of a count, which is the one without the flag."""
-_MOST_DIGITS = 7
-"""Of a number: six hold any run of a picture of `MAX_AREA` pixels, and any difference of two."""
+_MOST_DIGITS = 6
+"""Of a number; so many hold any run of a picture of `MAX_AREA` pixels, and any difference of two."""
+
+_AT_ONCE = 256  # masks that are checked together: what is held for them fits into a processor's cache
 
 
 class RLE(TypedDict):
@@ -46,13 +48,13 @@ def size_of(rle: RLE) -> tuple[int, int]:
     """(height, width) of a mask.
 
     Raises:
-        MaskError: no mask, or a size that is not two positive integers with a product of at most `MAX_AREA`.
+        MaskError: no mask, or a size that is not two integers from 0 on with a product of at most `MAX_AREA`.
     """
     size = rle["size"] if isinstance(rle, Mapping) and "size" in rle and "counts" in rle else None
     if isinstance(size, str | bytes | Mapping) or not hasattr(size, "__len__") or len(size) != 2:
         raise MaskError(f"a mask is a mapping with size [height, width] and counts, got {reprlib.repr(rle):.80}")
-    if not all(isinstance(side, Integral) and not isinstance(side, bool) and side > 0 for side in size):
-        raise malformed(f"size is not two positive integers, got {reprlib.repr(size):.80}")
+    if not all(isinstance(side, Integral) and not isinstance(side, bool) and side >= 0 for side in size):
+        raise malformed(f"size is not two integers from 0 on, got {reprlib.repr(size):.80}")
     height, width = int(size[0]), int(size[1])
     if height * width > MAX_AREA:
         raise malformed(f"size {width}x{height} is over {MAX_AREA} pixels")
@@ -81,14 +83,23 @@ def lengths_of(rles: Sequence[RLE], height: int, width: int) -> tuple[np.ndarray
         lengths, bounds = np.concatenate(parts), [0, *itertools.accumulate(map(len, parts))]
     if lengths.min() < 0:
         raise malformed("a run has a negative length")
-    if (longest := lengths.max()) > height * width:  # before they are added: sums of such may wrap around
-        raise malformed(f"a run of a {width}x{height} mask has {longest} pixels")
+    if lengths.max() > MAX_AREA:  # sums of such may wrap around
+        raise malformed(f"the runs of a {width}x{height} mask add up to {lengths.max()} pixels or more")
     ends = lengths.cumsum()
     for k, end in enumerate(bounds[1:]):
         if ends[end - 1] != (k + 1) * height * width:
             found = ends[end - 1] - k * height * width
             raise malformed(f"the runs of a {width}x{height} mask add up to {found} pixels")
     return lengths, ends, bounds
+
+
+def pixels(rle: RLE) -> int:
+    """Pixels of a mask.
+
+    Raises:
+        MaskError: it is none.
+    """
+    return int(lengths_of([rle], *size_of(rle))[0][1::2].sum())
 
 
 def encoded(rle: RLE) -> RLE:
@@ -102,6 +113,8 @@ def encoded(rle: RLE) -> RLE:
         {'size': [4, 4], 'counts': '448'}
     """
     height, width = size_of(rle)
+    if not height * width:
+        raise malformed(f"size {width}x{height} has no pixels")
     lengths, _, _ = lengths_of([rle], height, width)
     counts = rle["counts"]
     if not lengths[1:].all():
@@ -141,7 +154,9 @@ def flaw(rles: Sequence[RLE], height: int, width: int, empty: bool = False) -> t
     """
     texts = [rle["counts"] for rle in rles]
     if all(isinstance(each, str | bytes) for each in texts) and all(texts):
-        if _sound([_bytes(each) for each in texts], height * width, empty):
+        texts = [_bytes(each) for each in texts]
+        parts = (texts[k : k + _AT_ONCE] for k in range(0, len(texts), _AT_ONCE))
+        if all(_sound(part, height * width, empty) for part in parts):
             return None
     for k, rle in enumerate(rles):
         try:
@@ -189,7 +204,7 @@ def _uncompressed(texts: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
     before = np.empty_like(final)
     before[0], before[1:] = -1, final[:-1]
     if (final - before).max() > _MOST_DIGITS:
-        raise malformed("counts have a number that no picture is large enough for")
+        raise malformed("counts have a number beyond what the runs of any picture add up to")
     place = np.arange(-1, len(digits) - 1) - np.repeat(before, final - before)
     lengths = (_DIGITS[digits] << 5 * place).cumsum()[final]
     lengths[1:] -= lengths[:-1].copy()
@@ -203,8 +218,8 @@ def _uncompressed(texts: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
     return lengths, bounds
 
 
-def _sound(texts: list[bytes], pixels: int, empty: bool) -> bool:
-    """Whether every text is a mask of so many pixels; all at once, because masks of a track file are many and small.
+def _sound(texts: list[bytes], area: int, empty: bool) -> bool:
+    """Whether every text is a mask of a picture of that area; all at once, as masks of a track file are many and small.
 
     Run lengths are not made one by one. Runs of an object, and those of background after the first, are sums of the
     numbers that stand two apart; these sums run through all masks, and what they were before a mask is taken off.
@@ -212,30 +227,32 @@ def _sound(texts: list[bytes], pixels: int, empty: bool) -> bool:
     digits = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(_ZERO)
     if digits.max() >= len(_DIGITS):
         return False
-    stop = np.fromiter(map(len, texts), np.int64, len(texts)).cumsum()
-    ended = digits < _MORE
-    if not ended[stop - 1].all():
+    start = np.array([0, *itertools.accumulate(map(len, texts))])
+    flagged = (digits >= _MORE).nonzero()[0]  # few: most runs differ little from the last but one
+    if (digits[start[1:] - 1] >= _MORE).any():
         return False
-    final = ended.nonzero()[0]
-    numbers = _DIGITS.take(digits[final] if len(final) < len(digits) else digits)
-    if len(final) < len(digits):
-        more = np.diff(final, prepend=-1) - 1
-        long = more.nonzero()[0]
+    values = ((digits ^ np.uint8(16)) - np.uint8(16)).view(np.int8)  # as in `_DIGITS`, where no more follow
+    if len(flagged):
+        numbers = values[digits < _MORE].astype(np.int32)
+        last = np.flatnonzero(np.diff(flagged, append=len(digits) + 1) > 1)  # of each row; a number ends behind it
+        more, at = np.diff(last, prepend=-1), flagged[last] + 1
         if more.max() >= _MOST_DIGITS:
             return False
-        more, at = more[long], final[long]
-        found = numbers[long] << 5 * more
+        found = values[at].astype(np.int32) << 5 * more
         for k in range(1, int(more.max()) + 1):
             there = more >= k
-            found[there] += (_DIGITS[digits[at[there] - k]]) << 5 * (more[there] - k)
-        numbers[long] = found
-    start = np.concatenate([[0], np.searchsorted(final, stop[:-1])])
-    total = numbers[start]  # of the run in front, which is no sum
-    if total.min() < 0 or total.max() > pixels:
+            found[there] += (digits[at[there] - k] & 31).astype(np.int32) << 5 * (more[there] - k)
+        numbers[at - last - 1] = found
+        start -= np.searchsorted(flagged, start)
+    else:
+        numbers = values
+    start = start[:-1]
+    total = numbers[start].astype(np.int64)  # of the run in front, which is no sum
+    if total.min() < 0 or total.max() > area:
         return False
     object_pixels = np.zeros(len(texts), np.int64)
     for parity in (0, 1):
-        sums = numbers[parity::2].cumsum()
+        sums = numbers[parity::2].cumsum(dtype=np.int64)
         if not len(sums):
             continue
         first = (start - parity + 1) // 2
@@ -244,9 +261,9 @@ def _sound(texts: list[bytes], pixels: int, empty: bool) -> bool:
         first, count = first[here], count[here]
         front = (start[here] - parity) % 2 == 0  # whether the first of these is the run in front
         base = np.where(front, sums[first], np.where(first > 0, sums[first - 1], 0))
-        if (np.minimum.reduceat(sums, first) < base).any() or (np.maximum.reduceat(sums, first) - base > pixels).any():
+        if (np.minimum.reduceat(sums, first) < base).any() or (np.maximum.reduceat(sums, first) - base > area).any():
             return False
         added = np.add.reduceat(sums, first) - base * count
         total[here] += added
         object_pixels[here[~front]] = added[~front]
-    return bool((total == pixels).all()) and (empty or bool(object_pixels.all()))
+    return bool((total == area).all()) and (empty or bool(object_pixels.all()))

@@ -10,23 +10,37 @@ that is the same; `Tracks.check` refuses them for other videos.
 """
 
 import gzip
+import hashlib
 import json
+import math
+import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from verl_stvg import nesting
+from verl_stvg.video import rle
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.identity import ENDINGS
-from verl_stvg.video.markers import RLE, rle_area, rle_boxes
+from verl_stvg.video.markers import rle_boxes
+from verl_stvg.video.rle import RLE, MaskError
 
 FORMAT_VERSION = 2
 ENDING = ".tracks.json.gz"
+MAX_FRAMES = 10**7
+"""Most frames of a video: 46 hours at 60 frames per second."""
+MAX_BYTES, MAX_VALUES = 2**29, 2**22
+"""Of the JSON of a track file: bytes, and values, which are two for each mask."""
+_FREE, _RATIO = 2**24, 400  # a file may unpack to 16 MiB, and 400 bytes more for each of its own; moving boxes have 50
 _SLACK = 2e-3  # seconds by which times of one picture may differ: containers round them to thousandths
+_AGAIN = "track the video again"
+_SOUND: set[bytes] = set()
+"""Digests of files whose masks were checked in this process: scoring reads a file more than once."""
 
 
 class TrackError(ValueError):
@@ -83,10 +97,11 @@ class Tracks:
         times: (num_frames,) seconds at which the frames appear, ascending; None: at a constant rate, or not known.
         end: seconds at which the last frame goes; None with `times`.
         version: of the file that they were read from; it says what a frame number means.
+        checked: whether the run lengths of all masks are known to be right.
 
     Raises:
-        TrackError: an ID twice or below 1, a frame outside of the video, a mask of another size or without pixels,
-            times that are not one for each frame or not ascending.
+        TrackError: an ID twice or below 1, a frame outside of the video, a mask of another size, malformed or without
+            pixels, more than `MAX_FRAMES` frames, times that are not one for each frame or not ascending.
     """
 
     height: int
@@ -98,8 +113,11 @@ class Tracks:
     times: tuple[float, ...] | None = None
     end: float | None = None
     version: int = FORMAT_VERSION
+    checked: InitVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self, checked: bool):
+        if self.num_frames > MAX_FRAMES:
+            raise TrackError(f"tracks of {self.num_frames} frames, more than {MAX_FRAMES}; cut the video")
         if self.times is not None:
             bounds = self.times if self.end is None else (*self.times, self.end)
             if len(self.times) != self.num_frames or not all(a <= b for a, b in pairwise(bounds)):
@@ -119,12 +137,22 @@ class Tracks:
                     f"object {track.object_id}: frames {frames[0]} to {frames[-1]} are not ascending within its "
                     f"{self.num_frames}"
                 )
-            for frame, mask in track.masks.items():
-                if tuple(mask["size"]) != (self.height, self.width):
-                    raise TrackError(
-                        f"object {track.object_id}, frame {frame}: a mask of {mask['size'][1]}x{mask['size'][0]} in a "
-                        f"video of {self.width}x{self.height}; track the video again"
-                    )
+            if not checked:
+                self._check_masks(track)
+
+    def _check_masks(self, track: Track) -> None:
+        where = f"object {track.object_id}, frame"
+        for frame, mask in track.masks.items():
+            try:
+                height, width = rle.size_of(mask)
+            except MaskError as error:
+                raise TrackError(f"{where} {frame}: {error}") from error
+            if (height, width) != (self.height, self.width):
+                raise TrackError(
+                    f"{where} {frame}: a mask of {width}x{height} in a video of {self.width}x{self.height}; {_AGAIN}"
+                )
+        if wrong := rle.flaw(list(track.masks.values()), self.height, self.width):
+            raise TrackError(f"{where} {list(track.masks)[wrong[0]]}: {wrong[1]}")
 
     @cached_property
     def clock(self) -> FrameClock:
@@ -215,7 +243,11 @@ def find_track(folder: Path, video: str, root: Path | None = None) -> Path:
 
 
 def save(tracks: Tracks, path: Path) -> None:
-    """Write tracks to a file (usually ``<video>.tracks.json.gz``); the same tracks give the same bytes."""
+    """Write tracks to a file (usually ``<video>.tracks.json.gz``); the same tracks give the same bytes.
+
+    Raises:
+        TrackError: more than `load` reads.
+    """
     record = {
         "format_version": tracks.version,
         "size": [tracks.height, tracks.width],
@@ -234,10 +266,13 @@ def save(tracks: Tracks, path: Path) -> None:
             for track in tracks.tracks
         ],
     }
+    text = json.dumps(record, separators=(",", ":")).encode()
+    if len(text) > MAX_BYTES or text.count(b",") > MAX_VALUES:
+        raise TrackError(f"{path}: too many masks for one file; cut the video, or look for fewer classes")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
-        file.write(json.dumps(record, separators=(",", ":")).encode())
+        file.write(text)
     temporary.rename(path)
 
 
@@ -250,42 +285,108 @@ def load(path: Path) -> Tracks:
     if not path.is_file():
         raise TrackError(f"{path}: no such file; track the video first")
     try:
-        record = json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError) as error:
-        raise TrackError(f"{path}: damaged ({error}); track the video again") from error
+        packed = path.read_bytes()
+        text = _unpacked(packed)
+        digest = hashlib.blake2b(packed, digest_size=16).digest()
+        record = json.loads(text) if digest in _SOUND else nesting.loads(text)
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
+        raise TrackError(f"{path}: damaged ({error}); {_AGAIN}") from error
     version = record.get("format_version") if isinstance(record, dict) else None
-    if version not in range(1, FORMAT_VERSION + 1):
+    if type(version) is not int or version not in range(1, FORMAT_VERSION + 1):
         raise TrackError(
-            f"{path}: track file of version {version}, this program reads 1 to {FORMAT_VERSION}; track the video again"
+            f"{path}: track file of version {version!r:.40}, this program reads 1 to {FORMAT_VERSION}; {_AGAIN}"
         )
     try:
-        size, times = record["size"], record.get("times")
-        return Tracks(
-            size[0],
-            size[1],
-            record["num_frames"],
-            record["fps"],
-            tuple(
-                Track(
-                    one["id"],
-                    one["label"],
-                    one["score"],
-                    {
-                        frame: {"size": size, "counts": counts}
-                        for frame, counts in zip(one["frames"], one["counts"], strict=True)
-                    },
-                )
-                for one in record["objects"]
-            ),
-            record["made_by"],
-            None if times is None else tuple(times),
-            record.get("end"),
-            version,
-        )
-    except TrackError as error:
+        tracks = _tracks(record, version, digest in _SOUND)
+    except (TrackError, MaskError) as error:
         raise TrackError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise TrackError(f"{path}: not a track file ({error!r}); track the video again") from error
+        raise TrackError(f"{path}: not a track file ({error!r:.200}); {_AGAIN}") from error
+    _SOUND.add(digest)
+    return tracks
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """What a gzip file holds.
+
+    Raises:
+        ValueError: cut off, or more than it may hold.
+        zlib.error: damaged.
+    """
+    limit, parts, size = min(MAX_BYTES, _FREE + _RATIO * len(packed)), [], 0
+    while packed:  # further parts, as `cat` makes them
+        stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        parts.append(stream.decompress(packed, limit - size + 1))
+        size += len(parts[-1])
+        if size > limit:
+            raise ValueError(f"it unpacks to more than {limit} bytes")
+        if not stream.eof:
+            raise ValueError("it is cut off")
+        packed = stream.unused_data.lstrip(b"\0")
+    text = b"".join(parts)
+    if text.count(b",") > MAX_VALUES:
+        raise ValueError(f"it holds more than {MAX_VALUES} values")
+    return text
+
+
+def _tracks(record: dict[str, Any], version: int, checked: bool) -> Tracks:
+    """Tracks of a file's record.
+
+    Args:
+        record: as JSON has it.
+        version: of the file.
+        checked: whether its masks were.
+
+    Raises:
+        TrackError: tracks that contradict themselves.
+        MaskError: an impossible size.
+        KeyError, TypeError, ValueError: it is no such record.
+    """
+    height, width = rle.size_of({"size": record["size"], "counts": ""})
+    times, end, made_by = record.get("times"), record.get("end"), record["made_by"]
+    _must(height * width > 0, "size", record["size"])
+    _must(type(record["num_frames"]) is int and record["num_frames"] >= 0, "num_frames", record["num_frames"])
+    _must(_is_number(record["fps"]) and record["fps"] > 0, "fps", record["fps"])
+    _must(times is None or (isinstance(times, list) and all(map(_is_number, times))), "times", times)
+    _must(end is None or _is_number(end), "end", end)
+    _must(isinstance(made_by, dict), "made_by", made_by)
+    _must(isinstance(record["objects"], list), "objects", record["objects"])
+    return Tracks(
+        height,
+        width,
+        record["num_frames"],
+        record["fps"],
+        tuple(_track(one, [height, width], checked) for one in record["objects"]),
+        made_by,
+        None if times is None else tuple(times),
+        end,
+        version,
+        checked=True,
+    )
+
+
+def _track(one: dict[str, Any], size: list[int], checked: bool) -> Track:
+    number, label, score, frames, counts = (one[key] for key in ("id", "label", "score", "frames", "counts"))
+    _must(type(number) is int, "id", number)
+    _must(label is None or isinstance(label, str), "label", label)
+    _must(score is None or _is_number(score), "score", score)
+    _must(isinstance(frames, list) and set(map(type, frames)) <= {int}, "frames", frames)
+    _must(isinstance(counts, list) and len(counts) == len(frames) == len(set(frames)), "counts", counts)
+    masks = [{"size": size, "counts": each} for each in counts]
+    if not checked and (wrong := rle.flaw(masks, *size)):
+        raise TrackError(f"object {number}, frame {frames[wrong[0]]}: {wrong[1]}")
+    if set(map(type, counts)) - {str}:
+        masks = list(map(rle.spelled, masks))
+    return Track(number, label, score, dict(zip(frames, masks, strict=True)))
+
+
+def _must(holds: bool, field_name: str, found: object) -> None:
+    if not holds:
+        raise ValueError(f"{field_name}: {found!r:.60}")
+
+
+def _is_number(found: object) -> bool:
+    return type(found) in (int, float) and math.isfinite(found)
 
 
 def write_folder(tracks: Tracks, folder: Path) -> None:
@@ -313,7 +414,7 @@ def read_folder(folder: Path, fps: float) -> Tracks:
         fps: of the video, which the files do not say.
 
     Raises:
-        TrackError: no such files, a damaged one, or files of videos of different sizes.
+        TrackError: no such files, a damaged one, a malformed mask, or files of videos of different sizes.
     """
     files = sorted(_numbered(folder))
     if not files:
@@ -321,18 +422,22 @@ def read_folder(folder: Path, fps: float) -> Tracks:
     size, labels, masks = None, {}, {}
     for frame, path in files:
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = nesting.loads(path.read_text(encoding="utf-8"))
             found = (record["height"], record["width"])
-            objects = {int(number): one for number, one in record["objects"].items()}
+            objects = {int(number): (one.get("class_name"), one["rle"]) for number, one in record["objects"].items()}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise TrackError(f"{path}: not a mask file ({error!r}); track the video again") from error
+            raise TrackError(f"{path}: not a mask file ({error!r:.200}); {_AGAIN}") from error
         if size not in (None, found):
             raise TrackError(f"{path}: size {found} in a folder of {size}; do not mix videos in one folder")
         size = found
-        for number, one in objects.items():
-            if rle_area(one["rle"]):
-                labels[number] = one.get("class_name")
-                masks.setdefault(number, {})[frame] = {"size": one["rle"]["size"], "counts": one["rle"]["counts"]}
+        for number, (label, mask) in objects.items():
+            try:
+                mask = rle.encoded(mask)
+            except MaskError as error:
+                raise TrackError(f"{path}: object {number}: {error}") from error
+            if rle.pixels(mask):
+                labels[number] = label
+                masks.setdefault(number, {})[frame] = mask
     tracks = tuple(Track(number, labels[number], None, masks[number]) for number in sorted(masks))
     return Tracks(*size, files[-1][0] + 1, fps, tracks, {"importer": "STVG-R1 mask folder"})
 
@@ -346,5 +451,5 @@ def _numbered(folder: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _text(mask: RLE) -> str:
-    counts = mask["counts"]
+    counts = rle.spelled(mask)["counts"]
     return counts.decode("ascii") if isinstance(counts, bytes) else counts
