@@ -6,13 +6,14 @@ and keeps the first out of sight, and holds a file of a hundred megabytes in mem
 
 import csv
 import io
-import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ijson
+
+from verl_stvg import nesting
 
 
 class AnnotationError(ValueError):
@@ -49,7 +50,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
     """
     for number, line in text_lines(path):
         try:
-            found = json.loads(line, object_pairs_hook=_once)
+            found = nesting.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or a tower of brackets
             raise AnnotationError(f"{path}: line {number}: {error}; {_AGAIN}") from error
         if not isinstance(found, dict):
@@ -88,7 +89,7 @@ def json_whole(path: Path) -> Any:
     """
     with _opened(path) as file:
         try:
-            return json.loads(file.read().decode("utf-8-sig"), object_pairs_hook=_once)
+            return nesting.loads(file.read().decode("utf-8-sig"), object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise AnnotationError(f"{path}: {error}; {_AGAIN}") from error
 
@@ -162,8 +163,8 @@ def _parsed(path: Path, prefix: str, parse, opening: str) -> Iterator[Any]:
         if file.read(3) != b"\xef\xbb\xbf":
             file.seek(0)
         try:
-            yield from parse(file, prefix, use_float=True)
-        except (ijson.JSONError, UnicodeDecodeError) as error:
+            yield from parse(nesting.Shallow(file), prefix, use_float=True)
+        except (ijson.JSONError, UnicodeDecodeError, nesting.TooDeep) as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise AnnotationError(f"{path}: not valid JSON near byte {file.tell()} ({said}); {_AGAIN}") from error
 

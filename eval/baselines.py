@@ -13,7 +13,6 @@ from pycocotools import mask as coco
 from eval.benchmarks import Benchmark, temporal, tubes
 from eval.benchmarks.items import Interval, Item, Prediction
 from eval.benchmarks.tubes import Library
-from verl_stvg.video.rle import spelled
 from verl_stvg.video.tracks import Tracks
 
 COARSE, FINE = 25, 100  # ours: steps of the two grids that the window is looked for on
@@ -132,7 +131,7 @@ def _areas(tracks: Tracks) -> dict[int, int]:
     """Pixels of each object, over all frames in which it is shown."""
     found = {}
     for track in tracks.tracks:
-        masks = list(map(spelled, track.masks.values()))
+        masks = list(track.masks.values())
         found[track.object_id] = sum(
             int(coco.area(masks[k : k + _AT_ONCE]).sum()) for k in range(0, len(masks), _AT_ONCE)
         )

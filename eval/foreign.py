@@ -17,10 +17,15 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from eval.benchmarks.items import Interval, Item, Prediction
+from data_builders.records import Record
+from data_builders.sets import NAMES, Source, find
+from eval.benchmarks.items import Interval, Item, Prediction, Stored, read_answer
+from eval.metrics.lenient import read_time
+from eval.metrics.readers import extract_time
+from verl_stvg import nesting
 from verl_stvg.answers import Answer
+from verl_stvg.video.identity import ENDINGS
 
-_ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 _ALIKE = 0.3  # seconds: annotated times of a table that was stored in float16 are that far off
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _NUMBERED = re.compile(r"_(\d+)\Z")
@@ -44,6 +49,7 @@ class Entry:
         query: its sentence.
         truth: its annotated interval, seconds.
         place: number of its row in the annotation, from 0.
+        source: what the file holds, for messages.
     """
 
     said: Said
@@ -52,6 +58,7 @@ class Entry:
     query: str | None = None
     truth: Interval | None = None
     place: int | None = None
+    source: Any = None
 
 
 @dataclass(frozen=True)
@@ -76,23 +83,31 @@ def read(files: Sequence[Path], items: Sequence[Item], form: str = "auto") -> Fo
     Raises:
         ValueError: no such file or format, or a file of another format; the message says which and what is wrong.
     """
-    if form != "auto" and form not in FORMATS:
-        raise ValueError(f"no format {form!r}; choose one of {', '.join(FORMATS)}, or auto")
+    if form not in ("auto", ANNOTATION, *FORMATS):
+        raise ValueError(f"no format {form!r}; choose one of {', '.join((*FORMATS, ANNOTATION))}, or auto")
     counts: Counter[str] = Counter()
     rows = _Rows(items)
     found: dict[str, Said] = {}
+    forms: dict[str, None] = {}
+    first: Entry | None = None
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file}: no such file of predictions; correct the path")
-        content = _content(file, counts)
-        chosen = form if form != "auto" else detect(file, content)
+        chosen = ANNOTATION if form == "auto" and _is_annotation(file, items) else form
+        content = _content(file, counts) if chosen != ANNOTATION else None
+        chosen = detect(file, content) if chosen == "auto" else chosen
+        if chosen == ANNOTATION:
+            counts["annotated"] += 1
         try:
-            for entry in FORMATS[chosen](content, counts):
+            entries = _annotation(file, items) if chosen == ANNOTATION else FORMATS[chosen](content, counts)
+            for entry in entries:
+                forms.setdefault(chosen)
                 uid = rows.uid(entry)
                 if uid is None:
                     counts["extra"] += 1
                     rows.strangers.append(next(iter((*entry.names, entry.video, entry.query)), None))
                 elif uid not in found:
+                    first = first or entry
                     found[uid] = replace(entry.said, uid=uid) if isinstance(entry.said, Answer) else entry.said
                 else:
                     both = _joined(found[uid], entry.said, chosen == "verl")
@@ -107,7 +122,56 @@ def read(files: Sequence[Path], items: Sequence[Item], form: str = "auto") -> Fo
             f"{files[0]}: none of {len(rows.strangers)} predictions is for one of the {len(items)} rows; they are for "
             f"{rows.strangers[:3]}, rows are {[item.uid for item in items[:3]]}; give the rows that were answered"
         )
+    if not forms:
+        raise ValueError(f"{files[0]}: holds no predictions; was the program ended before its first one?")
+    if found and forms.keys() - {"verl", "answers"}:
+        _check_readable(files[0], items, next(iter(forms)), first, found)
     return Found(found, dict(counts))
+
+
+def _check_readable(file: Path, items: Sequence[Item], form: str, first: Entry, found: Mapping[str, Said]) -> None:
+    """Refuse predictions of which none can be read, and quote the first.
+
+    Dumps of verl and answers of ours are not asked: they hold replies to the prompt, and a model that has not learned
+    its form is scored.
+
+    Raises:
+        ValueError: nothing can be read.
+    """
+    by_uid = {item.uid: item for item in items}
+    if any(_says_something(by_uid[uid], said) for uid, said in found.items()):
+        return
+    uid, said = next(iter(found.items()))
+    quoted = said.texts[0] if isinstance(said, Answer) and said.texts else first.source
+    raise ValueError(
+        f"{file}: none of {len(found)} predictions can be read (format {form}), such as that for {uid}: "
+        f"{_short(quoted)}; looked for {_wanted(by_uid[uid], said)}. See Files of other programs in docs/evaluation.md"
+    )
+
+
+def _says_something(item: Item, said: Said) -> bool:
+    if isinstance(said, Prediction):
+        return said.finite() is not None
+    if said.error is not None:
+        return True
+    readers = [lambda text: read_answer(item, text), read_time, *([extract_time] if isinstance(said, Stored) else [])]
+    return any(reader(text) for text in said.texts for reader in readers)
+
+
+def _wanted(item: Item, said: Said) -> str:
+    if isinstance(said, Answer):
+        return (
+            f"an answer to the row's prompt (reward {item.recipe}), or any way to write a start and an end in seconds"
+        )
+    return (
+        "text (or output, response), start and end, interval, intervals, timestamp, object_id, object_ids, option or "
+        "tube, times in seconds"
+    )
+
+
+def _short(quoted: Any) -> str:
+    text = quoted if isinstance(quoted, str) else json.dumps(quoted, ensure_ascii=False, default=str)
+    return f"{text[:200]!r}" + ("..." if len(text) > 200 else "")
 
 
 def _joined(first: Said, second: Said, samples: bool) -> Said | None:
@@ -191,7 +255,8 @@ def _agrees(item: Item, truth: Interval) -> bool:
 
 
 def _without_ending(name: str) -> str:
-    return next((name.removesuffix(ending) for ending in _ENDINGS if name.endswith(ending)), name)
+    path = PurePosixPath(name)
+    return name[: -len(path.suffix)] if path.suffix.lower() in ENDINGS else name
 
 
 def _stem(video: str) -> str:
@@ -216,7 +281,7 @@ def _content(file: Path, counts: Counter) -> Any:
     if not text.strip():
         raise ValueError(f"{file}: is empty; was the program ended before its first prediction?")
     try:
-        whole = json.loads(text)
+        whole = nesting.loads(text)
     except ValueError:
         return _lines(file, text, counts)
     return [whole] if isinstance(whole, dict) and "\n" not in text.strip() and _is_line(whole) else whole
@@ -229,7 +294,7 @@ def _lines(file: Path, text: str, counts: Counter) -> list[dict]:
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = nesting.loads(line)
         except ValueError as error:
             if number == len(lines) and found:
                 counts["half_written"] += 1
@@ -271,8 +336,10 @@ def detect(file: Path, content: Any) -> str:
         return "stvg_r1"
     first = next(iter(content.values() if isinstance(content, dict) else content), None)
     if isinstance(content, dict):
-        if isinstance(first, dict) and {"bbox", "st_frame", "ed_frame"} <= first.keys():
-            return "hc_stvg"
+        if isinstance(first, dict) and {"timestamps", "sentences"} <= first.keys():
+            return ANNOTATION
+        if isinstance(first, dict) and {"bbox", "st_frame"} <= first.keys():
+            return ANNOTATION if isinstance(first["bbox"], list) else "hc_stvg"
         if ">>>" in next(iter(content), ""):
             return "temporal_r1"
         return "by_uid"
@@ -321,7 +388,8 @@ def _plain_lines(content: list[dict], counts: Counter) -> Iterator[Entry]:
     for line in content:
         names = tuple(str(line[key]) for key in ("uid", "qid", "id") if line.get(key) is not None)
         video = next((line[key] for key in ("vid", "video") if line.get(key)), None)
-        yield Entry(_said(line), names, video, next((line[k] for k in ("query", "sentence") if line.get(k)), None))
+        query = next((line[k] for k in ("query", "sentence") if line.get(k)), None)
+        yield Entry(_said(line), names, video, query, source=line)
 
 
 def _by_uid(content: Mapping[str, Any], counts: Counter) -> Iterator[Entry]:
@@ -335,7 +403,7 @@ def _by_uid(content: Mapping[str, Any], counts: Counter) -> Iterator[Entry]:
             said = Prediction(option=_letter(value["prediction"]))
         else:
             said = _said(value)
-        yield Entry(said, (name,))
+        yield Entry(said, (name,), source={name: value})
 
 
 def _hc_stvg(content: Mapping[str, Any], counts: Counter) -> Iterator[Entry]:
@@ -383,33 +451,104 @@ def _time_r1(content: list[dict], counts: Counter) -> Iterator[Entry]:
 
 
 def _temporal_r1(content: Mapping[str, str], counts: Counter) -> Iterator[Entry]:
-    """Temporal-R1's (lmms-eval's) object by ``video>>>caption>>>times``: a text, or ``start-end``."""
+    """Temporal-R1's (lmms-eval's) object by ``video>>>caption>>>times``: ``start-end`` (R1 mode), or the bare reply."""
     for name, text in content.items():
         video, query, annotated = name.split(">>>")
         truth = tuple(float(time) for time in annotated.strip("[]() ").split(","))
         times = _times(text.split("-"))
-        yield Entry(times if times.intervals else Answer("", (text,)), (), video, query, truth)
+        said = replace(times, text=text) if times.intervals else Stored("", (text,))
+        yield Entry(said, (), video, query, truth, source=text)
 
 
 def _videomind(content: list[dict], counts: Counter) -> Iterator[Entry]:
     """VideoMind's ``output_*.json``: ranked intervals, and the reply to a question."""
     for one in content:
-        said = _times(one.get("pred") or [])
+        said = replace(_times(one.get("pred") or []), ranked=True)
         if one.get("response") is not None:
             first = one["response"].strip().lstrip("(")[:1].upper()
             said = replace(said, option=first if first.isascii() and first.isalpha() else None)
         names = tuple(str(one[key]) for key in ("qid", "id") if one.get(key) is not None)
         span = (one.get("span") or [None])[0]
         query = one.get("question") or one.get("query")
-        yield Entry(said, names, one.get("vid") or one.get("video_path"), query, tuple(span) if span else None)
+        video = one.get("vid") or one.get("video_path")
+        yield Entry(said, names, video, query, tuple(span) if span else None, source=one)
 
 
 def _moment_detr(content: list[dict], counts: Counter) -> Iterator[Entry]:
     """Submissions of QVHighlights (Moment-DETR) and ReXTime: ranked windows with scores, and a letter."""
     for one in content:
         windows = [window[:2] for window in one.get("pred_relevant_windows") or ()]
-        said = replace(_times(windows), option=_letter(one["ans"]) if "ans" in one else None)
-        yield Entry(said, (str(one["qid"]),), one.get("vid"), one.get("query"))
+        said = replace(_times(windows), option=_letter(one["ans"]) if "ans" in one else None, ranked=True)
+        yield Entry(said, (str(one["qid"]),), one.get("vid"), one.get("query"), source=one)
+
+
+ANNOTATION = "annotation"
+"""Format of the file that rows are built from; it is read by the set's own builder, not from its content."""
+
+
+def _is_annotation(file: Path, items: Sequence[Item]) -> bool:
+    """Whether a file is the annotation that the rows are of: its name says so, and the set's reader finds the rows.
+
+    Predictions may go by such a name too (test.jsonl), but readers of annotations refuse what they do not know.
+    """
+    if not any(file.name == PurePosixPath(name).name for name in _annotation_source(items).names):
+        return False
+    uids = {item.uid for item in items}
+    try:
+        return any(entry.names[0] in uids and entry.said.intervals for entry in _annotation(file, items))
+    except (ValueError, KeyError, TypeError, AttributeError):  # predictions in the file's place
+        return False
+
+
+def _annotation_source(items: Sequence[Item]) -> Source:
+    one = items[0] if items else None
+    known = one is not None and one.dataset in NAMES and one.split in find(one.dataset).splits
+    return find(one.dataset).splits[one.split][0] if known else Source(())
+
+
+def _annotation(file: Path, items: Sequence[Item]) -> Iterator[Entry]:
+    """What is annotated, as if it had been predicted: a check of rows and metrics, which is worth everything.
+
+    Raises:
+        ValueError: the rows are of no annotation set, or the set's reader cannot read the file.
+    """
+    source = _annotation_source(items)
+    if not source.names:
+        raise ValueError(
+            f"{file}: the rows are of {items[0].dataset if items else 'nothing'}, whose files nobody reads"
+        )
+    dataset, split = items[0].dataset, items[0].split
+    whole = file.resolve().as_posix()
+    folders = [file.parent, *(Path(whole.removesuffix(name)) for name in source.names if whole.endswith(f"/{name}"))]
+    others = (
+        next((folder / name for folder in folders for name in one.names if (folder / name).exists()), None)
+        for one in find(dataset).splits[split][1:]
+    )
+    by_uid = {item.uid: item for item in items}
+    for record in find(dataset).read((file, *others), split):
+        if isinstance(record, Record):
+            uid = f"{dataset}/{split}/{record.key}"
+            yield Entry(_of_record(record, by_uid.get(uid)), (uid,), source=record.where)
+
+
+def _of_record(record: Record, item: Item | None) -> Prediction:
+    if item is None:
+        return Prediction()
+    tube = None
+    if record.tube is not None:
+        tube = {record.tube.first_frame + k: tuple(box) for k, box in enumerate(record.tube.boxes)}
+    times = [tuple(_in_seconds(time, record.unit, item) for time in one) for one in record.intervals]
+    return Prediction(tuple(times), item.object_ids or _ids(item.object_id), record.answer, tube)
+
+
+def _ids(object_id: int | None) -> tuple[int, ...]:
+    return () if object_id is None else (object_id,)
+
+
+def _in_seconds(bound: float, unit: str, item: Item) -> float:
+    if unit == "fractions":
+        return bound * item.duration
+    return item.clock.seconds(int(bound)) - item.shown if unit == "frames" and item.clock else bound
 
 
 FORMATS: dict[str, Callable[[Any, Counter], Iterator[Entry]]] = {
@@ -429,12 +568,20 @@ FORMATS: dict[str, Callable[[Any, Counter], Iterator[Entry]]] = {
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
+_TIMES = ("intervals", "interval", "timestamps", "timestamp", "span", "relevant_windows")
+_BOUNDS = (("start", "end"), ("start_time", "end_time"), ("start_s", "end_s"))
+
+
 def _said(line: Mapping[str, Any]) -> Said:
     """The prediction of an object; one that says nothing that can be read is empty."""
     text = next((line[key] for key in ("text", "output", "response") if isinstance(line.get(key), str)), None)
     if text is not None:
         return Answer("", (text,))
-    times = line.get("intervals") if line.get("intervals") is not None else line.get("interval")
+    times = next((line[key] for key in _TIMES if line.get(key) is not None), None)
+    if times is None:
+        times = next(
+            ([line[a], line[b]] for a, b in _BOUNDS if line.get(a) is not None and line.get(b) is not None), None
+        )
     ids = line.get("object_ids") if line.get("object_ids") is not None else [line.get("object_id")]
     return replace(
         _times(times if isinstance(times, list) else []),

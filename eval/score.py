@@ -358,6 +358,8 @@ def _notes(
     if beyond:
         told["beyond"] = len(beyond)
         notes.append(f"{len(beyond):,} rows of the file are not part of the benchmark and are not scored.")
+    if told["annotated"]:
+        notes.append("The predictions are the annotation itself: numbers below 100 % are what no answer can reach.")
     lost = [item.uid for item in items if item.uid not in answers]
     if lost:
         notes.append(f"{len(lost):,} rows have no answer and count as 0, such as {', '.join(lost[:SHOWN])}.")

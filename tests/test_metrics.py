@@ -650,11 +650,19 @@ MEANT = {
 }
 
 
+AROUND = (
+    "<think>1 to 2</think>\n<answer>{}</answer>",
+    "<think>1 to 2</think><answer>{}",
+    "<answer> {}\n</answer>.",
+    "<think>1 to 2</think> {}",
+    "<answer>0 to 1</answer> No: <answer>{}</answer>",
+)
+
+
 @pytest.mark.parametrize("said", MEANT)
 def test_the_lenient_reader_reads_what_is_meant(said):
     assert lenient.read_time(said) == MEANT[said]
-    for around in ("<think>1 to 2</think>\n<answer>{}</answer>", "<think>1 to 2</think><answer>{}", "<answer> {}\n</answer>.",
-                   "<think>1 to 2</think> {}", "<answer>0 to 1</answer> No: <answer>{}</answer>"):  # fmt: skip
+    for around in AROUND:
         assert lenient.read_time(around.format(said)) == MEANT[said], around
     assert lenient.read_time(f"<think>{said}") is None  # reasoning that never ends
 

@@ -434,6 +434,7 @@ def test_boxes_of_objects_are_those_of_tracks(seed):
     masks = {
         k: {"size": [9, 7], "counts": coco.encode(np.asfortranarray(one, np.uint8))["counts"].decode()}
         for k, one in enumerate(pictures)
+        if one.any()  # a mask has a pixel
     }
     tracks = Tracks(9, 7, 6, FPS, (Track(3, None, None, masks),))
     assert Objects(tracks).of(3) == {k: tracks.boxes(k)[3] for k in range(6) if 3 in tracks.boxes(k)}
@@ -515,6 +516,156 @@ def test_scripts_of_time_r1_and_temporal_r1():
     text = '<think></think><answer>{"start_time": "10", "end_time": "0"}</answer>'
     scores = score([row], answer(row, text))
     assert (value(scores, "mIoU"), value(scores, "mIoU (Temporal-R1)")) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "name", "half"),
+    [
+        ("time_r1", "Time-R1", 0),  # eval_all.py: iou > m
+        ("time_r1_nothink", "Time-R1", 0),
+        ("timezero", "TimeZero", 1),  # evaluate.py: thresh <= iou
+        ("videochat_r1", "VideoChat-R1", 1),
+        ("videotg_r1", "VideoChat-R1", 1),
+        ("videotg_r1_strict", "VideoChat-R1", 1),
+        ("temporal_r1", "Temporal-R1", 1),  # eval_tvg.py: iou >= m
+    ],
+)
+def test_what_scripts_count_at_a_threshold(recipe, name, half):
+    """An IoU of exactly one half (issue 19, D6); the column has the name of the script that counts so."""
+    row = moment("a/0", (0.0, 10.0), recipe=recipe)
+    text = (
+        '<think></think><answer>{"start_time": "0", "end_time": "5"}</answer>' if "temporal" in recipe else said(0, 5)
+    )
+    scores = score([row], answer(row, text))
+    assert value(scores, f"R1@0.5 ({name})") == half and value(scores, "R1@0.5") == 1
+    assert {key.partition("(")[2] for key in scores.metrics} == {"", f"{name})"}
+
+
+def test_moment_detrs_own_recall(built):
+    """Windows of 2 s clips are often worth exactly a half, which `standalone_eval/eval.py` counts (issue 19, D6)."""
+    row = moment(
+        "7", (10.0, 20.0), recipe="videotg_r1", dataset="qvhighlights", split="val", intervals=[[10, 20], [40, 44]]
+    )
+    for window, ious in (((10, 15), 0.5), ((42, 46), 1 / 3), ((0, 10), 0.0), ((40, 42), 0.5)):
+        scores = score([row], {row["extra_info"]["uid"]: Prediction((window, (10.0, 20.0)), ranked=True)})
+        for column in ("", " (VideoChat-R1)"):
+            assert value(scores, f"mIoU{column}") == pytest.approx(ious)
+            assert value(scores, f"R1@0.5{column}") == (ious >= 0.5)
+
+
+def test_temporal_r1_reads_files_as_its_script_does(tmp_path):
+    """Bare replies of lmms-eval are read by `eval_tvg.py` as they stand, R1 files hold `start-end` (issue 19, D4)."""
+    row = moment("V1/0", (1.0, 5.0), recipe="temporal_r1", query="person opens door")
+    key = "V1.mp4>>>person opens door>>>[1.0, 5.0]"
+    reply = '<think>x</think><answer>{"start_time": "1.0", "end_time": "5.0"}</answer>'
+    for text, script, clean in (
+        ("The event happens in 1 - 5 seconds.", 1, 0),
+        ("A specific example is : 20.8 - 30.0 seconds. It is from 1 to 5.", 1, 0),
+        ("The start is 1!\nThe end is 5!", 1, 0),
+        ("1.0-5.0", 1, 1),
+        ("5.0-1.0", 1, 0),  # the script swaps
+        ("0.0-0.0", 0, 0),
+        (reply, 0, 1),  # the script reads no JSON on one line
+        ("no idea, sorry 1 - 2", 0.25, 0),
+    ):
+        found = read(write(tmp_path / "r.json", {key: text}), [row])
+        scores = score([row], found.answers)
+        assert (value(scores, "mIoU (Temporal-R1)"), value(scores, "mIoU")) == (script, clean), text
+    # Replies of our own are those of the R1 wrapper, which reads the template first; without reasoning there is none.
+    assert value(score([row], answer(row, reply)), "mIoU (Temporal-R1)") == 1
+    assert value(score([row], answer(row, "It is 1 - 5.")), "mIoU (Temporal-R1)") == 0
+    bare = moment("V1/0", (1.0, 5.0), recipe="temporal_r1_nothink")
+    for text, script in (("It is 1 - 5.", 1), ('<answer>\n{"start_time": "1",\n"end_time": "5"}</answer>', 1)):
+        assert value(score([bare], answer(bare, text)), "mIoU (Temporal-R1)") == script
+
+
+def question(recipe="videochat_r1_gqa", intervals=((2.0, 4.0), (10.0, 14.0)), right="B"):
+    return moment("v/1", recipe=recipe, dataset="nextgqa", intervals=[list(one) for one in intervals], answer=right,
+                  options=["a", "b", "c", "d", "e"])  # fmt: skip
+
+
+def glue(letter, *periods):
+    return f"<think>x</think><answer>{letter}</answer><glue>[{', '.join(map(str, periods))}]</glue>"
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "together", "videochat", "videomind"),
+    [
+        (glue("B", (2.0, 4.0), (10.0, 14.0)), 1, 1, 1, 1),  # all that is annotated: the first alone meets one of two
+        (glue("B", (2.0, 4.0)), 1, 2 / 6, 2 / 6, 1),
+        (glue("B", (0.0, 1.0), (2.0, 4.0), (10.0, 14.0)), 0, 6 / 7, 6 / 7, 0),
+        (glue("B", (2.0, 3.0), (3.0, 4.0)), 0.5, 2 / 6, 2 / 6, 0.5),
+        (glue("B", (2.0, 10.0), (3.0, 14.0)), 2 / 8, 6 / 12, 6 / 12, 2 / 8),
+        (glue("B"), 0, 0, 0, 0),
+        ("<think>x</think><answer>B</answer><glue>[(2.0, 4.0)</glue>", 0, 0, 0, 0),
+        ("no idea", 0, 0, 0, 0),
+    ],
+)
+def test_answered_periods_count_together_and_alone(text, first, together, videochat, videomind):
+    """The reward takes their union (VideoChat-R1 `evaluate_gqa.py`), VideoMind and mIoU the first (issue 19, D5)."""
+    row = question()
+    scores = score([row], answer(row, text))
+    names = ("mIoU", "set mIoU", "mIoU (VideoChat-R1)", "mIoU (VideoMind)")
+    assert [value(scores, name) for name in names] == pytest.approx([first, together, videochat, videomind])
+    reward = RECIPES["videochat_r1_gqa"].score(text, row["reward_model"]["ground_truth"])
+    assert value(scores, "mIoU (VideoChat-R1)") == reward["temporal_iou"]
+    assert value(scores, "set IoU@0.5") == (together >= 0.5)
+
+
+def test_options_as_the_scripts_read_them():
+    row = question()
+    for said_it, clean, videochat, videomind in (
+        ("B", 1, 1, 1),
+        ("(B)", 1, 1, 1),
+        ("The answer is B", 0, 1, 0),  # VideoMind: the t of "the"
+        ("Definitely (B)", 1, 0, 0),  # VideoChat-R1: the D of "Definitely"
+        ("bird", 0, 0, 1),
+    ):
+        scores = score([row], answer(row, glue(said_it, (2.0, 4.0))))
+        names = ("Acc@QA", "Acc@QA (VideoChat-R1)", "Acc@QA (VideoMind)")
+        assert [value(scores, name) for name in names] == [clean, videochat, videomind], said_it
+        assert value(scores, "Acc@GQA (VideoMind)") == value(scores, "Acc@IoU (VideoMind)") == videomind
+    other = question("temporal_r1_gqa")
+    text = '<answer>{"option": "B", "start_time": "2.0", "end_time": "4.0"}</answer>'
+    scores = score([other], answer(other, text))
+    assert value(scores, "Acc@QA (VideoMind)") == value(scores, "mIoU (VideoMind)") == 1
+    assert not [name for name in scores.metrics if "VideoChat" in name]  # its script reads no JSON
+
+
+def test_ranked_windows_are_guesses_and_not_a_set(tmp_path):
+    row = question()
+    for form in ("moment_detr", "lines"):
+        key = "pred_relevant_windows" if form == "moment_detr" else "intervals"
+        text = lines({"qid": "v_1", key: [[2.0, 4.0], [10.0, 14.0]], "ans": "B"})
+        scores = score([row], read(write(tmp_path / f"{form}.jsonl", text), [row]).answers)
+        assert value(scores, "set mIoU") == pytest.approx(2 / 6 if form == "moment_detr" else 1)
+        assert value(scores, "mIoU") == 1
+
+
+def test_several_periods_of_videochat_r1_5():
+    row = moment("v/1", (2.0, 6.0), recipe="videochat_r1_5")
+    scores = score([row], answer(row, "<answer>[(2.0, 4.0), (4.0, 6.0)]</answer>"))
+    assert (value(scores, "mIoU"), value(scores, "set mIoU")) == (0.5, 1)
+
+
+@pytest.mark.parametrize("recipe", ["time_r1", "videotg_r1", "temporal_r1", "stvg_r1"])
+def test_what_is_meant_counts_beside_what_the_prompt_asks(recipe):
+    """Another form, no tag, colons: columns (lenient) hold the right value (issue 19, D8 and E)."""
+    row = tube() if recipe == "stvg_r1" else moment("a/0", (1.0, 3.0), recipe=recipe)
+    main = "m_tIoU" if recipe == "stvg_r1" else "mIoU"
+    for text in ("1 to 3", "<think>0 to 9</think> from 1s to 3s", "<answer>00:01 to 00:03", "\\boxed{[1, 3]}"):
+        scores = score([row], answer(row, text))
+        assert (value(scores, main), value(scores, f"{main} (lenient)")) == (0, 1), text
+        assert any("lenient" in note for note in scores.notes) and scores.counts["answered"] == 1
+    scores = score([row], perfect([row]))
+    assert f"{main} (lenient)" not in scores.metrics  # it would repeat the others
+    assert value(score([row], answer(row, "no idea")), main) == 0
+
+
+def test_colons_are_not_misread_in_silence():
+    row = moment("a/0", (70.0, 80.0), duration=100.0)
+    scores = score([row], answer(row, said("01:10", "01:20")))
+    assert (value(scores, "mIoU"), value(scores, "mIoU (lenient)")) == (0, 1)
 
 
 # --- laws -------------------------------------------------------------------------------------------------------------
@@ -1003,6 +1154,99 @@ def test_files_that_cannot_be_read(content, form, words, tmp_path):
         read(write(tmp_path / "p.json", content), ROWS, form)
     with pytest.raises(ValueError, match="no such file of predictions"):
         read(tmp_path / "gone.json", ROWS)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"start": 1, "end": 5},
+        {"start_time": "1.0", "end_time": 5},
+        {"interval": [1, 5]},
+        {"timestamp": [1, 5]},
+        {"timestamps": [[1, 5]]},
+        {"relevant_windows": [[1, 5]]},
+        {"text": said(1, 5)},
+    ],
+)
+def test_times_under_every_name(line, tmp_path):
+    row = moment("V1/0", (1.0, 5.0))
+    for content in (lines({"uid": "charades_sta/test/V1/0"} | line), {"V1/0": line}):
+        assert value(score([row], read(write(tmp_path / "p.json", content), [row]).answers), "mIoU") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "form", "words"),
+    [
+        (
+            lines({"uid": "V1/0", "from": 1, "till": 5}),
+            "auto",
+            r"none of 1 predictions can be read \(format lines\).*from",
+        ),
+        (lines({"uid": "V1/0", "from": 1}), "auto", "looked for text .*start and end"),
+        (lines({"qid": "V1/0", "text": "no idea"}), "auto", "'no idea'; looked for an answer to the row's prompt"),
+        (lines({"qid": "V1/0", "text": ""}), "auto", "''; looked for"),
+        ({"V1/0": "no idea", "V1/1": ""}, "auto", "none of 2 predictions can be read"),
+        ({"V1/0": {"moment": "1-5"}}, "auto", "format by_uid.*moment"),
+        (lines({"qid": "V1/0", "pred_relevant_windows": []}), "auto", "format moment_detr"),
+        ({"V1.mp4>>>person sits>>>[2.0, 6.0]": "no idea"}, "auto", "format temporal_r1.*'no idea'"),
+        ([], "lines", "holds no predictions"),
+        ({}, "auto", "holds no predictions"),
+    ],
+)
+def test_files_of_which_nothing_can_be_read(content, form, words, tmp_path, charades):
+    """They end in a message and not in a table of zeros (issue 19, E)."""
+    file = write(tmp_path / "p.json", content)
+    with pytest.raises(ValueError, match=words):
+        read(file, ROWS, form)
+
+
+def test_the_command_refuses_a_file_of_which_nothing_can_be_read(charades, tmp_path):
+    uids = [row["extra_info"]["uid"] for row in read_rows([charades])]
+    file = write(tmp_path / "p.jsonl", lines(*({"uid": uid, "from": 1} for uid in uids)))
+    status, words = command(file, "--rows", charades)
+    assert status == 2 and "none of 10 predictions can be read" in words
+    file = write(tmp_path / "q.jsonl", lines({"uid": uids[0], "text": "It lasts from 0 to 8 s."}))
+    status, words = command(file, "--rows", charades, "--out", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "scores.json").read_text())["metrics"]
+    assert status == 0 and (found["mIoU"]["value"], found["mIoU (lenient)"]["value"]) == (0, pytest.approx(0.1))
+
+
+ANNOTATED = "charades_sta activitynet didemo qvhighlights tacos tvgbench nextgqa vidstg hc_stvg_v2".split()
+
+
+@pytest.mark.parametrize("name", ANNOTATED)
+def test_the_annotation_itself_is_a_perfect_prediction(name, built, tmp_path):
+    """Found by its name, or named with --format (issue 19, E)."""
+    if name in BENCHMARKS and name != "hc_stvg_v2":
+        file, fixture = built(name)
+        folder = fixture.annotations
+    else:
+        entry = test_sets_tubes.V2 | set_fixtures._OVER
+        folder = tmp_path / "annotations"
+        folder.mkdir()
+        (folder / "val_v2.json").write_text(json.dumps({"21_D8Vhxbho1fY.mkv": entry}))
+        job = build.Job(all_sets()[name], folder, tmp_path / "rows", splits=("val",), template=TEMPLATES["stvg_boxes"])
+        build.build(job)
+        file = tmp_path / "rows" / "val.parquet"
+    rows = list(read_rows([file]))
+    source = all_sets()[name].splits[BENCHMARKS[name].split][0]
+    annotation = next(folder / one for one in source.names if (folder / one).exists())
+    for form in ("auto", "annotation"):
+        found = foreign.read([annotation], [item_of(row) for row in rows], form)
+        assert found.counts["annotated"] == 1
+        scores = score(rows, found.answers, counts=found.counts)
+        main = "Acc@IoU" if scores.main == "Acc@GQA" else scores.main
+        # The annotated seconds of HC-STVG are a frame shorter than its tube.
+        assert value(scores, main) == pytest.approx(1, abs=1e-6 if name != "hc_stvg_v2" else 0.01)
+        assert any("annotation itself" in note for note in scores.notes)
+
+
+def test_predictions_by_the_name_of_an_annotation_are_predictions(charades, tmp_path):
+    rows = list(read_rows([charades]))
+    file = write(tmp_path / "test.json", {r["extra_info"]["uid"]: [k, k + 4] for k, r in enumerate(rows)})
+    found = foreign.read([file], [item_of(row) for row in rows])
+    assert "annotated" not in found.counts
+    assert value(score(rows, found.answers), "mIoU") == pytest.approx(0.5)
 
 
 def test_time_r1_numbers_are_only_believed_where_the_truth_agrees(tmp_path):

@@ -651,7 +651,7 @@ def test_mevis_malformed_video(tmp_path, path, value, what):
         ({"counts": "01200"}, "mask 1: no object with size"),
         ({"size": [2, "3"], "counts": "06"}, "mask 1: no object with size"),
         ({"size": [2, 3]}, "mask 1: counts are no text, found None"),
-        ({"size": [2, 3], "counts": [0, 2, 4]}, "mask 1: counts are no text"),
+        ({"size": [2, 3], "counts": [0, 2, 5]}, "mask 1: malformed RLE: the runs of a 3x2 mask add up to 7 pixels"),
         ({"size": [2, 3], "counts": "0"}, "mask 1: malformed RLE"),
         ({"size": [2, 3], "counts": "\u00e9"}, "mask 1: "),
         (rle([[1, 0]]), "anno_id: masks of 2 sizes"),
@@ -661,6 +661,14 @@ def test_mevis_malformed_mask(tmp_path, mask, what):
     found = mv(tmp_path, MEVIS, {**MASKS, "11": [LEFT, mask, None]})
     assert_problem(found[0], "expression '0'", what)
     assert isinstance(found[2], Record)
+
+
+def test_mevis_takes_masks_in_both_spellings(tmp_path):
+    (first, *_), (same, *_) = (
+        mv(tmp_path, MEVIS, {**MASKS, "11": [LEFT, mask, None]})
+        for mask in ({"size": [2, 3], "counts": [0, 2, 4]}, {"size": [2, 3], "counts": "024"})
+    )
+    assert first.masks == same.masks and isinstance(first.masks[1]["counts"], str)
 
 
 @pytest.mark.parametrize("meta", [[], {}, {"videos": []}])

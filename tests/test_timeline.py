@@ -63,7 +63,7 @@ def again(monkeypatch, path):
     walks = []
     walk = timeline.walk
     monkeypatch.setattr(timeline, "_known", type(timeline._known)())
-    monkeypatch.setattr(timeline, "walk", lambda given: walks.append(given) or walk(given))
+    monkeypatch.setattr(timeline, "walk", lambda *given: walks.append(given) or walk(*given))
     try:
         return probe(path), len(walks)
     finally:
@@ -77,7 +77,7 @@ def test_a_walk_is_kept_and_a_damaged_record_is_not_believed(tmp_path, kept, mon
     assert again(monkeypatch, path) == (info, 0)
     (record,) = kept.iterdir()
     whole = record.read_bytes()
-    for bad in (b"", whole[: len(whole) // 2], whole.replace(b'"format": 1', b'"format": 0'), b"{}\n" + whole[-40:]):
+    for bad in (b"", whole[: len(whole) // 2], whole.replace(b'"width": 56', b'"width": 57'), b"[]\n" + whole[-40:]):
         record.write_bytes(bad)
         assert again(monkeypatch, path) == (info, 1)
         assert record.read_bytes() == whole
@@ -100,15 +100,9 @@ def test_a_home_that_cannot_be_written(tmp_path, kept, monkeypatch):
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"")  # no folder: even root cannot write below it
     path = write_counting_video(tmp_path / "a.mp4")
-    with pytest.raises(NotADirectoryError):
-        again(monkeypatch, path)  # somebody's mistake is told
-    kept.unlink()
-    monkeypatch.setattr(timeline.Path, "write_bytes", refuse)
     assert again(monkeypatch, path)[0].num_frames == 60
-
-
-def refuse(path, data):
-    raise PermissionError(13, "Permission denied", str(path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert again(monkeypatch, path)[0].num_frames == 60
 
 
 # --- what is decoded --------------------------------------------------------------------------------------------------
@@ -131,7 +125,7 @@ def test_a_truncated_file_is_named(tmp_path):
     data = path.read_bytes()
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(data[: len(data) // 2])
-    with pytest.raises(VideoError, match="cut.mp4: (.* is truncated|not a readable video)"):
+    with pytest.raises(VideoError, match="cut.mp4: (.* is truncated|its index .moov. is missing)"):
         probe(cut)
 
 
@@ -142,16 +136,16 @@ def test_rows_whose_video_cannot_be_used_are_refused_or_left_out_by_name(rows, t
     table = pq.read_table(rows / "val.parquet").slice(0, 4).to_pylist()
     for row in table:
         row["videos"][0]["video"] = str(rows / row["videos"][0]["video"])
-    bad = tmp_path / "still.mp4"
-    write_counting_video(bad, frames=1)
-    table[1]["videos"][0]["video"] = str(bad)
+    write_counting_video(tmp_path / "still.mp4", frames=1)
+    table[1]["videos"][0]["video"] = str(tmp_path / "still.mp4")
+    table[2]["videos"][0]["video"] = str(tmp_path / "gone.mp4")
     pq.write_table(type(pq.read_table(rows / "val.parquet")).from_pylist(table), tmp_path / "val.parquet")
     processor = make_processor()
     config = {"max_prompt_length": 4096, "video_cache": {"folder": str(tmp_path / "frames")}}
-    with pytest.raises(RowError, match=r"(?s)filter_unusable_videos=True.*row 1 .*still.mp4: holds one picture"):
+    with pytest.raises(RowError, match=r"(?s)filter_unusable_videos=True.*row 2 .*gone.mp4: no such video"):
         VideoGroundingDataset(str(tmp_path / "val.parquet"), processor.tokenizer, OmegaConf.create(config), processor)
     config = OmegaConf.create(config | {"filter_unusable_videos": True})
     with caplog.at_level(logging.WARNING):
         kept = VideoGroundingDataset(str(tmp_path / "val.parquet"), processor.tokenizer, config, processor)
-    assert len(kept) == 3
-    assert "1 of 4 rows are left out" in caplog.text and "still.mp4: holds one picture" in caplog.text
+    assert len(kept) == 2
+    assert "2 of 4 rows are left out" in caplog.text and "still.mp4: holds one picture" in caplog.text

@@ -848,6 +848,35 @@ _add_film_kind(
 )
 _add_film_kind("h264_b_avi", ".avi", _film(75, rate=25), referee=_AVI_B)
 _add_film_kind("h264_avi", ".avi", _film(75, rate=25, options={"bf": "0"}))
+
+
+def _copied(film: Film, options: Sequence[object], path: Path) -> None:
+    """An AVI copied into another container, which takes the order of decoding for time."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole.avi"
+        record(whole, film)
+        _run(*options, "-i", whole, "-c", "copy", path)
+
+
+for _name, _copy, _options in (
+    ("copied_avi_mp4", _film(75, rate=25), ()),
+    ("copied_avi_mkv", _film(75, rate=25), ("-fflags", "+genpts")),
+    ("copied_mpeg4_avi_mp4", _MPEG4_B, ()),
+):
+    _add_film_kind(
+        _name,
+        f".{_name[-3:]}",
+        _copy,
+        write=partial(_copied, _copy, _options),
+        referee="the ffmpeg program gives the pictures in the order of the decoder, with times out of order",
+    )
+_add_film_kind(
+    "h264_asf",
+    ".asf",
+    _film(75, rate=25),
+    write=lambda path: encode(path, _film(75, rate=25, codec="libx264"), "-bf", 2),
+    referee=_AVI_B,
+)
 _HOLES = [k for k in range(75) if not (20 <= k < 30 or k in (45, 50))]
 _add_film_kind(
     "holes_avi",
@@ -1040,16 +1069,32 @@ for _ending in (".ts", ".mkv"):
 
 
 def _joined(parts: Sequence[tuple[Film, Sound | None, float]], path: Path) -> None:
-    """Transport streams one after the other; the last number is where the clock of a part starts."""
+    """Files one after the other; the last number is where the clock of a part starts."""
     data = b""
     with tempfile.TemporaryDirectory() as folder:
         for film, sound, start in parts:
-            part = Path(folder) / "part.ts"
+            part = Path(folder) / f"part{path.suffix}"
             record(part, *([film] if sound is None else [film, sound]), output_ts_offset=str(start))
             data += part.read_bytes()
     path.write_bytes(data)
 
 
+for _name, _more in (
+    ("joined_webm", {"codec": "libvpx"}),
+    ("joined_mkv", {}),
+    ("resized_ts", {}),
+):
+    _small = {"size": (128, 64)} if _name == "resized_ts" else {}
+    _add(
+        _name,
+        f".{_name.rpartition('_')[2]}",
+        partial(_joined, [(_film(60, **_more), None, 0), (_film(60, first=60, **_more, **_small), None, 0)]),
+        range(120),
+        _steps(120),
+        4.0,
+        slack=0.05,  # the last picture of a part stays as long as its container says
+        referee="the ffmpeg program stops at the second part, or keeps its times",
+    )
 for _name, _start, _sound in (
     ("joined_ts", 0, None),
     ("joined_sound_ts", 0, Sound(2.0)),

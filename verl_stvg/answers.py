@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_stvg import nesting
+
 
 class AnswersError(ValueError):
     """An answers file that cannot be read or continued; the message names file, line and remedy."""
@@ -134,7 +136,7 @@ def parse(line: str) -> Answer:
     Raises:
         ValueError: it is none.
     """
-    found = json.loads(line)
+    found = nesting.loads(line)
     if not isinstance(found, dict) or not isinstance(found.get("uid"), str):
         raise ValueError("an object with a uid that is text is expected")
     lists = [found.get(key, []) for key in ("texts", "finish", "tokens")]

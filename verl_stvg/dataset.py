@@ -21,6 +21,7 @@ from verl_stvg.curriculum import Curriculum, RowFacts, crop_truth
 from verl_stvg.prompts import ROOT_KEY, check_size, read_video
 from verl_stvg.video.build import located, plan_of, recorded_info, root_of
 from verl_stvg.video.decode import VideoError, probe, read_frames
+from verl_stvg.video.film import TimelessVideo
 from verl_stvg.video.plan import SamplingPlan
 from verl_stvg.video.positions import added_tokens, fit, patch_of
 from verl_stvg.video.store import FrameStore, default_folder
@@ -76,8 +77,8 @@ class VideoGroundingDataset(RLHFDataset):
         video_root: folder that relative paths start from; default: what `manifest.json` beside the parquet file says,
             else the folder of the file.
         curriculum: see `verl_stvg.curriculum.Curriculum`; rows of ``train_files`` then need what a mask depends on.
-        filter_unusable_videos: drop rows whose video is missing, damaged or without times, and say which; otherwise
-            they are an error.
+        filter_unusable_videos: drop rows whose video is missing or damaged, and say which; otherwise they are an error.
+            Rows whose video has no times (one picture, no index) are dropped, and named, in any case.
         filter_overlong_prompts: drop rows over ``max_prompt_length`` and say how many; otherwise they are an error.
 
     Raises:
@@ -112,9 +113,8 @@ class VideoGroundingDataset(RLHFDataset):
         curriculum = Curriculum.of(self.config) if self._is_trained_on() else None
         with ThreadPoolExecutor(8) as pool:
             results = list(pool.map(partial(self._check_row, check=check, store=store, curriculum=curriculum), rows))
-        dropped = {}
-        if self.config.get("filter_unusable_videos"):
-            dropped = {i: str(problem) for i, (problem, _) in enumerate(results) if isinstance(problem, VideoError)}
+        unusable = VideoError if self.config.get("filter_unusable_videos") else TimelessVideo
+        dropped = {i: str(problem) for i, (problem, _) in enumerate(results) if isinstance(problem, unusable)}
         wrong = [(i, str(problem)) for i, (problem, _) in enumerate(results) if problem and i not in dropped]
         if wrong:
             remedy = "mend or drop these rows"

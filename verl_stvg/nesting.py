@@ -66,6 +66,14 @@ class Shallow:
         return block
 
 
+def is_shallow(value: Any, deepest: int = DEEPEST) -> bool:
+    """Whether no more than so many lists and objects of JSON lie within each other."""
+    if not isinstance(value, dict | list):
+        return True
+    within = value.values() if isinstance(value, dict) else value
+    return deepest > 0 and all(is_shallow(one, deepest - 1) for one in within)
+
+
 def loads(text: str | bytes, object_pairs_hook: Callable | None = None) -> Any:
     """`json.loads`.
 

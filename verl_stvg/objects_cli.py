@@ -98,13 +98,16 @@ def filter_(
     per_label: PerLabel = False,
     hysteresis: Hysteresis = 0.0,
 ) -> None:
-    """Hide objects in frames in which they are small beside the largest one."""
+    """Hide objects in frames in which they are small beside the largest. Exit status 1 if a track file is damaged."""
+    if _filter(tracks, out, ratio, per_label, hysteresis):
+        raise typer.Exit(1)
+
+
+def _filter(tracks: Path, out: Path, ratio: float, per_label: bool, hysteresis: float) -> int:
     from data_builders.objects import pipeline
 
-    _follow(
-        ([done] for done in pipeline.filter_all(tracks, out, ratio, per_label, hysteresis)),
-        len(pipeline.track_files(tracks)),
-    )
+    steps = ([done] for done in pipeline.filter_all(tracks, out, ratio, per_label, hysteresis))
+    return _follow(steps, len(pipeline.track_files(tracks)))
 
 
 @app.command()
@@ -205,7 +208,7 @@ def run(
     models = pipeline.Models(detector, segmenter, confidence)
     options = Options(step=step, mode=_mode(classes), bidirectional=bidirectional, faithful=faithful)
     _follow(pipeline.track_all(videos, names, out / "tracks", models, options, workers, ray, gpus), len(names))
-    filter_(out / "tracks", out / "shown", ratio, per_label, hysteresis)
+    _filter(out / "tracks", out / "shown", ratio, per_label, hysteresis)
     targets = out / "targets.jsonl"
     assign(dataset, annotations, videos, out / "shown", targets, split, min_share, min_iou, faithful)
     manifest = build.build(dataclasses.replace(job, targets=targets, tracks=out / "shown"))
@@ -249,4 +252,6 @@ def _follow(steps: Iterable[list], total: int) -> int:
     )
     for one in failed[:_SHOWN]:
         logger.warning("  %s: %s", one.video, one.reason)
+    for one in [one for one in done if one.state == "made" and one.reason][:_SHOWN]:
+        logger.warning("  %s: made again: %s", one.video, one.reason)
     return len(failed)

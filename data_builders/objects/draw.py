@@ -11,7 +11,6 @@ from data_builders.objects.frames import VideoFrames
 from data_builders.objects.write import write_video
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.markers import draw_ids
-from verl_stvg.video.rle import spelled
 from verl_stvg.video.tracks import TrackError, Tracks
 
 _BLOCK = 32  # frames that are held at once
@@ -69,7 +68,7 @@ def show(video: Path, tracks: Tracks, out: Path, sheet: Path | None = None, pict
             ids = list(found)
             detections = supervision.Detections(
                 xyxy=np.array([corners[number] for number in ids], float),
-                mask=np.array([coco.decode(spelled(found[number])) for number in ids], bool),
+                mask=np.array([coco.decode(found[number]) for number in ids], bool),
                 class_id=np.array(ids),
                 tracker_id=np.array(ids),
             )

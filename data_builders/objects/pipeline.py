@@ -30,6 +30,7 @@ from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.decode import probe
 from verl_stvg.video.film import VideoError, VideoInfo
 from verl_stvg.video.quarantine import Quarantine
+from verl_stvg.video.rle import MaskError
 from verl_stvg.video.tracks import TrackError, Tracks, find_track, load, save
 
 QUARANTINE = "quarantine.jsonl"
@@ -38,7 +39,10 @@ _SLACK = 2  # frames by which a tube may be longer than its video, as rounding m
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a video: ``made``, ``present`` or ``failed`` with a reason; how many objects it has."""
+    """What became of a video: ``made``, ``present`` or ``failed`` with a reason; how many objects it has.
+
+    A video that was ``made`` again because its track file is damaged has a reason, too.
+    """
 
     video: str
     state: str
@@ -75,7 +79,7 @@ def track_all(
     on_ray: bool = False,
     gpus: float = 0,
 ) -> Iterator[list[Done]]:
-    """Track videos into ``out/<video>.tracks.json.gz``; those that are there are skipped.
+    """Track videos into ``out/<video>.tracks.json.gz``; those that are there are skipped, damaged ones made again.
 
     Args:
         root: of the videos.
@@ -97,8 +101,13 @@ def _track_some(videos: list[str], root: Path, out: Path, models: Models, option
 
 def _track_one(video: str, root: Path, out: Path, models: Models, options: Options) -> Done:
     path, quarantine = find_track(out, video, root), Quarantine(out / QUARANTINE)
+    there, reason = None, ""
     if path.is_file():
-        there = load(path)
+        try:
+            there = load(path)
+        except TrackError as error:
+            reason = str(error)
+    if there is not None:
         if other := [key for key, value in _made_by(models, options).items() if there.made_by.get(key) != value]:
             raise TrackError(f"{path}: made with other {' and '.join(other)}; choose another folder or remove the file")
         if not _outdated(there, path, root / video):
@@ -113,7 +122,7 @@ def _track_one(video: str, root: Path, out: Path, models: Models, options: Optio
     made_by = {**tracks.made_by, **_made_by(models, options), "content": content}
     save(dataclasses.replace(tracks, made_by=made_by), path)
     quarantine.clear(root / video)
-    return Done(video, "made", len(tracks.tracks))
+    return Done(video, "made", len(tracks.tracks), reason)
 
 
 def _outdated(tracks: Tracks, path: Path, video: Path) -> bool:
@@ -164,23 +173,32 @@ def filter_all(tracks: Path, out: Path, ratio: float, per_label: bool, hysteresi
         per_label: see `size_filter`.
         hysteresis: see `size_filter`.
 
+    A track file that cannot be read has failed, and the rest goes on.
+
     Raises:
-        TrackError: a track file that cannot be read.
         ValueError: the two folders are one.
     """
     if tracks.resolve() == out.resolve():
         raise ValueError(f"{out}: the displayed objects need a folder of their own, all objects are needed later")
     for path in track_files(tracks):
         name, target = path.relative_to(tracks).as_posix(), out / path.relative_to(tracks)
+        reason = ""
         if target.is_file() and target.stat().st_mtime_ns >= path.stat().st_mtime_ns:
-            made = load(target)
             wanted = {"ratio": ratio, "per_label": per_label, "hysteresis": hysteresis}
-            if made.made_by.get("filter") == wanted:
-                yield Done(name, "present", len(made.tracks))
-                continue
-        shown = size_filter(load(path), ratio, per_label, hysteresis)
+            try:
+                made = load(target)
+                if made.made_by.get("filter") == wanted:
+                    yield Done(name, "present", len(made.tracks))
+                    continue
+            except TrackError as error:
+                reason = str(error)
+        try:
+            shown = size_filter(load(path), ratio, per_label, hysteresis)
+        except TrackError as error:
+            yield Done(name, "failed", reason=str(error))
+            continue
         save(shown, target)
-        yield Done(name, "made", len(shown.tracks))
+        yield Done(name, "made", len(shown.tracks), reason)
 
 
 def track_files(folder: Path) -> list[Path]:
@@ -212,8 +230,8 @@ def assign(
 
     A line has ``uid`` and either ``object_id``, ``share``, ``mean_iou``, ``votes`` and ``fragments`` (of a tube), or
     ``object_ids`` and ``shares`` (of masks), with ``visible``, the intervals in seconds of what is shown in which the
-    target's number is displayed; or ``reason``, where there is no target: tracks that are not about the video as
-    players show it, and boxes that are annotated on a turned picture, are such reasons.
+    target's number is displayed; or ``reason``, where there is no target: tracks that are damaged or not about the
+    video as players show it, malformed masks, and boxes that are annotated on a turned picture, are such reasons.
 
     Args:
         dataset: name of the set.
@@ -233,7 +251,7 @@ def assign(
             objects, info = _loaded(str(find_track(tracks, video, root.root))), _info(str(root.root / video))
             objects.check(info)
             found = _target(entry, objects, rule, info.clock)
-        except (UnknownVideo, VideoError, TrackError, TurnedBoxes) as error:
+        except (UnknownVideo, VideoError, TrackError, MaskError, TurnedBoxes) as error:
             found = {"reason": str(error)}
         yield {"uid": uid, **found}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pycocotools import mask as coco
 
 from verl_stvg.video.markers import rle_area
-from verl_stvg.video.rle import RLE, MaskError, encoded, spelled
+from verl_stvg.video.rle import RLE, MaskError, encoded
 from verl_stvg.video.tracks import Track, Tracks
 
 Box = Sequence[float]
@@ -120,7 +120,7 @@ def match_masks(
             raise MaskError(f"annotated mask of frame {frame} is {size}; track the video at the size of its masks")
     found = {}
     for track in tracks.tracks:
-        inside = sum(_common(spelled(mask), wanted[frame]) for frame, mask in track.masks.items() if frame in wanted)
+        inside = sum(_common(mask, wanted[frame]) for frame, mask in track.masks.items() if frame in wanted)
         part = inside / sum(map(rle_area, track.masks.values()))
         if part >= share and part > 0:
             found[track.object_id] = part

@@ -11,7 +11,7 @@ from pycocotools import mask as coco
 from data_builders.read import AnnotationError, json_entries, json_whole
 from data_builders.records import Entries, Problem, Record, record
 from data_builders.sets import AnnotationSet, Source
-from verl_stvg.video.markers import rle_area
+from verl_stvg.video.rle import RLE, MaskError, encoded
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
@@ -75,8 +75,9 @@ def _record(
         extra[name] = ",".join(ids)
     tracks = {one: fetch(one) for one in ids}
     for one, track in tracks.items():
-        if what := _malformed(track, len(frames)):
-            return Problem(where, f"anno_id {one}: {what}")
+        tracks[one] = track = _read(track, len(frames))
+        if isinstance(track, str):
+            return Problem(where, f"anno_id {one}: {track}")
     sizes = {tuple(mask["size"]) for track in tracks.values() for mask in track if mask}
     if len(sizes) > 1:
         return Problem(where, f"anno_id: masks of {len(sizes)} sizes, {sorted(sizes)!r:.60}")
@@ -95,24 +96,24 @@ def _joined(masks: tuple[dict | None, ...]) -> dict | None:
     return {"size": union["size"], "counts": union["counts"].decode("ascii")}
 
 
-def _malformed(track: Any, num_frames: int) -> str | None:
+def _read(track: Any, num_frames: int) -> list[RLE | None] | str:
+    """Masks of an object, compressed, whatever their spelling in the file; or what is wrong with them."""
     if not isinstance(track, list):
         return f"no list of masks in the mask file, found {track!r:.60}"
     if len(track) != num_frames:
         return f"{len(track)} masks for {num_frames} frames"
+    masks: list[RLE | None] = []
     for k, mask in enumerate(track):
-        if mask is None:
-            continue
         size = mask.get("size") if isinstance(mask, dict) else None
-        if not isinstance(size, list) or len(size) != 2 or any(type(side) is not int for side in size):
+        if mask is not None and (not isinstance(size, list) or any(type(side) is not int for side in size)):
             return f"mask {k}: no object with size [height, width], found {mask!r:.60}"
-        if not isinstance(mask.get("counts"), str):
+        if mask is not None and not isinstance(mask.get("counts"), str | list):
             return f"mask {k}: counts are no text, found {mask.get('counts')!r:.60}"
         try:
-            rle_area(mask)
-        except ValueError as error:
+            masks.append(None if mask is None else encoded(mask))
+        except MaskError as error:
             return f"mask {k}: {error}"
-    return None
+    return masks
 
 
 def _ids(found: Any) -> list[str] | None:

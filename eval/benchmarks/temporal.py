@@ -6,7 +6,7 @@ import numpy as np
 
 from eval.benchmarks.items import Interval, Item, Prediction
 from eval.metrics import readers
-from eval.metrics.lenient import read_time
+from eval.metrics.lenient import is_plain, read_time
 from eval.metrics.temporal import (
     THRESHOLDS,
     Measure,
@@ -72,6 +72,11 @@ def variants(
     """
     table: Values = {}
     stored = stored or [None] * len(items)
+    # What was read is all that such replies say, to every reader of pairs.
+    texts = [
+        None if text is not None and one is not None and is_plain(text) else text
+        for one, text in zip(said, texts, strict=True)
+    ]
     forms = {item.recipe.removesuffix("_nothink").removesuffix("_strict") for item in items}
     scripts = {_SCRIPTS.get(form) for form in forms}
     if len(scripts) == 1 and None not in scripts:

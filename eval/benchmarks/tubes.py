@@ -24,7 +24,6 @@ from eval.metrics.temporal import exceeds, iou_hull, reaches
 from eval.metrics.tubes import THRESHOLDS, Box, as_arrays, common
 from reward_fns.measures import set_f1
 from verl_stvg.video.film import VideoInfo
-from verl_stvg.video.rle import spelled
 from verl_stvg.video.tracks import TrackError, Tracks, find_track, load
 
 _FAR = 1e9  # seconds; beyond it only the number of digits grows
@@ -72,7 +71,7 @@ def _boxes(masks: Mapping[int, Mapping]) -> dict[int, Box]:
     """Boxes xyxy of masks that have a pixel, as `Tracks.boxes` gives them, many at a time."""
     if not masks:
         return {}
-    found = coco.toBbox(list(map(spelled, masks.values())))
+    found = coco.toBbox(list(masks.values()))
     found[:, 2:] += found[:, :2]
     return {key: tuple(box) for key, box in zip(masks, found.tolist(), strict=True) if box[2] > box[0]}
 

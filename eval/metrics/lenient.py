@@ -34,9 +34,8 @@ _NAMED = re.compile(
     rf"\b(start|begin|end|finish)(?:s|es|ing|ning)?(?:[\s_]?time)?[\"']?\s{{0,8}}(?:at\b|is\b|:|=)?\s{{0,8}}[\"']?{_TIME}(?![\w:%])",
     re.IGNORECASE,
 )
-_PLAIN = re.compile(
-    r"<answer>\s{0,8}([0-9]{1,9}(?:\.[0-9]{0,9})?) (?:to|and) ([0-9]{1,9}(?:\.[0-9]{0,9})?)\s{0,8}</answer>"
-)
+_DECIMAL = r"[0-9]{1,9}(?:\.[0-9]{0,9})?"
+_PLAIN = re.compile(rf"<answer>{_DECIMAL} (?:to|and) {_DECIMAL}</answer>\s{{0,8}}\Z")
 # Brackets that a reply copies from the prompt: `Target ID: [2], Time range: [5.00] to [9.00]`.
 _BRACKETED = re.compile(r"\[\s{0,4}([\d.:]{1,16}s?)\s{0,4}\]")
 _LABEL = "time range"
@@ -48,6 +47,11 @@ _DROPPED = str.maketrans("", "", "*`$")
 _NARROW = str.maketrans({code + 0xFEE0: code for code in range(0x21, 0x7F)})
 
 
+def is_plain(text: str) -> bool:
+    """Tell whether a reply ends in `<answer>NUM to|and NUM</answer>`, which every reader of pairs reads alike."""
+    return _PLAIN.match(text, max(0, text.rfind("<answer>"))) is not None
+
+
 def read_time(text: str) -> Interval | None:
     """Return the interval in seconds that a reply means, or None.
 
@@ -55,10 +59,6 @@ def read_time(text: str) -> Interval | None:
     there is none. Reasoning that never ends is no answer. Of a list the first interval counts, of free text the only
     one: two that differ are None. Bounds are as said, neither swapped nor clamped.
     """
-    at = text.rfind("<answer>")
-    plain = _PLAIN.match(text, at) if at >= 0 else None
-    if plain is not None and text.find("</answer>", plain.end()) < 0:
-        return float(plain.group(1)), float(plain.group(2))
     said = _answer(text)
     return _read(said) if said is not None and len(said) <= MAX_LENGTH else None
 

@@ -105,7 +105,12 @@ def _percent(part: float, count: int) -> float:
 
 
 def smart_nframes(
-    total_frames: int, video_fps: float, fps: float = 2.0, min_frames: int = 4, max_frames: int | None = None
+    total_frames: int,
+    video_fps: float,
+    fps: float = 2.0,
+    min_frames: int = 4,
+    max_frames: int | None = None,
+    nframes: int | None = None,
 ) -> int:
     """Return how many frames VideoMind samples: the duration at `fps`, clamped, to the nearest even number.
 
@@ -118,14 +123,22 @@ def smart_nframes(
         fps: wanted rate.
         min_frames: rounded up to an even number.
         max_frames: rounded down to an even number; None for 768, or the video's if it has fewer.
+        nframes: rounded to an even number, in place of all the others.
 
     Raises:
         ValueError: fewer than two frames, or more than the video has.
     """
+    if nframes is not None:
+        return _within(round(nframes / FRAME_FACTOR) * FRAME_FACTOR, total_frames)
     low = math.ceil(min_frames / FRAME_FACTOR) * FRAME_FACTOR
     most = min(MAX_FRAMES, total_frames) if max_frames is None else max_frames
     high = most // FRAME_FACTOR * FRAME_FACTOR
-    count = round(min(max(total_frames / video_fps * fps, low), high) / FRAME_FACTOR) * FRAME_FACTOR
+    return _within(
+        round(min(max(total_frames / video_fps * fps, low), high) / FRAME_FACTOR) * FRAME_FACTOR, total_frames
+    )
+
+
+def _within(count: int, total_frames: int) -> int:
     if not FRAME_FACTOR <= count <= total_frames:
         raise ValueError(f"{count} frames are wanted of a video of {total_frames}, which has to have at least as many")
     return count

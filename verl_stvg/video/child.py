@@ -46,7 +46,7 @@ from verl_stvg.video.decode import (
     probe,
     read_frames,
 )
-from verl_stvg.video.film import MAX_AREA
+from verl_stvg.video.film import MAX_AREA, TimelessVideo
 from verl_stvg.video.plan import SamplingPlan
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ _GRACE = 1.0  # seconds by which the child's own alarm comes after its parent's
 _LOOK = 2000  # milliseconds between looks for the parent
 _NO_MEMORY = re.compile("(annot|an't) allocate memory|Insufficient memory|bad_alloc")  # the system, torch, OpenCV, C++
 _START = "import json; from verl_stvg.video.child import _serve; _serve(**json.loads(sys.argv[1]))"
-_ERRORS = {error.__name__: error for error in (VideoError, DecoderError, OSError)}
+_ERRORS = {error.__name__: error for error in (TimelessVideo, VideoError, DecoderError, OSError)}
 
 
 @dataclass(frozen=True)
@@ -412,25 +412,25 @@ def _handle(request: dict, decoder: str, threads: int, memory: int | None, answe
     path, limit = request["path"], Limit(**request["limit"])
     bounds = _Memory(memory)
     _set_alarm(limit)
+    work = 0
+
+    def begins(pictures: int, area: int) -> None:
+        nonlocal work
+        work += pictures
+        longer = limit.for_work(work, area)
+        _set_alarm(longer)
+        _send(answers, {"limit": asdict(longer)})
+
     try:
         if "plan" not in request:
             with bounds:
-                return {"info": asdict(probe(path))}
+                return {"info": asdict(probe(path, begins))}
         plan = SamplingPlan(**request["plan"])
         shape = (plan.num_frames, plan.height, plan.width, 3)
         try:
             out = np.memmap(request["out"], np.uint8, "r+", request["offset"], shape)
         except OSError as error:
             return {"error": "OSError", "message": f"{request['out']}: cannot be written ({error})"}
-        work = 0
-
-        def begins(pictures: int, area: int) -> None:
-            nonlocal work
-            work += pictures
-            longer = limit.for_work(work, area)
-            _set_alarm(longer)
-            _send(answers, {"limit": asdict(longer)})
-
         with bounds:
             read_frames(path, plan, request["needs"], decoder, threads, out, begins)
     except Exception as error:  # whatever a decoder raises, the next request finds a child

@@ -31,6 +31,7 @@ from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.fetch import DECODERS, DecoderError, Differs, Take, fetch_frames, load_decoder
 from verl_stvg.video.film import Timeline, VideoError, VideoInfo
 from verl_stvg.video.markers import draw_ids
+from verl_stvg.video.packets import Begins
 from verl_stvg.video.pictures import FEED, PASS, decode_packets, fed_for
 from verl_stvg.video.plan import SamplingPlan
 from verl_stvg.video.timeline import probe, timeline
@@ -46,8 +47,6 @@ _SPARSE = 0.7  # of the packets: with fewer to decode, groups of pictures in bet
 
 Draw = Callable[[np.ndarray, int], np.ndarray]
 """Takes a frame, uint8 (H, W, 3), RGB, and its index in the video, and gives the frame with what is drawn on it."""
-Begins = Callable[[int, int], None]
-"""Is told how many pictures are about to be decoded, and the area of each, pixels."""
 
 
 def read_frames(
@@ -90,7 +89,7 @@ def read_frames(
         raise ValueError(f"out must be uint8 {shape}, got {frames.dtype} {frames.shape}")
     needed = needed_frames(plan, needs)
     fetch = load_decoder(decoder)
-    line = timeline(path)
+    line = timeline(path, begins)
     draw = _drawing(path, plan, line.info)
     shown = _on_show(plan, line.info.clock)
     _refuse_gaps(path, plan, line, needed, shown)
@@ -278,7 +277,7 @@ def _fill(
         index = int(line.places[number])
         if index in left:
             left.remove(index)
-            take(index, line.turn(frame.to_ndarray(format="rgb24")))
+            take(index, line.as_shown(frame.to_ndarray(format="rgb24")))
     return not left
 
 

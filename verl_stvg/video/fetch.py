@@ -74,6 +74,8 @@ def fetch_frames(
         Differs: it shows other pictures.
         DecoderError: it breaks the rules of `Fetch`.
     """
+    if line.as_decoded and not trusted:
+        raise Differs("the times of this file contradict the order of its pictures")
     compared = line.turn.moves or not trusted
     references = _references(path, line, np.unique(shown[shown >= 0])) if compared else {}
     indices = np.union1d(shown[shown >= 0], list(references)).astype(int).tolist()
@@ -108,11 +110,14 @@ def _taken(
     for index, image in images:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise DecoderError(f"the decoder must give uint8 (H, W, 3), and gives {image.dtype} {image.shape}")
-        picture = (image if image.shape[1::-1] == size else cv2.resize(image, size)) if turned else line.turn(image)
+        if turned or (image.shape[1::-1] == size and not line.turn.moves):
+            picture = image if image.shape[1::-1] == size else cv2.resize(image, size)
+        else:
+            picture = line.as_shown(image)
         if index in references:
             if not _alike(picture, references[index]):
                 return False
-            told = told or not _alike(line.turn(image), references[index])
+            told = told or not _alike(line.as_shown(image), references[index])
         if index in shown:
             take(index, picture)
     if not told:
@@ -138,7 +143,7 @@ def _references(path: Path, line: Timeline, wanted: np.ndarray) -> dict[int, np.
             return {}
         index = int(line.places[number])
         if index in chosen:
-            found[index] = line.turn(frame.to_ndarray(format="rgb24"))
+            found[index] = line.as_shown(frame.to_ndarray(format="rgb24"))
     return found
 
 

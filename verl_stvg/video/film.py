@@ -18,6 +18,10 @@ class VideoError(ValueError):
     """A video that cannot be used; the message names the file, the reason and the remedy."""
 
 
+class TimelessVideo(VideoError):
+    """A video whose times cannot be had: without an index, without time stamps, or of one picture."""
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """What a video is to whoever watches it.
@@ -101,6 +105,7 @@ class Timeline:
         shown: (P,) bool, whether a packet holds a picture that is shown.
         keys: (P,) bool, whether a decoder can start with it.
         promised: seconds that the file's index says, where pictures are missing at its end; None: all are there.
+        as_decoded: the file's times contradict the order in which its pictures come out, which counts.
     """
 
     info: VideoInfo
@@ -111,6 +116,7 @@ class Timeline:
     shown: np.ndarray
     keys: np.ndarray
     promised: float | None = None
+    as_decoded: bool = False
 
     @cached_property
     def numbers(self) -> np.ndarray:
@@ -123,6 +129,12 @@ class Timeline:
         places = np.full(len(self.stamps), -1)
         places[self.numbers] = np.arange(len(self.numbers))
         return places
+
+    def as_shown(self, image: np.ndarray) -> np.ndarray:
+        """The picture on screen of a decoded one, both uint8 (H, W, 3); some films change their size on the way."""
+        if image.shape[1::-1] != self.stored:
+            image = cv2.resize(image, self.stored, interpolation=cv2.INTER_LINEAR)
+        return self.turn(image)
 
     def start_of(self, number: int) -> int:
         """The packet that a decoder has to start with to give the picture of a packet whole."""

@@ -20,9 +20,9 @@ What is shown follows the players:
 
 import contextlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,9 +32,11 @@ from av.format import Flags
 from av.stream import Disposition
 
 from verl_stvg.video.clock import ROUNDING
-from verl_stvg.video.film import MAX_AREA, NO_STAMP, Timeline, Turn, VideoError, VideoInfo, in_order
+from verl_stvg.video.film import MAX_AREA, NO_STAMP, TimelessVideo, Timeline, Turn, VideoError, VideoInfo, in_order
 
-TOGETHER = 0.2
+Begins = Callable[[int, int], None]
+"""Is told how many pictures are about to be decoded, and the area of each, pixels."""
+TOGETHER = 0.1
 """Seconds by which the picture may start after the sound and still count as starting with it."""
 _UNREADABLE = 100  # packets in a row that cannot be read: the rest of the file is missing
 _BACK = 0.5  # seconds: time stamps of a transport stream that go back further start again
@@ -44,12 +46,17 @@ _SHORT = 1.0  # seconds by which a file may end before its index says, and not c
 _SAME = 1.1 * ROUNDING  # seconds: two times are rounded
 _VP8, _VP9 = ("vp8", "libvpx"), ("vp9", "libvpx-vp9")
 _WAY = (b"moov", b"trak", b"edts")  # boxes of an MP4 around an edit list
-_REMUX = "ffmpeg -framerate RATE -i IN -c copy OUT.mp4"
+_EARLY = 64  # packets that are decoded to see whether pictures come in the order of their packets
+_REMUX = "ffmpeg -framerate RATE -i IN OUT.mp4"
 _NO_PICTURES = (
     f"holds no pictures with time stamps; run {_REMUX}",
     "holds one picture, and times need two; if it is a still, make a video of it: "
     "ffmpeg -loop 1 -t SECONDS -i IN -pix_fmt yuv420p OUT.mp4",
 )
+
+
+def nothing_begins(pictures: int, area: int) -> None:
+    """A `Begins` that does not want to know."""
 
 
 @contextlib.contextmanager
@@ -64,7 +71,7 @@ def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoSt
     try:
         container = av.open(str(path), metadata_errors="ignore")
     except av.error.FFmpegError as error:
-        raise VideoError(f"{path}: not a readable video ({error}); download or encode it again") from error
+        raise _unreadable(path, error) from error
     with container:
         stream = _film(path, container)
         context = stream.codec_context
@@ -74,6 +81,23 @@ def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoSt
             )
         context.options = {"max_pixels": str(MAX_AREA)}
         yield container, stream
+
+
+def _unreadable(path: Path, error: av.error.FFmpegError) -> VideoError:
+    """What is wrong with a file that FFmpeg cannot open."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        return VideoError(f"{path}: is empty; download it again")
+    if head.lstrip()[:1] in (b"<", b"{"):
+        return VideoError(f"{path}: holds text, perhaps the message of a server, and no video; download it again")
+    if head[4:8] in (b"ftyp", b"mdat", b"wide", b"free", b"skip"):
+        return TimelessVideo(
+            f"{path}: its index (moov) is missing, because the download or the recording was cut off; download it "
+            "again, or mend it with untrunc and a whole file of the same device"
+        )
+    reason = error.strerror or error
+    return VideoError(f"{path}: not a readable video ({reason}); download or encode it again")
 
 
 def _film(path: Path, container: av.container.InputContainer) -> av.VideoStream:
@@ -109,15 +133,20 @@ def packets(
 # --- the walk ---------------------------------------------------------------------------------------------------------
 
 
-def walk(path: Path) -> Timeline:
+def walk(path: Path, begins: Begins = nothing_begins) -> Timeline:
     """Look at every packet of a file.
 
+    Args:
+        path: of the file.
+        begins: called before pictures are decoded, where the order of the packets does not tell that of the pictures.
+
     Raises:
-        VideoError: missing, unreadable or empty file; one whose times cannot be had.
+        TimelessVideo: its times cannot be had.
+        VideoError: missing, unreadable or empty file.
     """
     with opened(path) as (container, stream):
         if container.format.flags & Flags.no_timestamps.value:
-            raise VideoError(f"{path}: holds no times, only pictures ({container.format.name}); run {_REMUX}")
+            raise TimelessVideo(f"{path}: holds no times, only pictures ({container.format.name}); run {_REMUX}")
         context, base, form = stream.codec_context, stream.time_base, container.format.name
         context.thread_count = 1
         found, hidden, picture = [], [], None
@@ -134,19 +163,36 @@ def walk(path: Path) -> Timeline:
         shown = ~cut
         shown[hidden] = False
         stamps, notes = np.where(pts == NO_STAMP, dts, pts), _streams_note(container, stream)
+        moves, area = bool(context.has_b_frames), context.width * context.height
+        given = None
         if form == "avi":  # knows only when packets are decoded
-            stamps, shown = _as_decoded(path, dts, shown) if context.has_b_frames else (dts, shown)
-        elif container.format.flags & Flags.ts_discont.value:
-            shift, count = _counted_on(dts, durations, base)
+            stamps = dts
+            if moves:
+                begins(len(found), area)
+                given, lost = _given(path)
+                stamps, held = _in_chunks(dts, given, lost)
+        elif "mp4" not in form:
+            shift, count = _counted_on(dts, durations, base, bool(container.format.flags & Flags.ts_discont.value))
             stamps = np.where(stamps == NO_STAMP, stamps, stamps + shift)
             notes += [f"its times start again {count} times; they are counted on"] if count else []
-        if "mp4" in form and len(found) > stream.frames:
+        elif len(found) > stream.frames:
             shown &= ~_in_gaps(path, stream.id, stamps, base)
-        if picture is None or not _begins_with(picture.pts, stamps, shown):
+        if form != "avi" and _is_doubtful(path, stamps, dts, shown, moves, "mp4" in form):
+            begins(len(found), area)
+            given, lost = _given(path)
+            if given == _timed(stamps, shown, given):
+                given = None  # as the time stamps say
+            else:
+                stamps, held = _in_turn(path, stamps, given, lost)
+                notes.append("its times contradict the order of its pictures, which counts")
+        if given is not None:
+            shown &= held
+            picture = _first_picture(path)
+        elif picture is None or not _begins_with(picture.pts, stamps, shown):
             picture = _first_picture(path)
             shown &= _from(picture.pts, stamps, keys, shown)
         if shown.sum() < 2:
-            raise VideoError(f"{path}: {_NO_PICTURES[min(1, int(shown.sum()))]}")
+            raise TimelessVideo(f"{path}: {_NO_PICTURES[min(1, int(shown.sum()))]}")
         numbers = in_order(stamps, shown)
         order, last = stamps[numbers], int(durations[numbers[-1]])
         if form == "avi":  # chunks that only delay the decoder count, too
@@ -156,12 +202,13 @@ def walk(path: Path) -> Timeline:
         late = _late(container, order[0] * base)
         if late:
             notes.append(f"its picture starts {float(late):.3f} s after the file does, from where times count")
+        notes += _cut_off_note(container, float(order[-1] - order[0] + last) * float(base) + float(late))
         promised = _promised(container, stream, len(found), float((order[-1] - order[0] + last) * base))
         stored, turn = (picture.width, picture.height), _turn(path, picture, stream.sample_aspect_ratio)
         rates = [rate for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
         times, size = _times(order, last, base, late, rates), _size(path, stored, turn)
         info = VideoInfo(len(order), **times, **size, notes=tuple(notes))
-        return Timeline(info, stream.index, stored, turn, stamps, shown, keys, promised)
+        return Timeline(info, stream.index, stored, turn, stamps, shown, keys, promised, given is not None)
 
 
 def _columns(found: list[tuple]) -> tuple[np.ndarray, ...]:
@@ -234,46 +281,112 @@ def _is_hidden(codec: str, packet: av.Packet) -> bool:
     return not (shows_existing or shows)
 
 
-def _as_decoded(path: Path, dts: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Order of presentation where the container knows only that of decoding, and which packets hold a picture.
+def _is_doubtful(path: Path, stamps: np.ndarray, dts: np.ndarray, shown: np.ndarray, moves: bool, mp4: bool) -> bool:
+    """Whether the time stamps may contradict the order in which the decoder gives the pictures.
 
-    Each packet with anything in it is the place of one picture, in the order in which the decoder gives them. One that
-    breaks counts as a picture in its own place, so that it is known to be missing.
+    They are missing or come twice, or lie before the time of decoding, or rise from packet to packet although the
+    decoder moves pictures.
     """
+    missing = np.flatnonzero(shown & (stamps == NO_STAMP))
+    known = stamps[shown & (stamps != NO_STAMP)]
+    if len(np.unique(known)) < len(known) or (not mp4 and (stamps < dts)[shown & (stamps != NO_STAMP)].any()):
+        return True
+    rising = moves and bool((np.diff(known) > 0).all())
+    if len(missing) and missing[-1] >= _EARLY:
+        return True
+    if not len(missing) and not rising:
+        return False
+    early, _ = _given(path, _EARLY)
+    return bool(set(missing.tolist()) & set(early)) or (rising and early != sorted(early))
+
+
+def _given(path: Path, count: int | None = None) -> tuple[list[int], list[int]]:
+    """The packets whose pictures the decoder gives, in its order, and those that break; of the first ones or of all."""
     given: list[int] = []
     broken: list[int] = []
     with opened(path) as (container, stream):
         context = stream.codec_context
         context.thread_count = 1
-        for number, packet in [*packets(container, stream), (-1, None)]:
+        for number, packet in chain(islice(packets(container, stream), count), [(-1, None)]):
             if isinstance(packet, av.FFmpegError):
                 continue
             if packet is not None:
-                packet.pts = number
+                packet.pts, packet.dts = number, None
             try:
                 given += [frame.pts for frame in context.decode(packet)]
             except av.error.FFmpegError:
                 broken.append(number)
+    return given, [number for number in broken if number >= 0 and number not in given]
+
+
+def _in_chunks(dts: np.ndarray, given: list[int], lost: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Order of presentation of an AVI's packets, and which hold a picture.
+
+    Each packet with anything in it is the place of one picture, in the order in which the decoder gives them. One that
+    breaks counts as a picture in its own place, so that it is known to be missing.
+    """
     stamps, held = np.full(len(dts), NO_STAMP), np.zeros(len(dts), bool)
-    lost = [number for number in broken if number not in given]
     slots = np.delete(dts, lost)[: len(given)]
-    if len(slots) > 2 and slots[1] - slots[0] > 1:  # empty chunks that only make up for the decoder's delay
-        slots[0] = slots[1] - 1
+    steps = np.diff(slots)
+    if len(steps) > 1 and steps[0] > np.median(steps):  # empty chunks that only make up for the decoder's delay
+        slots[0] = slots[1] - int(np.median(steps))
     stamps[given], held[given] = slots, True
     stamps[lost], held[lost] = dts[lost], True
-    return stamps, shown & held
+    return stamps, held
 
 
-def _counted_on(dts: np.ndarray, durations: np.ndarray, base: Fraction) -> tuple[np.ndarray, int]:
-    """What to add to the stamps of each packet so that time goes on where it starts again; how often it does."""
+def _in_turn(path: Path, stamps: np.ndarray, given: list[int], lost: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Time stamps in the order in which the decoder gives the pictures, and which packets hold one.
+
+    Where all have stamps, these are put in order. Missing ones, and all but the first of equal ones, lie evenly between
+    their neighbours.
+    """
+    order = np.array(_with_lost(given, lost))
+    own = stamps[order]
+    if (own != NO_STAMP).all():
+        own = np.sort(own)
+    known = np.flatnonzero((own != NO_STAMP) & (own > np.append(NO_STAMP, np.maximum.accumulate(own)[:-1])))
+    if len(known) < 2:
+        raise TimelessVideo(f"{path}: {_NO_PICTURES[0]}")
+    places, steps = np.arange(len(order)), np.diff(own[known]) / np.diff(known)
+    filled = np.interp(places, known, own[known])
+    step = float(np.median(steps))
+    filled = np.where(places < known[0], own[known[0]] + (places - known[0]) * step, filled)
+    filled = np.where(places > known[-1], own[known[-1]] + (places - known[-1]) * step, filled)
+    found, held = np.full(len(stamps), NO_STAMP), np.zeros(len(stamps), bool)
+    found[order], held[order] = np.rint(filled).astype(np.int64), True
+    return found, held
+
+
+def _timed(stamps: np.ndarray, shown: np.ndarray, given: list[int]) -> list[int]:
+    """The packets that the decoder gave pictures of, in the order of their time stamps; those without one left out."""
+    numbers = in_order(stamps, shown & (stamps != NO_STAMP))
+    return numbers[np.isin(numbers, given)].tolist()
+
+
+def _with_lost(given: list[int], lost: list[int]) -> list[int]:
+    """Packets in the order of their pictures, each lost one after the last that comes before it in the file."""
+    found = list(given)
+    for number in lost:
+        before = [place for place, other in enumerate(found) if other < number]
+        found.insert(before[-1] + 1 if before else 0, number)
+    return found
+
+
+def _counted_on(dts: np.ndarray, durations: np.ndarray, base: Fraction, jumps: bool) -> tuple[np.ndarray, int]:
+    """What to add to the stamps of each packet so that time goes on where it starts again; how often it does.
+
+    With `jumps` it also starts again where it jumps far ahead.
+    """
     known = np.flatnonzero(dts != NO_STAMP)
     step = np.diff(dts[known])
     back, ahead = -int(_BACK / base), max(int(_AHEAD / base), _OFTEN * float(np.median(step)) if len(step) else 0)
-    places = np.flatnonzero((step < back) | (step > ahead))
+    places = np.flatnonzero((step < back) | ((step > ahead) & jumps))
     shift = np.zeros(len(dts), np.int64)
     for place in places:
-        before, after = known[place], known[place + 1]
-        shift[after:] += dts[before] + durations[before] - dts[after] + shift[before] - shift[after]
+        before, after = known[place], known[place + 1]  # what lies between them begins the new part, without its time
+        begin = dts[after] - durations[before + 1 : after].sum()
+        shift[before + 1 :] += dts[before] + durations[before] - begin + shift[before] - shift[before + 1]
     return shift, len(places)
 
 
@@ -341,6 +454,16 @@ def _late(container, start: Fraction) -> Fraction | int:
         return 0
     late = start - Fraction(container.start_time, av.time_base)
     return late if late > TOGETHER else 0
+
+
+def _cut_off_note(container, end: float) -> list[str]:
+    """A note where a header names a length that the pictures do not reach; some formats only guess one."""
+    if container.duration is None or container.format.flags & Flags.ts_discont.value:
+        return []
+    said = container.duration / av.time_base
+    if said - end < max(_SHORT, 0.05 * said):
+        return []
+    return [f"its pictures end at {end:.3f} s, and its header says {said:.3f} s: cut off, or its sound is longer"]
 
 
 def _streams_note(container, stream) -> list[str]:

@@ -29,7 +29,7 @@ def pictures(path: str | Path, start: int, stop: int, threads: int = 0) -> Itera
         if frame is None or start <= index != expected:
             break
         if index == expected:
-            yield line.turn(frame.to_ndarray(format="rgb24"))
+            yield line.as_shown(frame.to_ndarray(format="rgb24"))
             expected += 1
     if expected < stop:
         at = line.info.clock.seconds(expected)

@@ -124,11 +124,6 @@ def encoded(rle: RLE) -> RLE:
     return {"size": [height, width], "counts": compressed(lengths.tolist())}
 
 
-def spelled(rle: RLE) -> RLE:
-    """A mask that was checked before, in the spelling that pycocotools takes; compressed ones as they are."""
-    return rle if isinstance(rle["counts"], str | bytes) else encoded(rle)
-
-
 def compressed(lengths: Sequence[int]) -> str:
     """COCO's text of run lengths."""
     text = bytearray()
@@ -154,7 +149,6 @@ def flaw(rles: Sequence[RLE], height: int, width: int, empty: bool = False) -> t
     """
     texts = [rle["counts"] for rle in rles]
     if all(isinstance(each, str | bytes) for each in texts) and all(texts):
-        texts = [_bytes(each) for each in texts]
         parts = (texts[k : k + _AT_ONCE] for k in range(0, len(texts), _AT_ONCE))
         if all(_sound(part, height * width, empty) for part in parts):
             return None
@@ -218,16 +212,21 @@ def _uncompressed(texts: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
     return lengths, bounds
 
 
-def _sound(texts: list[bytes], area: int, empty: bool) -> bool:
+def _sound(texts: list[str] | list[bytes], area: int, empty: bool) -> bool:
     """Whether every text is a mask of a picture of that area; all at once, as masks of a track file are many and small.
 
     Run lengths are not made one by one. Runs of an object, and those of background after the first, are sums of the
     numbers that stand two apart; these sums run through all masks, and what they were before a mask is taken off.
     """
-    digits = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(_ZERO)
+    if set(map(type, texts)) == {str} and (whole := "".join(texts)).isascii():
+        whole = whole.encode()
+    else:
+        texts = list(map(_bytes, texts))
+        whole = b"".join(texts)
+    digits = np.frombuffer(whole, np.uint8) - np.uint8(_ZERO)
     if digits.max() >= len(_DIGITS):
         return False
-    start = np.array([0, *itertools.accumulate(map(len, texts))])
+    start = np.fromiter(itertools.accumulate(map(len, texts), initial=0), np.int64, len(texts) + 1)
     flagged = (digits >= _MORE).nonzero()[0]  # few: most runs differ little from the last but one
     if (digits[start[1:] - 1] >= _MORE).any():
         return False

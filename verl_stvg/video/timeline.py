@@ -4,8 +4,8 @@ It comes from a walk over the file's packets (`verl_stvg.video.packets`), and is
 user's cache folder, ``verl_stvg/timelines``, under the file's identity. What lies there may be deleted.
 """
 
-import errno
 import json
+import logging
 import os
 import time
 import zlib
@@ -18,21 +18,27 @@ import xxhash
 
 from verl_stvg.video.film import Timeline, Turn, VideoError, VideoInfo
 from verl_stvg.video.identity import identity
-from verl_stvg.video.packets import walk
+from verl_stvg.video.packets import Begins, nothing_begins, walk
 
 _FORMAT = 1  # of the kept files; raise it when timelines of the same bytes would differ
 _SETTLED = 2.0  # seconds: a file changed later than that may change again within one tick of its time stamps
 _HELD = 64  # timelines that a process remembers
-_CANNOT_WRITE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
+
+logger = logging.getLogger(__name__)
 
 
-def probe(path: str | Path) -> VideoInfo:
+def probe(path: str | Path, begins: Begins = nothing_begins) -> VideoInfo:
     """What a video is to whoever watches it, and proof that a picture decodes.
 
+    Args:
+        path: of the video.
+        begins: called before pictures are decoded, which few files need.
+
     Raises:
-        VideoError: missing, unreadable or empty file; one whose times cannot be had; one that is cut off.
+        TimelessVideo: its times cannot be had.
+        VideoError: missing, unreadable or empty file; one that is cut off.
     """
-    line = timeline(path)
+    line = timeline(path, begins)
     if line.promised is not None:
         raise VideoError(
             f"{path}: decodes up to {line.info.duration:.3f} s only, and its index says {line.promised:.3f} s; it is "
@@ -41,7 +47,7 @@ def probe(path: str | Path) -> VideoInfo:
     return line.info
 
 
-def timeline(path: str | Path) -> Timeline:
+def timeline(path: str | Path, begins: Begins = nothing_begins) -> Timeline:
     """The timeline of a file: from memory, from the user's cache folder, or from a walk over its packets.
 
     Raises:
@@ -57,7 +63,7 @@ def timeline(path: str | Path) -> Timeline:
     kept = _folder() / f"{xxhash.xxh3_128_hexdigest(json.dumps(key).encode())}.timeline"
     found = _read(kept)
     if found is None:
-        found = walk(path)
+        found = walk(path, begins)
         if time.time() - max(key[2], key[3]) / 1e9 > _SETTLED and identity(path) == list(key[1:]):
             _write(kept, found)
     _known[key] = found
@@ -84,32 +90,36 @@ def _write(path: Path, line: Timeline) -> None:
         "format": _FORMAT,
         "packets": len(flags),
         "times": len(times),
-        "sum": xxhash.xxh3_64_hexdigest(raw),
         "info": asdict(line.info) | {"times": None},
         "promised": line.promised,
+        "as_decoded": line.as_decoded,
         "stream": line.stream,
         "stored": line.stored,
         "turn": asdict(line.turn),
     }
+    data = json.dumps(head).encode() + b"\n" + zlib.compress(raw, 1)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(json.dumps(head).encode() + b"\n" + zlib.compress(raw, 1))
+        temporary.write_bytes(xxhash.xxh3_64_hexdigest(data).encode() + data)
         temporary.rename(path)
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:  # the next process walks again
-            raise
+    except OSError as error:  # whatever is wrong with that folder, the video is not: the next process walks again
+        logger.debug("%s cannot be kept: %s", path, error)
 
 
 def _read(path: Path) -> Timeline | None:
     """What `_write` wrote; None if there is nothing, or something else."""
     try:
-        head, _, data = path.read_bytes().partition(b"\n")
-        head, raw = json.loads(head), zlib.decompress(data)
-    except (FileNotFoundError, PermissionError, ValueError, zlib.error):
+        data = path.read_bytes()
+    except OSError:
         return None
-    if head.get("format") != _FORMAT or head["sum"] != xxhash.xxh3_64_hexdigest(raw):
+    digest, data = data[:16], data[16:]
+    if digest != xxhash.xxh3_64_hexdigest(data).encode():
+        return None
+    head, _, data = data.partition(b"\n")
+    head, raw = json.loads(head), zlib.decompress(data)
+    if head["format"] != _FORMAT:
         return None
     count = head["packets"]
     stamps = np.cumsum(np.frombuffer(raw, np.int64, count))
@@ -117,4 +127,5 @@ def _read(path: Path) -> Timeline | None:
     times = tuple(np.frombuffer(raw, np.float64, head["times"], 9 * count).tolist()) or None
     info = VideoInfo.of(head["info"] | {"times": times})
     turn, stored = Turn(**head["turn"]), tuple(head["stored"])
-    return Timeline(info, head["stream"], stored, turn, stamps, (flags & 1) > 0, (flags & 2) > 0, head["promised"])
+    rest = {name: head[name] for name in ("promised", "as_decoded")}
+    return Timeline(info, head["stream"], stored, turn, stamps, (flags & 1) > 0, (flags & 2) > 0, **rest)

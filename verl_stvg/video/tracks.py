@@ -15,7 +15,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -64,7 +64,7 @@ class Track:
         object_id: its number, from 1 on, never used twice in a video.
         label: class name of the detector; None if it has none.
         score: of the detection that it began with, 0 to 1; None if unknown.
-        masks: by zero-based frame, ascending; only frames in which it is seen.
+        masks: by zero-based frame, ascending; only frames in which it is seen. `Tracks` compresses them.
     """
 
     object_id: int
@@ -81,6 +81,39 @@ class Track:
     def lost(self) -> int:
         """Last frame in which it is seen."""
         return next(reversed(self.masks))
+
+
+class _Masks(Mapping[int, RLE]):
+    """Masks of one size by frame, made when they are asked for: a file has thousands, and few of them are looked at."""
+
+    __slots__ = ("_size", "_counts")
+
+    def __init__(self, size: list[int], counts: dict[int, str]):
+        self._size, self._counts = size, counts
+
+    def __getitem__(self, frame: int) -> RLE:
+        return {"size": self._size, "counts": self._counts[frame]}
+
+    def __contains__(self, frame: object) -> bool:
+        return frame in self._counts
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._counts)
+
+    def __reversed__(self) -> Iterator[int]:
+        return reversed(self._counts)
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def values(self) -> list[RLE]:
+        return [{"size": self._size, "counts": each} for each in self._counts.values()]
+
+    def items(self) -> list[tuple[int, RLE]]:
+        return list(zip(self._counts, self.values(), strict=True))
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 @dataclass(frozen=True)
@@ -137,10 +170,10 @@ class Tracks:
                     f"object {track.object_id}: frames {frames[0]} to {frames[-1]} are not ascending within its "
                     f"{self.num_frames}"
                 )
-            if not checked:
-                self._check_masks(track)
+        if not checked:
+            object.__setattr__(self, "tracks", tuple(map(self._with_masks_checked, self.tracks)))
 
-    def _check_masks(self, track: Track) -> None:
+    def _with_masks_checked(self, track: Track) -> Track:
         where = f"object {track.object_id}, frame"
         for frame, mask in track.masks.items():
             try:
@@ -153,6 +186,9 @@ class Tracks:
                 )
         if wrong := rle.flaw(list(track.masks.values()), self.height, self.width):
             raise TrackError(f"{where} {list(track.masks)[wrong[0]]}: {wrong[1]}")
+        if all(isinstance(mask["counts"], str | bytes) for mask in track.masks.values()):
+            return track
+        return replace(track, masks={frame: rle.encoded(mask) for frame, mask in track.masks.items()})
 
     @cached_property
     def clock(self) -> FrameClock:
@@ -286,9 +322,10 @@ def load(path: Path) -> Tracks:
         raise TrackError(f"{path}: no such file; track the video first")
     try:
         packed = path.read_bytes()
-        text = _unpacked(packed)
-        digest = hashlib.blake2b(packed, digest_size=16).digest()
-        record = json.loads(text) if digest in _SOUND else nesting.loads(text)
+        text, digest = _unpacked(packed), hashlib.blake2b(packed, digest_size=16).digest()
+        if digest not in _SOUND and text.count(b",") > MAX_VALUES:
+            raise ValueError(f"it holds more than {MAX_VALUES} values")
+        record = json.loads(text)
     except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise TrackError(f"{path}: damaged ({error}); {_AGAIN}") from error
     version = record.get("format_version") if isinstance(record, dict) else None
@@ -323,10 +360,7 @@ def _unpacked(packed: bytes) -> bytes:
         if not stream.eof:
             raise ValueError("it is cut off")
         packed = stream.unused_data.lstrip(b"\0")
-    text = b"".join(parts)
-    if text.count(b",") > MAX_VALUES:
-        raise ValueError(f"it holds more than {MAX_VALUES} values")
-    return text
+    return b"".join(parts)
 
 
 def _tracks(record: dict[str, Any], version: int, checked: bool) -> Tracks:
@@ -349,7 +383,7 @@ def _tracks(record: dict[str, Any], version: int, checked: bool) -> Tracks:
     _must(_is_number(record["fps"]) and record["fps"] > 0, "fps", record["fps"])
     _must(times is None or (isinstance(times, list) and all(map(_is_number, times))), "times", times)
     _must(end is None or _is_number(end), "end", end)
-    _must(isinstance(made_by, dict), "made_by", made_by)
+    _must(isinstance(made_by, dict) and nesting.is_shallow(made_by), "made_by", type(made_by))
     _must(isinstance(record["objects"], list), "objects", record["objects"])
     return Tracks(
         height,
@@ -372,12 +406,12 @@ def _track(one: dict[str, Any], size: list[int], checked: bool) -> Track:
     _must(score is None or _is_number(score), "score", score)
     _must(isinstance(frames, list) and set(map(type, frames)) <= {int}, "frames", frames)
     _must(isinstance(counts, list) and len(counts) == len(frames) == len(set(frames)), "counts", counts)
-    masks = [{"size": size, "counts": each} for each in counts]
-    if not checked and (wrong := rle.flaw(masks, *size)):
+    masks = _Masks(size, dict(zip(frames, counts, strict=True)))
+    if not checked and (wrong := rle.flaw(masks.values(), *size)):
         raise TrackError(f"object {number}, frame {frames[wrong[0]]}: {wrong[1]}")
     if set(map(type, counts)) - {str}:
-        masks = list(map(rle.spelled, masks))
-    return Track(number, label, score, dict(zip(frames, masks, strict=True)))
+        masks = {frame: rle.encoded(mask) for frame, mask in masks.items()}
+    return Track(number, label, score, masks)
 
 
 def _must(holds: bool, field_name: str, found: object) -> None:
@@ -451,5 +485,5 @@ def _numbered(folder: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _text(mask: RLE) -> str:
-    counts = rle.spelled(mask)["counts"]
+    counts = mask["counts"]
     return counts.decode("ascii") if isinstance(counts, bytes) else counts
