@@ -22,7 +22,7 @@ import contextlib
 import struct
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -172,8 +172,8 @@ def walk(path: Path, begins: Begins = nothing_begins) -> Timeline:
                 given, lost = _given(path)
                 stamps, held = _in_chunks(dts, given, lost)
         elif "mp4" not in form:
-            shift, count = _counted_on(dts, durations, base, bool(container.format.flags & Flags.ts_discont.value))
-            stamps = np.where(stamps == NO_STAMP, stamps, stamps + shift)
+            jumps = bool(container.format.flags & Flags.ts_discont.value)
+            stamps, count = _counted_on(stamps, dts, durations, base, jumps)
             notes += [f"its times start again {count} times; they are counted on"] if count else []
         elif len(found) > stream.frames:
             shown &= ~_in_gaps(path, stream.id, stamps, base)
@@ -373,21 +373,26 @@ def _with_lost(given: list[int], lost: list[int]) -> list[int]:
     return found
 
 
-def _counted_on(dts: np.ndarray, durations: np.ndarray, base: Fraction, jumps: bool) -> tuple[np.ndarray, int]:
-    """What to add to the stamps of each packet so that time goes on where it starts again; how often it does.
+def _counted_on(
+    stamps: np.ndarray, dts: np.ndarray, durations: np.ndarray, base: Fraction, jumps: bool
+) -> tuple[np.ndarray, int]:
+    """The stamps, going on where time starts again in the order of decoding; how often it does.
 
     With `jumps` it also starts again where it jumps far ahead.
     """
     known = np.flatnonzero(dts != NO_STAMP)
     step = np.diff(dts[known])
     back, ahead = -int(_BACK / base), max(int(_AHEAD / base), _OFTEN * float(np.median(step)) if len(step) else 0)
-    places = np.flatnonzero((step < back) | ((step > ahead) & jumps))
-    shift = np.zeros(len(dts), np.int64)
-    for place in places:
-        before, after = known[place], known[place + 1]  # what lies between them begins the new part, without its time
-        begin = dts[after] - durations[before + 1 : after].sum()
-        shift[before + 1 :] += dts[before] + durations[before] - begin + shift[before] - shift[before + 1]
-    return shift, len(places)
+    places = known[np.flatnonzero((step < back) | ((step > ahead) & jumps))] + 1
+    counted, end = stamps.copy(), None
+    for start, stop in pairwise([0, *places.tolist(), len(stamps)]):
+        part = np.flatnonzero(stamps[start:stop] != NO_STAMP) + start
+        if not len(part):
+            continue
+        if end is not None:
+            counted[part] += end - counted[part].min()
+        end = (counted[part] + durations[part]).max()
+    return counted, len(places)
 
 
 def _in_gaps(path: Path, track: int, stamps: np.ndarray, base: Fraction) -> np.ndarray:
