@@ -131,5 +131,5 @@ def test_boxes_are_shown_within_their_picture(built, tmp_path):
     _, out = built("hc_stvg_v1")
     assert run("show", out / "test.parquet", "--out", tmp_path / "rows.html")[0] == 0
     boxes = re.findall(r"left:(.+?)%;top:(.+?)%;width:(.+?)%;height:(.+?)%", (tmp_path / "rows.html").read_text())
-    found = {tuple(map(float, box)) for box in boxes}  # of frames 31 and 94
+    found = {tuple(map(float, box)) for box in boxes}  # of frames 31 and 93
     assert found == {(78.12, 20.83, 21.88, 62.5), (0.0, 10.42, 26.56, 62.5)}

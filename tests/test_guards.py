@@ -185,6 +185,31 @@ def test_ray_workers_get_no_folder_that_their_driver_does_not_import_from(monkey
     assert list(job_config.JobConfig(_py_driver_sys_path=given)._get_proto_job_config().py_driver_sys_path) == given[:1]
 
 
+RAY = """
+import os
+import ray
+from verl_stvg import python
+
+@ray.remote
+def look():
+    import sys, xxhash
+    return os.getcwd() in sys.path
+
+if __name__ == "__main__":
+    python.guard_ray(ray.job_config)
+    ray.init(address="local", num_cpus=1, include_dashboard=False)
+    print("on the path:", ray.get(look.remote()))
+"""
+
+
+@pytest.mark.engine
+def test_a_ray_worker_imports_nothing_from_the_current_folder(trap, tmp_path):
+    (tmp_path / "asks_ray.py").write_text(RAY)
+    done = trap.run(*python.module("asks_ray"), PYTHONPATH=os.pathsep.join((str(ROOT), str(tmp_path))))
+    assert "on the path: False" in done.stdout, done.stderr
+    assert trap.run_modules == []
+
+
 # --- masks ------------------------------------------------------------------------------------------------------------
 
 PLAIN, TEXT = {"size": [4, 4], "counts": [4, 4, 8]}, {"size": [4, 4], "counts": "448"}

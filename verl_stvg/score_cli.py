@@ -21,7 +21,8 @@ def score(
         str,
         typer.Option(
             "--format",
-            help="auto, answers, verl, lines, by_uid, hc_stvg, stvg_r1, time_r1, temporal_r1, videomind, moment_detr.",
+            help="auto, answers, verl, lines, by_uid, annotation, hc_stvg, stvg_r1, time_r1, temporal_r1, videomind, "
+            "moment_detr.",
         ),
     ] = "auto",
     tracks: Annotated[

@@ -87,16 +87,16 @@ def _unreadable(path: Path, error: av.error.FFmpegError) -> VideoError:
     """What is wrong with a file that FFmpeg cannot open."""
     with path.open("rb") as file:
         head = file.read(512)
-    if not head:
-        return VideoError(f"{path}: is empty; download it again")
-    if head.lstrip()[:1] in (b"<", b"{"):
-        return VideoError(f"{path}: holds text, perhaps the message of a server, and no video; download it again")
     if head[4:8] in (b"ftyp", b"mdat", b"wide", b"free", b"skip"):
         return TimelessVideo(
-            f"{path}: its index (moov) is missing, because the download or the recording was cut off; download it "
-            "again, or mend it with untrunc and a whole file of the same device"
+            f"{path}: not a readable video (its index, moov, is missing: the download or the recording was cut off); "
+            "download it again, or mend it with untrunc and a whole file of the same device"
         )
     reason = error.strerror or error
+    if head.lstrip()[:1] in (b"<", b"{"):
+        reason = "it holds text, perhaps the message of a server"
+    if not head:
+        reason = "it is empty"
     return VideoError(f"{path}: not a readable video ({reason}); download or encode it again")
 
 
