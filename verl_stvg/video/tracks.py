@@ -211,8 +211,8 @@ class Tracks:
         if (self.width, self.height) != (video.width, video.height):
             turned = (self.height, self.width) == (video.width, video.height)
             raise TrackError(
-                f"the video is shown as {video.width}x{video.height}, and its tracks are of {self.width}x{self.height}"
-                f"{', the picture before it was turned' if turned else ''}; track this video"
+                f"frames of {video.width}x{video.height}, and its track file is about a video of "
+                f"{self.width}x{self.height}{', the picture before it was turned' if turned else ''}; track this video"
             )
         if self.num_frames > video.num_frames or (self.num_frames < video.num_frames and not self.imported):
             raise TrackError(
