@@ -877,6 +877,21 @@ _add_film_kind(
     write=lambda path: encode(path, _film(75, rate=25, codec="libx264"), "-bf", 2),
     referee=_AVI_B,
 )
+_add_film_kind(
+    "h264_mpg",
+    ".mpg",
+    _film(90, rate=30),
+    write=lambda path: encode(path, _film(90, rate=30, codec="libx264"), "-bf", 2),
+    referee="a program stream names the times of a few pictures; the ffmpeg program leaves the others without",
+)
+_add_film_kind(
+    "small_mpg",
+    ".mpg",
+    _film(90, rate=30),
+    write=lambda path: encode(
+        path, _film(90, rate=30, codec="mpeg2video"), "-bf", 2, "-b:v", "60k", "-maxrate", "60k", "-bufsize", "60k"
+    ),
+)
 _HOLES = [k for k in range(75) if not (20 <= k < 30 or k in (45, 50))]
 _add_film_kind(
     "holes_avi",
