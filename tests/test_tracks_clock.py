@@ -154,7 +154,7 @@ def test_imported_tracks_are_about_pictures(uneven, tmp_path):
 
 def test_tracks_of_other_videos_are_refused(uneven, even):
     info, other = probe(uneven), probe(even)
-    with pytest.raises(TrackError, match=r"frames of 112x56, and its track file is about a video of 56x56; track this video"):
+    with pytest.raises(TrackError, match="frames of 112x56, and its track file is about a video of 56x56; track this"):
         tracked(info).check(dataclasses.replace(info, width=112))
     wide = Tracks(56, 112, 50, 25.0)
     with pytest.raises(TrackError, match="of 112x56, the picture before it was turned; track this video"):
