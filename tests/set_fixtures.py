@@ -557,14 +557,16 @@ def rextime() -> Layout:
 
 # --- tubes and masks --------------------------------------------------------------------------------------------------
 
-_OVER = {"bbox": [[-3, 5, 20, 30]] * 56 + [[50, 10, 20, 30]] * 56, "img_size": [48, 64, 3]}
-_OVER_XYXY = [[-3.0, 5.0, 17.0, 35.0]] * 56 + [[50.0, 10.0, 70.0, 40.0]] * 56
+_OVER = {"bbox": [[-3, 5, 20, 30], [50, 10, 20, 30]] * 56, "img_size": [48, 64, 3]}
+_OVER_XYXY = [[-3.0, 5.0, 17.0, 35.0], [50.0, 10.0, 70.0, 40.0]] * 56
+_HALVES = _OVER | {"bbox": sorted(_OVER["bbox"])}
+_HALVES_XYXY = sorted(_OVER_XYXY)
 
 
 @_layout
 def hc_stvg_v1() -> Layout:
     """Captions, frames that count from 1, boxes over the border, a matroska file, a row that no target is known for."""
-    one, two = tubes.V1 | {"width": 64, "height": 48}, tubes.changed(tubes.V2 | _OVER, ["English"], tubes.GONE)
+    one, two = tubes.V1 | {"width": 64, "height": 48}, tubes.changed(tubes.V2 | _HALVES, ["English"], tubes.GONE)
     two["caption"] = "The man opens the door."
     return Layout(
         files={
@@ -580,7 +582,7 @@ def hc_stvg_v1() -> Layout:
             "train/55_vfjywN5CN0Y.mp4": _spans(
                 (one["st_time"], one["ed_time"]), object_id=4, duration=20.0, boxes=None
             ),
-            "test/3_5MxjqHfkWFI.mkv": _spans((0, 4.5), object_id=1, first_frame=0, boxes=_OVER_XYXY),
+            "test/3_5MxjqHfkWFI.mkv": _spans((0, 4.5), object_id=1, first_frame=0, boxes=_HALVES_XYXY),
         },
         dropped={"train": {"no target ID": 1}},
         targets={"train/55_vfjywN5CN0Y.mp4": 4, "test/3_5MxjqHfkWFI.mkv": 1},

@@ -125,7 +125,7 @@ def test_a_truncated_file_is_named(tmp_path):
     data = path.read_bytes()
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(data[: len(data) // 2])
-    with pytest.raises(VideoError, match="cut.mp4: (.* is truncated|its index, moov, is missing)"):
+    with pytest.raises(VideoError, match="cut.mp4: .*(is truncated|moov, is missing)"):
         probe(cut)
 
 
