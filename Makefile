@@ -9,7 +9,7 @@ export PYTHONUNBUFFERED := 1
 
 help:
 	@echo "make demo    train a tiny video model with GRPO on the real engine, on a CPU, and show what it learned (15 minutes)"
-	@echo "make test    what CI runs (30 minutes)        make quick   the fast tests (2 minutes)"
+	@echo "make test    what CI runs (40 minutes)        make quick   the fast tests (2 minutes)"
 	@echo "make learn   longer, RECIPE=temporal_r1       make long    what CI leaves out (90 minutes)"
 	@echo "make doctor  check this machine               make lint    ruff"
 	@echo "make clean   remove everything that was made here"
