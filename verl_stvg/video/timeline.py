@@ -57,9 +57,8 @@ def timeline(path: str | Path, begins: Begins = nothing_begins) -> Timeline:
     if not path.is_file():
         raise VideoError(f"{path}: no such video; check the row's path and the folder the rows are relative to")
     key = (os.path.realpath(path), *identity(path))
-    if key in _known:
-        _known.move_to_end(key)
-        return _known[key]
+    if (found := _known.get(key)) is not None:  # in one step: threads share what is remembered
+        return found
     kept = _folder() / f"{xxhash.xxh3_128_hexdigest(json.dumps(key).encode())}.timeline"
     found = _read(kept)
     if found is None:
