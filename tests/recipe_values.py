@@ -121,6 +121,8 @@ VALUES: dict[str, list[Value]] = {
         Value("top-k", "not stated", _OURS, ROLLOUT + "top_k", 50),
         Value("prompt tokens", "8192", _TIME_SCRIPT, "data.max_prompt_length", 8192),
         Value("answer tokens", "200", _TIME_SCRIPT, "data.max_response_length", 200),
+        Value("checkpoint", "every 50 steps", _TIME_SCRIPT, "trainer.save_freq", 50),
+        Value("seed", "42", _TIME_SCRIPT, "data.seed", 42),
     ],
     "temporal_r1": [
         Value("base model", "Qwen2.5-VL-3B-Instruct", _TEMPORAL, MODEL + "path", SMALL),
@@ -165,6 +167,7 @@ VALUES: dict[str, list[Value]] = {
         Value("optimizer on the CPU", "yes", _TEMPORAL, ACTOR + "fsdp_config.optimizer_offload", True),
         Value("reference on the CPU", "yes", _TEMPORAL, REF + "fsdp_config.param_offload", True),
         Value("checkpoint", "every 50 steps", _TEMPORAL, "trainer.save_freq", 50),
+        Value("evaluation before training", "no", _TEMPORAL, "trainer.val_before_train", False),
         Value("shuffle", "yes", _TEMPORAL, "data.shuffle", True),
         Value("seed", "1", _TEMPORAL, "data.seed", 1),
     ],
@@ -224,7 +227,7 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "dapo": (ALL, {ACTOR + "clip_ratio_high": 0.28, "algorithm.filter_groups.enable": True}),
     "one_gpu": (ALL, {ACTOR + "fsdp_config.offload_policy": True, ACTOR + "fsdp_config.param_offload": False}),
     "sdpa": (ALL, {MODEL + "use_remove_padding": False, MODEL + "override_config.attn_implementation": "sdpa"}),
-    "tiny": (ALL, {"trainer.device": "cpu", "data.train_batch_size": 16, ACTOR + "kl_loss_coef": 0.001}),
+    "tiny": (ALL, {"trainer.device": "cpu", "trainer.val_before_train": True, "data.train_batch_size": 16, ACTOR + "kl_loss_coef": 0.001}),
     "no_format": (ALL, {"reward.custom_reward_function.reward_kwargs.weights": {"format": 0.0}}),
     "no_think": (ALL, {"data.max_response_length": 128}),
     "no_marker": (("stvg_r1",), {"reward.custom_reward_function.reward_kwargs.recipe": "timezero"}),
@@ -244,7 +247,24 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     ),
     "time_r1_finetune": (
         ("time_r1",),
-        {ACTOR + "kl_loss_coef": 0.0, "data.max_response_length": 1024, "trainer.total_epochs": 2},
+        {
+            ACTOR + "kl_loss_coef": 0.0,
+            "data.train_batch_size": 2,
+            "data.max_response_length": 1024,
+            "trainer.total_epochs": 2,
+            "trainer.save_freq": 100,
+        },
+    ),
+    "time_r1_finetune_activitynet": (
+        ("time_r1",),
+        {
+            ACTOR + "kl_loss_coef": 0.0,
+            ACTOR + "ppo_mini_batch_size": 16,
+            "data.train_batch_size": 16,  # 8 GPUs x 1 x accumulation 2
+            "data.max_response_length": 1024,
+            "trainer.total_epochs": 2,
+            "trainer.save_freq": 100,
+        },
     ),
 }  # fmt: skip
 """Variant, the recipes it is for, and values that it sets: those of the papers (TimeZero's scripts, Time-R1's
