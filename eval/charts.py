@@ -30,7 +30,7 @@ def curve(
     Args:
         title: of the plot.
         unit: of its values.
-        training: value by step.
+        training: value by step; NaN leaves a gap.
         spread: standard deviation by step; the band is cut at `span`.
         held_out: value by step.
         span: of the value axis; None takes it from the values.
@@ -39,11 +39,12 @@ def curve(
     size = math.ceil(len(steps) / MAX_POINTS) if steps else 1
     bins = [steps[k : k + size] for k in range(0, len(steps), size)]
     xs = [float(np.mean(group)) for group in bins]
-    ys = [float(np.mean([training[step] for step in group])) for group in bins]
+    finite = [[training[step] for step in group if math.isfinite(training[step])] for group in bins]
+    ys = [math.fsum(values) / len(values) if values else None for values in finite]
     known = [[spread[step] for step in group if step in spread] for group in bins]
-    stds = [float(np.mean(values)) if values else None for values in known]
+    stds = [math.fsum(values) / len(values) if values else None for values in known]
 
-    low, high = span or value_span([*ys, *held_out.values()])
+    low, high = span or value_span([*(value for value in ys if value is not None), *held_out.values()])
     exponent = 0
     if span is None:
         largest = max(abs(low), abs(high))
@@ -57,19 +58,25 @@ def curve(
         share = (min(max(value, low), high) - low) / (high - low)
         return round(HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * share, 2)
 
-    line = [(x(step), y(value)) for step, value in zip(xs, ys, strict=True)]
-    edges = [
-        (x(step), y(value - std), y(value + std))
-        for step, value, std in zip(xs, ys, stds, strict=True)
-        if std is not None
-    ]
+    lines: list[list[tuple[float, float]]] = [[]]
+    bands: list[list[tuple[float, float, float]]] = [[]]
+    for step, value, std in zip(xs, ys, stds, strict=True):
+        if value is None:
+            lines.append([])
+            bands.append([])
+            continue
+        lines[-1].append((x(step), y(value)))
+        if std is not None:
+            bands[-1].append((x(step), y(value - std), y(value + std)))
     points = [{"x": x(step), "y": y(value), "end": ""} for step, value in sorted(held_out.items())]
     if points:
         points[0]["end"] = "before"
     if len(points) > 1:
         points[-1]["end"] = "after"
     hover = {
-        "training": [[x(s), number(s), number(v), number(d)] for s, v, d in zip(xs, ys, stds, strict=True)],
+        "training": [
+            [x(s), number(s), number(v) or "not a number", number(d)] for s, v, d in zip(xs, ys, stds, strict=True)
+        ],
         "held": [[x(step), str(step), number(value)] for step, value in sorted(held_out.items())],
         "binned": size,
     }
@@ -77,11 +84,13 @@ def curve(
         "title": title,
         "unit": unit + (f" · ×10{_superscript(exponent)}" if exponent else ""),
         "binned": size,
-        "line": _path(line),
-        "dot": line[0] if len(line) == 1 else None,
-        "band": _path([(a, b) for a, b, _ in edges] + [(a, c) for a, _, c in reversed(edges)])
-        if len(edges) > 1
-        else "",
+        "lines": [_path(line) for line in lines if len(line) > 1],
+        "dots": [line[0] for line in lines if len(line) == 1],
+        "bands": [
+            _path([(a, low) for a, low, _ in band] + [(a, high) for a, _, high in reversed(band)])
+            for band in bands
+            if len(band) > 1
+        ],
         "held_line": _path([(point["x"], point["y"]) for point in points]),
         "points": points,
         "y_ticks": [{"at": y(v), "text": tick(v / 10**exponent)} for v in ticks(low, high, 4)],

@@ -20,6 +20,7 @@ from eval import charts, clips, evaluations, replies, runs
 from eval.clips import NUM_FRAMES, PICK, PICK_SEED, Clip, Rows, Said, Voice
 from eval.evaluations import Evaluation
 from eval.runs import Run, summarise
+from verl_stvg.lock import write_whole
 
 __all__ = ["summarise", "write"]
 
@@ -35,6 +36,7 @@ _OTHER_CURVES = (
     ("actor/kl_loss", "KL to the reference", "nats per token", None),
     ("response_length/mean", "Answer length", "tokens, mean", None),
     ("reward/zero_variance_groups", "Groups without spread", "share of groups", (0, 1)),
+    ("reward/groups_of_one", "Groups of one answer", "share of groups", (0, 1)),
     ("actor/grad_norm", "Gradient norm", "before clipping", None),
     ("actor/entropy", "Entropy", "nats per token", None),
     ("training/rollout_probs_diff_mean", "Actor − rollout", "mean |Δp| per token", None),
@@ -42,6 +44,8 @@ _OTHER_CURVES = (
     ("timing_s/step", "Time per step", "seconds", None),
 )
 """Diagnostics: key of verl's log, heading, unit, value axis."""
+_SHOWN_IF_ANY = {"reward/groups_of_one"}
+"""Diagnostics that are drawn only if they are above 0 at some step."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,7 @@ def write(folders: Path | Sequence[Path], out: Path) -> Path:
         plot={"width": charts.WIDTH, "height": charts.HEIGHT},
         pick_seed=PICK_SEED,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8", newline="\n")
+    write_whole(out, page)
     return out
 
 
@@ -237,7 +240,7 @@ def _said(one: Evaluation, uid: str, rows: Rows) -> Said:
     text = (answer.texts[0] if answer.texts else answer.error or "") if answer is not None else ""
     reply = replies.of_record(item.prediction)
     if reply is not None and "frames" in item.prediction and (recipe := _recipe_of(rows, uid)) is not None:
-        again = replies.read(recipe, text)  # the boxes are in the answer alone
+        again = replies.read(recipe, text, row=rows[uid].asked)  # the boxes are in the answer alone
         reply = replace(reply, tube=again.tube) if again is not None else reply
     shown = [name for name in item.values if not evaluations.is_variant(name) and "@0" not in name]
     values = [(name, charts.hundredths(item.values[name])) for name in shown]
@@ -281,21 +284,53 @@ def _curves(run: Run, folder: Path, numbers: dict) -> dict:
         "parts": {part: runs.title(part) for part in run.parts},
         "full_score": run.full_score,
         "facts": _facts(run, numbers),
-        "notices": list(run.notices),
+        "notices": [*run.notices, *_gaps(run)],
         "arguments": [str(argument) for argument in run.record.get("arguments") or ()],
         "reward_charts": _reward_charts(run),
         "other_charts": [
-            charts.curve(title, unit, run.series(key), {}, {}, span)
+            charts.curve(title, unit, run.curve(key), {}, {}, span)
             for key, title, unit, span in _OTHER_CURVES
-            if run.series(key)
+            if any(run.series(key).values()) or (run.series(key) and key not in _SHOWN_IF_ANY)
         ],
         "validations": [
             {"step": step, "values": [run.held_out(part).get(step) for part in ("score", *run.parts)]}
             for step in run.held_out("score")
         ],
+        "sources": _by_source(run) if len(run.sources) > 1 else [],
         "worst": "lowest reward",
         "resamples": runs.RESAMPLES,
     }
+
+
+def _by_source(run: Run) -> list[dict]:
+    """Means of each held-out set at each validation, as they were logged."""
+    means = {part: run.held_out_by_source(part) for part in ("score", *run.parts)}
+    return [
+        {
+            "name": source,
+            "step": step,
+            "end": step in (min(run.logged), max(run.logged)),
+            "values": [means[part].get(source, {}).get(step) for part in means],
+            "clips": sets[source].counts.get("prompts"),
+            "missing": sets[source].counts.get("missing"),
+        }
+        for source in run.sources
+        for step, sets in sorted(run.logged.items())
+        if source in sets
+    ]
+
+
+def _gaps(run: Run) -> list[str]:
+    """A sentence on every drawn metric that was not a number at some step."""
+    names = {f"reward/{part}/mean": runs.title(part) for part in run.parts}
+    names |= {"critic/score/mean": "Reward"} | {key: title for key, title, _, _ in _OTHER_CURVES}
+    found = []
+    for key, name in names.items():
+        steps = [step for step, value in run.curve(key).items() if not np.isfinite(value)]
+        if steps:
+            drawn = "is a gap in its curve" if len(steps) < len(run.curve(key)) else "has no curve"
+            found.append(f"{name} ({key}) is not a number at {runs.steps_in_words(steps)}, and {drawn}.")
+    return found
 
 
 def _run_name(run: Run, folder: Path) -> str:
@@ -310,7 +345,7 @@ def _facts(run: Run, numbers: dict) -> list[dict]:
     if numbers["group_size"]:
         facts.append(("Group size", str(numbers["group_size"]), "answers per prompt"))
     if numbers["clips"]:
-        facts.append(("Held-out clips", str(numbers["clips"]), Path(run.record.get("val_files") or "").name))
+        facts.append(("Held-out clips", str(numbers["clips"]), ", ".join(path.name for path in _val_files(run))))
     if run.recipes:
         facts.append(("Reward", ", ".join(run.recipes), ""))
     if seconds:
@@ -327,7 +362,8 @@ def _facts(run: Run, numbers: dict) -> list[dict]:
         day, _, time = str(run.record["started"]).partition("T")
         facts.append(("Started", day, f"{time[:5]} UTC" if time else ""))
     if run.record:
-        ended = {None: "going on, or killed", 0: "finished", 130: "interrupted"}
+        ended = {None: "going on, or killed", 0: "finished", 129: "its terminal was closed"}
+        ended |= {130: "interrupted", 143: "stopped by SIGTERM"}
         status = run.record.get("status")
         facts.append(("State", ended.get(status, f"failed, status {status}"), ""))
     return [dict(zip(("name", "value", "note"), fact, strict=True)) for fact in facts]
@@ -336,8 +372,10 @@ def _facts(run: Run, numbers: dict) -> list[dict]:
 def _reward_charts(run: Run) -> list[dict]:
     found = []
     for part in ("score", *run.parts):
-        training = run.series(f"reward/{part}/mean") or (run.series("critic/score/mean") if part == "score" else {})
-        held_out = run.held_out(part)
+        key = f"reward/{part}/mean"
+        if part == "score" and not run.series(key):
+            key = "critic/score/mean"
+        training, held_out = run.series(key), run.held_out(part)
         if training or held_out:
             full = run.full_score if part == "score" else 1
             span = (0, full) if full is not None else None
@@ -345,7 +383,7 @@ def _reward_charts(run: Run) -> list[dict]:
                 span = None  # weights of its own, or a part that may be below 0
             unit = f"{span[0]} to {charts.tick(span[1])}" if span else "weighted" if part == "score" else ""
             title = "Reward (sum)" if part == "score" else runs.title(part)
-            found.append(charts.curve(title, unit, training, run.series(f"reward/{part}/std"), held_out, span))
+            found.append(charts.curve(title, unit, run.curve(key), run.series(f"reward/{part}/std"), held_out, span))
     return found
 
 
@@ -357,9 +395,12 @@ def _measured_parts(run: Run) -> tuple[dict | None, list[dict]]:
     if not after:
         return None, []
     measured, flows = None, []
-    for part in (part for part in run.parts if part != "format" and part in next(iter(before.values())).values):
+    for part in (part for part in run.parts if part != "format"):
         title = runs.title(part)
-        then, now = ([answers[uid].values[part] for uid in after] for answers in (before, after))
+        uids = [uid for uid in after if part in before[uid].values and part in after[uid].values]
+        if not uids:
+            continue
+        then, now = ([answers[uid].values[part] for uid in uids] for answers in (before, after))
         one_each = all(answer.samples == 1 for answer in (*before.values(), *after.values()))
         if _is_measure(part, (*then, *now), one_each):
             measured = measured or charts.histogram(title, [("before", "before", then), ("after", "after", now)])
@@ -397,8 +438,8 @@ def _run_clips(run: Run, count: int) -> _Looked:
     """Clips of the first and the last validation."""
     before, after = runs.ends(run)
     files, told = [], []
-    if before and run.record.get("val_files"):
-        files = [Path(run.record["val_files"])]
+    if before and _val_files(run):
+        files = _val_files(run)
     elif before and run.record:
         told = ["run.json names no held-out rows, so no frames are shown."]
     rows = Rows(files, run.arguments.get("data.video_root"))
@@ -412,7 +453,7 @@ def _run_clips(run: Run, count: int) -> _Looked:
         first, last = before[uid], after.get(uid)
         recipe = run.recipes[0] if len(run.recipes) == 1 else _recipe_of(rows, uid)
         said = {
-            voice.kind: _answered(answers[uid], recipe, run)
+            voice.kind: _answered(answers[uid], recipe, run, rows[uid].asked if uid in rows else None)
             for voice, answers in zip(voices, (before, after), strict=False)
         }
         gain = now[uid] - then[uid] if last is not None else None
@@ -424,14 +465,20 @@ def _run_clips(run: Run, count: int) -> _Looked:
     return _Looked(chosen, voices, rows)
 
 
+def _val_files(run: Run) -> list[Path]:
+    """Files of the held-out rows; none if they are not known."""
+    files = run.record.get("val_files") or []
+    return [Path(file) for file in ([files] if isinstance(files, str) else files)]
+
+
 def _recipe_of(rows: Rows, uid: str) -> str | None:
     """Recipe that a row's answers are scored by, as its data source says; None if that is not known."""
     return runs.recipe_of(rows[uid].data_source) if uid in rows else None
 
 
-def _answered(answer: runs.Answer, recipe: str | None, run: Run) -> Said:
+def _answered(answer: runs.Answer, recipe: str | None, run: Run, row: Mapping | None) -> Said:
     parts: Mapping[str, str] = {"score": "reward"} | {part: runs.title(part) for part in run.parts}
     values = tuple((title, charts.fixed(answer.values[part])) for part, title in parts.items() if part in answer.values)
     if recipe is None:
         return Said(None, answer.text, values, UNKNOWN, answer.samples)
-    return Said(replies.read(recipe, answer.text), answer.text, values, samples=answer.samples)
+    return Said(replies.read(recipe, answer.text, row=row), answer.text, values, samples=answer.samples)

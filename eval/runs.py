@@ -6,16 +6,18 @@ It serves runs of any reward: the parts are those that the run logged and dumped
 
 import json
 import math
-import re
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from eval.metrics.intervals import bootstrap
 from reward_fns import RECIPES, Recipe
+from verl_stvg import held_out
+from verl_stvg.held_out import HeldOut
 from verl_stvg.reward import find_recipe
 
 RESAMPLES = 5000
@@ -32,6 +34,8 @@ TITLES = {
 
 _RECIPE_KEY = "reward.custom_reward_function.reward_kwargs.recipe"
 _NO_PARTS = {"score", "reward", "step", "num_turns"}  # numbers of verl's log and dumps beside the parts
+_TOLERANCE = 1e-3
+_NAMED_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,19 @@ class Run:
     """What a run's folder holds.
 
     Attributes:
-        metrics: name to value by step.
+        columns: value by step of each metric; NaN where the log says that it was not a number.
+        logged: held-out means and counts by step and data source, as they were logged.
         validations: answers by step and row uid.
         record: `run.json`.
         parts: of the reward, those of the held-out answers first.
         recipes: of `reward_fns`, that the held-out rows are scored by.
         notices: what is missing or wrong, in sentences.
+
+    A held-out clip without an answer is worth 0, as in `verl-stvg eval`, where the log says how many were asked.
     """
 
-    metrics: dict[int, dict[str, float]]
+    columns: dict[str, dict[int, float]]
+    logged: dict[int, dict[str, HeldOut]]
     validations: dict[int, dict[str, Answer]]
     record: dict
     parts: tuple[str, ...] = ()
@@ -69,8 +77,7 @@ class Run:
     @property
     def arguments(self) -> dict[str, str]:
         """The run's KEY=VALUE arguments."""
-        pairs = (str(argument).lstrip("+").split("=", 1) for argument in self.record.get("arguments") or ())
-        return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+        return _arguments(self.record)
 
     @property
     def full_score(self) -> float | None:
@@ -78,28 +85,79 @@ class Run:
         sums = {sum(weight for _, weight in RECIPES[name].parts.values()) for name in self.recipes}
         return round(sums.pop(), 9) if len(sums) == 1 else None
 
+    @cached_property
+    def last_step(self) -> int:
+        """The last step that has metrics."""
+        return max(max(column) for column in self.columns.values()) if self.columns else 0
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Data sources of the held-out rows."""
+        return tuple(sorted({source for sets in self.logged.values() for source in sets}))
+
     def series(self, key: str) -> dict[int, float]:
-        """Values of one metric by step."""
-        return {step: data[key] for step, data in self.metrics.items() if key in data}
+        """Values of one metric by step, where they are numbers."""
+        return {step: value for step, value in self.curve(key).items() if not math.isnan(value)}
+
+    def curve(self, key: str) -> dict[int, float]:
+        """Values of one metric by step, NaN where it was not a number."""
+        return self.columns.get(key, {})
 
     def held_out(self, part: str) -> dict[int, float]:
-        """Held-out means by step: over the clips of a dump where there is one, else as verl logged them.
+        """Held-out means by step: over the clips of a dump where there is one, else as they were logged.
 
-        verl's key is `val-core|val-aux/<data source>/<part>/mean@<n>`; several data sources count equally.
+        Every clip counts once, whatever data source it is of. Where the log does not say how many clips a data source
+        has, and there is no dump, data sources count equally.
         """
-        name = "reward" if part == "score" else part
-        logged = defaultdict(list)
-        for step, data in self.metrics.items():
-            for key, value in data.items():
-                found = _held_out_key(key)
-                if found is not None and found[1] == name:
-                    logged[step].append(value)
-        means = {step: float(np.mean(values)) for step, values in logged.items()}
-        for step, answers in self.validations.items():
-            values = [answer.values[part] for answer in answers.values() if part in answer.values]
-            if values:
-                means[step] = float(np.mean(values))
-        return dict(sorted(means.items()))
+        return self._held_out.get(part, {})
+
+    def held_out_by_source(self, part: str) -> dict[str, dict[int, float]]:
+        """Held-out means by data source and step, as they were logged."""
+        name = _logged_name(part)
+        found: dict[str, dict[int, float]] = defaultdict(dict)
+        for step, sets in self.logged.items():
+            for source, one in sets.items():
+                if math.isfinite(value := one.means.get(name, math.nan)):
+                    found[source][step] = value
+        return dict(found)
+
+    def counted(self, step: int) -> bool:
+        """Whether the log says how many prompts a validation asked."""
+        sets = self.logged.get(step)
+        return bool(sets) and all(one.counts for one in sets.values())
+
+    def unanswered(self, step: int, part: str) -> int:
+        """Clips of a validation that have no answer, of the data sources that have this part of the reward."""
+        name = _logged_name(part)
+        sets = self.logged.get(step, {}).values()
+        return sum(one.counts.get("unanswered", 0) for one in sets if name in one.means)
+
+    @cached_property
+    def _held_out(self) -> dict[str, dict[int, float]]:
+        found = {}
+        for part in ("score", *self.parts):
+            logged = {step: held_out.overall(sets, _logged_name(part)) for step, sets in self.logged.items()}
+            means = {step: value for step, value in logged.items() if value is not None}
+            for step in self.validations:
+                if (mean := _dumped_mean(self, step, part)) is not None:
+                    means[step] = mean
+            found[part] = dict(sorted(means.items()))
+        return found
+
+
+def _logged_name(part: str) -> str:
+    return "reward" if part == "score" else part
+
+
+def _dumped_mean(run: Run, step: int, part: str) -> float | None:
+    """Mean of a part over the clips of a dump, those without an answer with it, which are worth 0."""
+    values = [answer.values[part] for answer in run.validations[step].values() if part in answer.values]
+    return math.fsum(values) / (len(values) + run.unanswered(step, part)) if values else None
+
+
+def _arguments(record: Mapping) -> dict[str, str]:
+    pairs = (str(argument).lstrip("+").split("=", 1) for argument in record.get("arguments") or ())
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
 
 
 def recipe_of(data_source: str) -> str | None:
@@ -122,29 +180,35 @@ def read_run(run_dir: Path) -> Run:
         ValueError: `metrics.jsonl` missing or empty, or a line of it or of a dump that cannot be read; names file, line
             and remedy. A half-written last line or a missing `run.json` is a notice instead.
     """
-    notices = []
+    notices: list[str] = []
     metrics = _read_metrics(run_dir / "metrics.jsonl", notices)
+    columns: dict[str, dict[int, float]] = defaultdict(dict)
+    for step, data in metrics.items():
+        for key, value in data.items():
+            columns[key][step] = value
+    logged = {step: sets for step, data in metrics.items() if (sets := held_out.read(data))}
     record = read_record(run_dir / "run.json")
     if record is None:
         notices.append("There is no run.json in the run's folder, so its arguments and videos are not known.")
-    run = Run(metrics, {}, record or {}, notices=notices)
-    sources = sorted({found[0] for data in metrics.values() for key in data if (found := _held_out_key(key))})
-    run = replace(run, recipes=_recipes(run, sources))
-    composition = RECIPES[run.recipes[0]] if len(run.recipes) == 1 else None
+    sources = sorted({source for sets in logged.values() for source in sets})
+    recipes = _recipes(_arguments(record or {}), sources)
+    composition = RECIPES[recipes[0]] if len(recipes) == 1 else None
+    validations: dict[int, dict[str, Answer]] = {}
     for path in sorted(run_dir.glob("validation/*.jsonl"), key=lambda path: (len(path.stem), path.stem)):
         if not path.stem.isdecimal():
             raise ValueError(f"{path}: dumps are named <step>.jsonl; move other files out of the folder")
-        answers, told = _read_answers(path, composition)
+        answers, told = _read_answers(path, composition, several=len(sources) > 1)
         notices += told
         if answers:
-            run.validations[int(path.stem)] = answers
-    if not run.validations:
+            validations[int(path.stem)] = answers
+    if not validations:
         notices.append(
             "There are no held-out answers (validation/<step>.jsonl), so no intervals and no clips are shown; "
             "train with trainer.validation_data_dir set."
         )
-    run = replace(run, parts=_parts(run))
-    notices += _disagreements(run)
+    parts = _parts(columns, logged, validations, recipes)
+    run = Run(dict(columns), logged, validations, record or {}, parts, recipes, notices)
+    notices += [*_missing(run), *_other_clips(run), *_lost_answers(run), *_disagreements(run)]
     return run
 
 
@@ -162,36 +226,36 @@ def headline(run: Run) -> dict:
 
     Returns:
         `steps`, `first_validation`, `last_validation` (steps; None without one, and None for a last that is the first),
-        `clips`, `group_size`, `seconds_per_step` (median), `rollout_probs_diff` (largest of all steps), and for each
-        reward part: `before`, `after`, `gain`, each with `_low` and `_high`, the bounds of a 95 % percentile bootstrap
-        over clips (paired for the gain).
+        `clips` (those without an answer too, which are worth 0, if the log says how many were asked), `group_size`,
+        `seconds_per_step` (median), `rollout_probs_diff` (largest of all steps), and for each reward part: `before`,
+        `after`, `gain`, each with `_low` and `_high`, the bounds of a 95 % percentile bootstrap over clips (paired for
+        the gain).
     """
-    before, after = ends(run)
     steps = sorted({step for part in run.parts for step in run.held_out(part)})
     group_size = run.arguments.get("actor_rollout_ref.rollout.n", "")
     seconds = list(run.series("timing_s/step").values())
     parity = list(run.series("training/rollout_probs_diff_mean").values())
     numbers = {
-        "steps": max(run.metrics),
+        "steps": run.last_step,
         "first_validation": steps[0] if steps else None,
         "last_validation": steps[-1] if len(steps) > 1 else None,
-        "clips": len(before),
+        "clips": len(paired(run, "score")[0]),
         "group_size": int(group_size) if group_size.isdecimal() else None,
         "seconds_per_step": float(np.median(seconds)) if seconds else None,
         "rollout_probs_diff": max(parity) if parity else None,
     }
     if run.validations:
-        numbers["first_validation"] = min(run.validations)
-        numbers["last_validation"] = max(run.validations) if after else None
+        first, last = min(run.validations), max(run.validations)
+        numbers["first_validation"] = first
+        numbers["last_validation"] = last if last != first else None
     for part in run.parts:
         row = dict.fromkeys(f"{name}{end}" for name in ("before", "after", "gain") for end in ("", "_low", "_high"))
-        then = {uid: answer.values[part] for uid, answer in before.items() if part in answer.values}
+        then, now = paired(run, part)
         if then:
-            now = {uid: answer.values[part] for uid, answer in after.items()}
-            samples = {"before": then, "after": now, "gain": {uid: now[uid] - then[uid] for uid in now}}
-            for name, values in samples.items():
+            gains = [after - before for before, after in zip(then, now, strict=bool(now))]
+            for name, values in (("before", then), ("after", now), ("gain", gains)):
                 if values:
-                    bounds = bootstrap(list(values.values()), resamples=RESAMPLES).tolist()
+                    bounds = bootstrap(values, resamples=RESAMPLES).tolist()
                     row[name], row[f"{name}_low"], row[f"{name}_high"] = bounds
         else:  # means only
             logged = run.held_out(part)
@@ -201,6 +265,30 @@ def headline(run: Run) -> dict:
                 row["after"], row["gain"] = logged[known[-1]], logged[known[-1]] - logged[known[0]]
         numbers[part] = row
     return numbers
+
+
+def paired(run: Run, part: str) -> tuple[list[float], list[float]]:
+    """Values of a part at the first and at the last validation, of the same clips in the same order; the last is empty
+    if it is the first.
+
+    These are all clips that were asked, if the log says how many; else those that both validations have answers to.
+    """
+    if not run.validations:
+        return [], []
+    first, last = min(run.validations), max(run.validations)
+    then, now = (
+        {uid: answer.values[part] for uid, answer in run.validations[step].items() if part in answer.values}
+        for step in (first, last)
+    )
+    if first == last:
+        return [*then.values(), *[0.0] * run.unanswered(first, part)], []
+    asked = {len(values) + run.unanswered(step, part) for step, values in ((first, then), (last, now))}
+    uids = sorted(then.keys() | now.keys())
+    if run.counted(first) and run.counted(last) and len(asked) == 1 and len(uids) <= max(asked):
+        nameless = [0.0] * (max(asked) - len(uids))  # neither validation has an answer
+        return [then.get(uid, 0.0) for uid in uids] + nameless, [now.get(uid, 0.0) for uid in uids] + nameless
+    common = [uid for uid in then if uid in now]
+    return [then[uid] for uid in common], [now[uid] for uid in common]
 
 
 def ends(run: Run) -> tuple[dict[str, Answer], dict[str, Answer]]:
@@ -281,25 +369,30 @@ def _read_metrics(path: Path, notices: list[str]) -> dict[int, dict[str, float]]
                 f'{path}, line {place}: not of the form {{"step": int, "data": {{...}}}}; '
                 "the file must come from verl's file logger (trainer.logger=[console,file])"
             )
-        metrics.setdefault(step, {}).update((key, float(value)) for key, value in data.items() if is_number(value))
+        values = metrics.setdefault(step, {})
+        for key, value in data.items():
+            if is_number(value):
+                values[key] = float(value)
+            elif value is None or isinstance(value, float):  # verl's logger writes null for what is not a number
+                values[key] = math.nan
     return dict(sorted(metrics.items()))
 
 
-def _held_out_key(key: str) -> tuple[str, str] | None:
-    """Data source and part of a held-out mean; None for another metric."""
-    found = re.fullmatch(r"val-(?:core|aux)/(.+)/([^/]+)/mean@\d+", key)
-    return found.groups() if found else None
-
-
-def _recipes(run: Run, sources: list[str]) -> tuple[str, ...]:
+def _recipes(arguments: Mapping[str, str], sources: list[str]) -> tuple[str, ...]:
     """Recipes of the run's held-out rows: the one it was told to use, else those of its data sources."""
-    if (told := run.arguments.get(_RECIPE_KEY)) is not None:
+    if (told := arguments.get(_RECIPE_KEY)) is not None:
         return (told,) if told in RECIPES else ()
     names = {recipe_of(source) for source in sources}
     return tuple(sorted(names)) if None not in names else ()
 
 
-def _read_answers(path: Path, recipe: Recipe | None) -> tuple[dict[str, Answer], list[str]]:
+def _read_answers(path: Path, recipe: Recipe | None, several: bool) -> tuple[dict[str, Answer], list[str]]:
+    """Answers of a dump by row, and notices.
+
+    Args:
+        several: the rows are of several data sources. A part that one of them lacks is null in its answers; else null
+            is a rollout that failed.
+    """
     records, torn = read_lines(path)
     name = f"validation/{path.name}"
     notices = [f"The last line of {name} is half-written and left out."] if torn else []
@@ -316,13 +409,14 @@ def _read_answers(path: Path, recipe: Recipe | None) -> tuple[dict[str, Answer],
                 raise ValueError(f"{where}: {error}") from error
         if not isinstance(record.get("output"), str):
             raise ValueError(f"{where}: output is missing or no text; dumps are those of verl's validation")
-        parts = parts or ["score", *_dumped_parts(record)]
+        if parts is None:
+            parts = ["score", *_dumped_parts(record)]
         if absent := [key for key in parts if key not in record]:
             raise ValueError(f"{where}: no {', '.join(absent)}; every answer of a run carries the same reward parts")
-        if not all(is_number(record[key]) for key in parts):
-            failed += 1  # verl writes null for a rollout that failed
+        values = {key: float(record[key]) for key in parts if is_number(record[key])}
+        if len(values) < len(parts) and not (several and len(values) > 1 and "score" in values):
+            failed += 1
             continue
-        values = {key: float(record[key]) for key in parts}
         drawn[str(truth["uid"])].append((record["output"], str(record.get("input", "")), truth, values))
     if failed:
         notices.append(f"{failed} answers of {name} have no reward (the rollout failed) and are left out.")
@@ -330,7 +424,8 @@ def _read_answers(path: Path, recipe: Recipe | None) -> tuple[dict[str, Answer],
     for uid, samples in drawn.items():
         samples.sort(key=lambda sample: sample[0])  # lines come in random order; the page should not change with it
         text, prompt, truth, _ = samples[0]
-        means = {key: float(np.mean([values[key] for *_, values in samples])) for key in parts}
+        known = {key: [values[key] for *_, values in samples if key in values] for key in parts}
+        means = {key: math.fsum(values) / len(values) for key, values in known.items() if values}
         answers[uid] = Answer(uid, prompt, text, truth, means, len(samples))
     return dict(sorted(answers.items())), notices
 
@@ -339,33 +434,109 @@ def _dumped_parts(record: Mapping) -> list[str]:
     return [key for key, value in record.items() if key not in _NO_PARTS and (value is None or is_number(value))]
 
 
-def _parts(run: Run) -> tuple[str, ...]:
+def _parts(
+    columns: Iterable[str], logged: Mapping[int, Mapping[str, HeldOut]], validations: Mapping, recipes: Sequence[str]
+) -> tuple[str, ...]:
     found: dict[str, None] = {}
-    for answers in run.validations.values():
+    for answers in validations.values():
         for answer in answers.values():
             found.update(dict.fromkeys(answer.values))
-            break
-    logged = sorted({key for data in run.metrics.values() for key in data})
-    for key in logged:
-        held_out, training = _held_out_key(key), re.fullmatch(r"reward/([^/]+)/mean", key)
-        if held_out or training:
-            found.setdefault(held_out[1] if held_out else training[1])
-    if len(run.recipes) == 1:  # the recipe's order
-        found = dict.fromkeys([part for part in RECIPES[run.recipes[0]].parts if part in found]) | found
+    named = {part for sets in logged.values() for one in sets.values() for part in one.means}
+    named |= {key.split("/")[1] for key in columns if key.startswith("reward/") and key.endswith("/mean")}
+    found |= dict.fromkeys(sorted(named - found.keys()))
+    if len(recipes) == 1:  # the recipe's order
+        found = dict.fromkeys([part for part in RECIPES[recipes[0]].parts if part in found]) | found
     return tuple(part for part in found if part not in _NO_PARTS)
+
+
+# --- notices ----------------------------------------------------------------------------------------------------------
+
+
+def steps_in_words(steps: Sequence[int]) -> str:
+    """``step 4``, or ``steps 4, 8, 12``; of many the first few and how many more."""
+    few = ", ".join(map(str, steps[:_NAMED_STEPS]))
+    more = f" and {len(steps) - _NAMED_STEPS} more" if len(steps) > _NAMED_STEPS else ""
+    return f"step{'s' if len(steps) > 1 else ''} {few}{more}"
+
+
+def _missing(run: Run) -> list[str]:
+    """Answers that were asked for and are not there, by data source."""
+    notices = []
+    for source in run.sources:
+        counts = {step: sets[source].counts for step, sets in run.logged.items() if source in sets}
+        found = [
+            f"{one['missing']} of {one['asked']} at step {step} (all of {one['unanswered']} of {one['prompts']} clips)"
+            for step, one in counts.items()
+            if one.get("missing")
+        ]
+        if found:
+            more = f"; and at {len(found) - _NAMED_STEPS} more steps" if len(found) > _NAMED_STEPS else ""
+            notices.append(
+                f"Held-out answers of {source} are missing; their rollouts failed, and train.log says why: "
+                f"{'; '.join(found[:_NAMED_STEPS])}{more}. A clip without any counts as 0, as in `verl-stvg eval`."
+            )
+    return notices
+
+
+def _other_clips(run: Run) -> list[str]:
+    """A notice if the held-out means of the steps are not over the same clips."""
+    if len(run.validations) < 2:
+        return []
+    sizes = {step: len(answers) + run.unanswered(step, "score") for step, answers in run.validations.items()}
+    union = {uid for answers in run.validations.values() for uid in answers}
+    known = all(run.counted(step) for step in run.validations)
+    if (
+        len(set(sizes.values())) == 1
+        and (known or len(union) == max(sizes.values()))
+        and len(union) <= max(sizes.values())
+    ):
+        return []
+    listed = [f"{size} at step {step}" for step, size in sizes.items()]
+    few = ", ".join(listed[:_NAMED_STEPS]) + (", …" if len(listed) > _NAMED_STEPS else "")
+    told = "" if known else " The log does not say how many were asked."
+    return [
+        f"Not all validations are of the same clips: {few}; {len(union)} in all.{told} A point of a held-out curve is "
+        "the mean over the clips of its step; before and after are compared on the clips of both."
+    ]
+
+
+def _lost_answers(run: Run) -> list[str]:
+    """A notice where verl's means, all that there is, leave out clips that lost some of their answers."""
+    if run.validations:
+        return []
+    steps = [step for step, sets in run.logged.items() if any(one.apart for one in sets.values())]
+    if not steps:
+        return []
+    return [
+        f"Some clips lost answers at {steps_in_words(steps)}: verl logs their means apart, without their number, so "
+        "the held-out means are those of the clips that lost none."
+    ]
 
 
 def _disagreements(run: Run) -> list[str]:
     """A notice for every part whose logged held-out mean is not that of the dumped answers at some step."""
-    bare = replace(run, validations={})
     notices = []
     for part in run.parts:
-        logged, dumped = bare.held_out(part), run.held_out(part)
-        both = [step for step in run.validations if step in logged and step in dumped]
-        off = [step for step in both if abs(logged[step] - dumped[step]) > 1e-3]
+        off = [step for step in run.validations if _disagrees(run, step, part)]
         if off:
             notices.append(
                 f"{title(part)}: the mean in metrics.jsonl is not that of the answers in validation/ at "
-                f"{'steps' if len(off) > 1 else 'step'} {', '.join(map(str, off))}; the answers are shown."
+                f"{steps_in_words(off)}; the answers are shown."
             )
     return notices
+
+
+def _disagrees(run: Run, step: int, part: str) -> bool:
+    """Whether a dump's mean cannot be the one that was logged: it differs or, where the log does not say how many clips
+    each of its means is over, lies outside of them.
+    """
+    dumped, name = _dumped_mean(run, step, part), _logged_name(part)
+    sets = run.logged.get(step, {})
+    logged = held_out.overall(sets, name)
+    if dumped is None or logged is None:
+        return False
+    if run.counted(step):
+        return abs(dumped - logged) > _TOLERANCE
+    means = [value for one in sets.values() for value in (one.means.get(name), *one.apart.get(name, {}).values())]
+    means = [value for value in means if value is not None and math.isfinite(value)]
+    return not min(means) - _TOLERANCE <= dumped <= max(means) + _TOLERANCE

@@ -43,3 +43,12 @@ def test_failures_are_raised_to_all_and_not_kept():
     with pytest.raises(ValueError, match="no"):
         cache.get("key", lambda: (_ for _ in ()).throw(ValueError("no")))
     assert cache.get("key", lambda: b"yes") == b"yes"
+
+
+def test_a_new_result_costs_the_same_however_many_are_kept():
+    measured = []
+    cache = Once(10**6, size=lambda result: measured.append(result) or 1)
+    for key in range(2000):
+        cache.get(key, lambda key=key: key)
+    assert measured == list(range(2000))  # each is measured once, by itself
+    assert len(cache) == 2000

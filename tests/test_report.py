@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -66,7 +67,6 @@ def make_run(run_dir, data, steps=STEPS, seed=0, hostile=None):
                 "response_length/mean": 31 + float(rng.normal(0, 0.4)),
                 "timing_s/step": 10 + float(rng.uniform(0, 2)),
                 "timing_s/gen": 4.0,
-                "actor/entropy": None,  # verl writes null for NaN
             }
         if step % (steps // 4) == 0:
             records = []
@@ -732,3 +732,174 @@ def test_a_reward_of_ones_own_has_a_page(run_dir):
     assert {"Closeness", "Luck", "Rhyme"} <= set(page.text.split()) and "weighted" in page.text
     assert "What the answers say is not drawn" in page.text and "not read" in page.text
     assert set(report.summarise(run_dir)) >= {"closeness", "luck", "rhyme"}
+
+
+# --- what validations are over, long logs, broken numbers -------------------------------------------------------------
+
+
+def rewrite(run_dir, change):
+    """Change the metrics of every step of a run's log."""
+    path = run_dir / "metrics.jsonl"
+    lines = [json.loads(line) for line in lines_of(path)]
+    for line in lines:
+        change(line["step"], line["data"])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def lose(run_dir, gone, counts=True):
+    """Let clips have no answer at some steps: neither the dumps nor verl's means have them; our counts say so.
+
+    Args:
+        gone: step to uids.
+        counts: the log has them; older ones have not.
+    """
+
+    def change(step, data):
+        path = run_dir / "validation" / f"{step}.jsonl"
+        if not path.exists():
+            return
+        records = [json.loads(line) for line in lines_of(path)]
+        left = [record for record in records if record["gts"]["uid"] not in gone.get(step, ())]
+        path.write_text("".join(json.dumps(record) + "\n" for record in left))
+        lost = len(records) - len(left)
+        for key in [key for key in data if key.endswith("mean@1")]:
+            part = key.split("/")[-2]
+            data[key] = float(np.mean([record[part] for record in left]))
+            if counts:
+                data[f"held_out/{SOURCE}/{part}/mean"] = data[key] * len(left) / len(records)
+        if counts:
+            found = {"prompts": len(records), "unanswered": lost, "asked": len(records), "missing": lost}
+            data.update({f"held_out/{SOURCE}/{name}": count for name, count in found.items()})
+
+    rewrite(run_dir, change)
+
+
+def test_clips_without_an_answer_are_worth_nothing_and_are_told(run_dir):
+    whole = runs.read_run(run_dir)
+    lost = list(whole.validations[0])[:3]
+    lose(run_dir, dict.fromkeys(range(STEPS + 1), lost))
+    run, numbers = runs.read_run(run_dir), report.summarise(run_dir)
+    for part in PARTS:
+        for step, end in ((0, "before"), (STEPS, "after")):
+            mean = np.mean([a.values[part] * (uid not in lost) for uid, a in whole.validations[step].items()])
+            assert run.held_out(part)[step] == pytest.approx(mean)  # as `verl-stvg eval` counts
+            assert numbers[part][end] == pytest.approx(mean)
+    assert numbers["clips"] == NUM_VAL and len(run.notices) == 1
+    text = read(run_dir).text
+    assert f"Held-out answers of {SOURCE} are missing" in text
+    assert f"3 of {NUM_VAL} at step 0 (all of 3 of {NUM_VAL} clips)" in text
+    shutil.rmtree(run_dir / "validation")  # the log says the same
+    assert runs.read_run(run_dir).held_out("id_match") == pytest.approx(run.held_out("id_match"))
+
+
+def test_before_and_after_are_compared_on_all_clips_that_were_asked(run_dir):
+    whole = runs.read_run(run_dir)
+    first, second = list(whole.validations[0])[:2]
+    lose(run_dir, {0: [first], STEPS: [second]})
+    found = runs.paired(runs.read_run(run_dir), "temporal_iou")
+    for step, gone, values in ((0, first, found[0]), (STEPS, second, found[1])):
+        assert values == [a.values["temporal_iou"] * (uid != gone) for uid, a in whole.validations[step].items()]
+
+
+def test_an_older_log_says_that_the_clips_differ(run_dir):
+    lose(run_dir, {STEPS: list(runs.read_run(run_dir).validations[0])[:3]}, counts=False)
+    (notice,) = runs.read_run(run_dir).notices
+    assert f"Not all validations are of the same clips: {NUM_VAL} at step 0" in notice
+    assert f"{NUM_VAL - 3} at step {STEPS}; {NUM_VAL} in all. The log does not say how many were asked" in notice
+    assert report.summarise(run_dir)["clips"] == NUM_VAL - 3
+
+
+def test_other_rows_after_a_stop_are_told_and_not_mixed(run_dir):
+    lose(run_dir, {})
+    assert runs.read_run(run_dir).notices == []
+    path = run_dir / "validation" / f"{STEPS}.jsonl"
+    path.write_text(path.read_text().replace('"uid": "synthetic-3-val', '"uid": "other-val'))
+    numbers = report.summarise(run_dir)
+    assert any("Not all validations are of the same clips" in notice for notice in runs.read_run(run_dir).notices)
+    assert numbers["clips"] == 0 and numbers["last_validation"] == STEPS and numbers["id_match"]["after"] is not None
+
+
+def test_groups_that_lost_answers_are_told_where_only_verls_means_are_logged(run_dir):
+    shutil.rmtree(run_dir / "validation")
+    before = runs.read_run(run_dir).held_out("id_match")
+
+    def change(_, data):
+        for key in [key for key in data if key.endswith("mean@1")]:
+            data[key.replace("mean@1", "mean@8")] = data.pop(key)
+            data[key.replace("mean@1", "mean@5")] = 1.0
+
+    rewrite(run_dir, change)
+    run = runs.read_run(run_dir)
+    assert run.held_out("id_match") == before  # not the mean of two means
+    assert any("Some clips lost answers at steps 0, 3, 6, 9, 12" in notice for notice in run.notices)
+
+
+@pytest.mark.parametrize("counts", [False, True])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_two_held_out_sets_are_named_and_agree(tmp_path, counts, wrong):
+    """Sets of unlike size and other parts: the mean over clips is not that over sets, and neither is wrong."""
+    sets = {"time_r1/charades": (30, 0.9, "temporal_iou_v2"), "stvg_r1/vidstg": (10, 0.1, "id_match")}
+    parts = [part for _, _, part in sets.values()]
+    data, records = {}, []
+    for source, (size, value, part) in sets.items():
+        data |= {f"val-core/{source}/reward/mean@1": 1 + value, f"val-aux/{source}/{part}/mean@1": value}
+        if counts:
+            found = {"prompts": size, "unanswered": 0, "asked": size, "missing": 0}
+            data |= {f"held_out/{source}/{name}": count for name, count in found.items()}
+            data |= {f"held_out/{source}/reward/mean": 1 + value, f"held_out/{source}/{part}/mean": value}
+        value += 0.05 * wrong
+        scored = dict.fromkeys(parts) | {part: value, "score": 1 + value, "reward": 1 + value}  # null: another set's
+        gts = {"start": 1.0, "end": 2.0, "duration": 9.0, "object_id": 1}
+        records += [{"input": "q", "output": "a", "gts": gts | {"uid": f"{source}/{k}"}} | scored for k in range(size)]
+    (tmp_path / "validation").mkdir()
+    for step in (0, 10):
+        (tmp_path / f"validation/{step}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    lines = [{"step": step, "data": data} for step in (0, 10)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "run.json").write_text(json.dumps({"val_files": ["a.parquet", "b.parquet"]}))
+    run = runs.read_run(tmp_path)
+    told = ["ID accuracy", "Temporal IoU, weighted by closeness"] if wrong else []
+    assert sorted(notice.partition(":")[0] for notice in run.notices) == told
+    assert run.held_out_by_source("temporal_iou_v2") == {"time_r1/charades": {0: 0.9, 10: 0.9}}
+    assert run.held_out_by_source("id_match") == {"stvg_r1/vidstg": {0: 0.1, 10: 0.1}}
+    mean = (30 * 1.9 + 10 * 1.1) / 40 + 0.05 * wrong
+    assert run.held_out("score") == pytest.approx({0: mean, 10: mean})
+    assert report.summarise(tmp_path)["clips"] == 40
+    page = read(tmp_path)
+    assert all(text in page.text for text in ("Held-out sets", "time_r1/charades", "stvg_r1/vidstg"))
+    assert "a.parquet, b.parquet" in page.text
+
+
+def test_a_metric_that_is_not_a_number_is_a_gap_and_is_told(run_dir):
+    def change(step, data):
+        if step in (3, 4):
+            data["actor/kl_loss"] = None  # verl's logger writes null
+        if step == 5:
+            data["reward/id_match/mean"] = math.nan
+        data["actor/entropy"] = None
+
+    whole = {a["aria-label"] for a in read(run_dir).of("svg") if "over training steps" in a.get("aria-label", "")}
+    rewrite(run_dir, change)
+    page = read(run_dir)
+    assert "KL to the reference (actor/kl_loss) is not a number at steps 3, 4, and is a gap in its curve" in page.text
+    assert "ID accuracy (reward/id_match/mean) is not a number at step 5, and is a gap in its curve" in page.text
+    steps = ", ".join(map(str, range(5)))
+    assert (
+        f"Entropy (actor/entropy) is not a number at steps {steps} and {STEPS + 1 - 5} more, and has no curve"
+        in page.text
+    )
+    assert {a["aria-label"] for a in page.of("svg") if "over training steps" in a.get("aria-label", "")} == whole
+    run = runs.read_run(run_dir)
+    drawn = charts.curve("KL", "", run.curve("actor/kl_loss"), {}, {}, None)
+    assert [len(line.split()) for line in drawn["lines"]] == [2, STEPS - 4] and drawn["dots"] == []
+    assert json.loads(drawn["hover"])["training"][2][2] == "not a number"
+    assert charts.curve("x", "", {1: 1.0, 2: math.nan, 3: 2.0}, {1: 0.1, 3: 0.1}, {}, None)["dots"] != []
+
+
+def test_every_line_of_a_log_is_looked_at_once(run_dir, monkeypatch):
+    """However many validations there are, so that a page costs as much as its log is long."""
+    looked = []
+    stock = runs.held_out.read
+    monkeypatch.setattr(runs.held_out, "read", lambda data: looked.append(1) or stock(data))
+    report.write(run_dir, run_dir / "report.html")
+    assert len(looked) == len(lines_of(run_dir / "metrics.jsonl"))

@@ -9,7 +9,9 @@ import contextlib
 import ctypes
 import json
 import logging
+import math
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -19,8 +21,9 @@ from pathlib import Path
 
 import psutil
 
-from verl_stvg import python
-from verl_stvg.resume import APPEND_METRICS, keep_metrics, resumed_step
+from verl_stvg import held_out, python
+from verl_stvg.lock import alone
+from verl_stvg.resume import APPEND_METRICS, keep_metrics, replaced, resumed_step
 
 logger = logging.getLogger(__name__)
 
@@ -33,28 +36,41 @@ def train(arguments: list[str], run_dir: Path) -> int:
     """Run ``python -m verl.trainer.main_ppo`` with these arguments; log and metrics go to ``run_dir``.
 
     Checkpoints go to ``run_dir/checkpoints`` unless ``trainer.default_local_dir`` says otherwise. Where the run goes on
-    from one of them, the metrics up to it and the log so far are kept, the latter as ``train.N.log``.
+    from one of them, the metrics up to it are kept. What an earlier start has left is set aside (`set_aside`). A run
+    that has come to its end and is asked for no further steps is left as it is.
 
     Returns:
-        the exit status of the run; 130 after Ctrl-C.
+        the exit status of the run; 129 after SIGHUP (a closed terminal), 130 after Ctrl-C, 143 after SIGTERM; 0 for a
+        run that was at its end.
+
+    Raises:
+        ValueError: another run is in the folder; ``run.json`` of an earlier one cannot be read; no checkpoint where one
+            is named.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
+    with alone(run_dir):
+        return _train(arguments, run_dir)
+
+
+def _train(arguments: list[str], run_dir: Path) -> int:
     given = dict(argument.lstrip("+").split("=", 1) for argument in arguments if "=" in argument)
     if "trainer.default_local_dir" not in given:
         given["trainer.default_local_dir"] = str(run_dir.absolute() / "checkpoints")
         arguments = [*arguments, f"trainer.default_local_dir={given['trainer.default_local_dir']}"]
     resumed = resumed_step({key.removeprefix("trainer."): value for key, value in given.items()})
+    if at_its_end(run_dir / "run.json", arguments, given, resumed):
+        logger.info(
+            "%s: the run has come to its last step, %d; nothing to do. Raise trainer.total_training_steps or "
+            "trainer.total_epochs to go on, or give another folder to begin anew",
+            run_dir,
+            resumed,
+        )
+        return 0
     metrics, log = run_dir / "metrics.jsonl", run_dir / "train.log"
     environment = {"VERL_FILE_LOGGER_PATH": str(metrics.absolute())}
-    seen = 0
-    if resumed is None:
-        metrics.unlink(missing_ok=True)
-    else:
+    set_aside(run_dir, resumed)
+    if resumed is not None:
         logger.info("going on from step %d of %s", resumed, given["trainer.default_local_dir"])
-        seen = keep_metrics(metrics, resumed)
         environment[APPEND_METRICS] = "yes"
-        if log.exists():
-            log.rename(run_dir / f"train.{len(list(run_dir.glob('train.*.log'))) + 1}.log")
     record = {
         "arguments": arguments,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -66,15 +82,84 @@ def train(arguments: list[str], run_dir: Path) -> int:
         ("val_files", "data.val_files"),
         ("model", "actor_rollout_ref.model.path"),
     ):
-        record[name] = str(Path(given[key]).resolve()) if key in given else None
-    write = (run_dir / "run.json").write_text
-    write(json.dumps(record, indent=2))
+        record[name] = absolute_paths(given[key]) if key in given else None
+    _write(run_dir / "run.json", record)
     command = python.module("verl.trainer.main_ppo", *arguments)
     # on a cluster that runs already, processes have the environment it was started in, and this on top
     command += [f"++ray_kwargs.ray_init.runtime_env.env_vars.{name}='{environment[name]}'" for name in environment]
+    seen = metrics.stat().st_size if metrics.exists() else 0
     record["status"] = supervise(command, log, metrics, {**environment, "HYDRA_FULL_ERROR": "0"}, seen)
-    write(json.dumps(record, indent=2))
+    _write(run_dir / "run.json", record)
     return record["status"]
+
+
+def _write(path: Path, record: dict) -> None:
+    with replaced(path) as file:
+        file.write(json.dumps(record, indent=2))
+
+
+def absolute_paths(value: str) -> str | list[str]:
+    """Absolute paths of an argument that names one file, or a list of them: ``[a.parquet,b.parquet]``."""
+    if not value.startswith("["):
+        return str(Path(value).resolve())
+    return [str(Path(name.strip().strip("'\"")).resolve()) for name in value.strip("[]").split(",") if name.strip()]
+
+
+def at_its_end(path: Path, arguments: list[str], given: dict[str, str], resumed: int | None) -> bool:
+    """Whether a run has come to its end and these arguments ask for no further steps.
+
+    Args:
+        path: its ``run.json``.
+        arguments: of the start that is asked for.
+        given: the same by key.
+        resumed: step of the checkpoint that it would go on from; None if it would begin anew.
+
+    Raises:
+        ValueError: the file is no JSON.
+    """
+    if resumed is None or not path.is_file() or given.get("trainer.resume_mode", "auto") != "auto":
+        return False
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); move it away to go on from step {resumed}") from error
+    if not isinstance(earlier, dict) or earlier.get("status") != 0:
+        return False
+    if given.get("trainer.val_only", "false").lower() == "true":
+        return False
+    total = given.get("trainer.total_training_steps", "")
+    return int(total) <= resumed if total.isdecimal() else earlier.get("arguments") == arguments
+
+
+EARLIER = re.compile(r"(?:train|run|metrics|validation)\.(\d+)(?:\.\w+)?")
+"""Names under which files of earlier starts are kept, with the number of the start."""
+
+
+def set_aside(run_dir: Path, resumed: int | None) -> None:
+    """Give what an earlier start has left in a run's folder a number, the same for all of it: ``train.1.log``,
+    ``run.1.json``, ``metrics.1.jsonl``, ``validation.1/``. Nothing is deleted.
+
+    A run that goes on from step N keeps metrics and held-out answers up to N where they are; only those of the steps
+    that will be repeated move.
+    """
+    numbers = [int(found[1]) for path in run_dir.iterdir() if (found := EARLIER.fullmatch(path.name))]
+    number = max(numbers, default=0) + 1
+    for stem, ending in (("train", "log"), ("run", "json")):
+        if (run_dir / f"{stem}.{ending}").exists():
+            (run_dir / f"{stem}.{ending}").rename(run_dir / f"{stem}.{number}.{ending}")
+    metrics, validation = run_dir / "metrics.jsonl", run_dir / "validation"
+    if resumed is not None:
+        keep_metrics(metrics, resumed, run_dir / f"metrics.{number}.jsonl")
+        dumps = validation.glob("*.jsonl")
+        repeated = [path for path in dumps if path.stem.isdecimal() and int(path.stem) > resumed]
+        for path in repeated:
+            (run_dir / f"validation.{number}").mkdir(exist_ok=True)
+            path.rename(run_dir / f"validation.{number}" / path.name)
+    else:
+        if metrics.exists():
+            metrics.rename(run_dir / f"metrics.{number}.jsonl")
+        if validation.exists():
+            validation.rename(run_dir / f"validation.{number}")
 
 
 def supervise(
@@ -83,48 +168,61 @@ def supervise(
     """Run a command with its output in ``log``, report new lines of ``metrics``, and end every process it leaves.
 
     Args:
-        seen: lines of ``metrics`` that are not new.
+        seen: bytes of ``metrics`` that are not new.
 
     Returns:
-        the command's exit status; 130 after Ctrl-C, 143 after SIGTERM.
+        the command's exit status; 129 after SIGHUP (a closed terminal), 130 after Ctrl-C, 143 after SIGTERM. A signal
+        that is ignored, as SIGHUP under ``nohup``, stays ignored.
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before = {child.pid for child in psutil.Process().children(recursive=True)}
-    previous = (
-        signal.signal(signal.SIGTERM, _terminate) if threading.current_thread() is threading.main_thread() else None
-    )
+    main = threading.current_thread() is threading.main_thread()
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, *_STOPS)} if main else {}
+    for number in _STOPS:
+        if previous.get(number, signal.SIG_IGN) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
     logger.info("running %s; full log in %s", " ".join(command), log)
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**python.environment(), **(environment or {})},
-        )
-        try:
-            while process.poll() is None:
-                time.sleep(0.5)
-                seen = _report(metrics, seen)
-            _report(metrics, seen)
-            status = process.returncode
-        except KeyboardInterrupt:
-            logger.warning("interrupted; ending the run")
-            status = 130
-        except SystemExit as stop:
-            status = int(stop.code)
-        finally:
-            left = end_descendants(before)
-            if previous is not None:
-                signal.signal(signal.SIGTERM, previous)
-    if status not in (0, 130, 143):
+    try:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**python.environment(), **(environment or {})},
+            )
+        while process.poll() is None:
+            time.sleep(0.5)
+            seen = report_progress(metrics, seen)
+        seen = report_progress(metrics, seen)
+        if metrics is not None and metrics.exists() and metrics.stat().st_size > seen:
+            logger.warning("the last line of %s is half-written", metrics)
+        status = process.returncode
+    except KeyboardInterrupt:
+        logger.warning("interrupted; ending the run")
+        status = 130
+    except SystemExit as stop:
+        logger.warning("stopped by %s; ending the run", signal.Signals(int(stop.code) - 128).name)
+        status = int(stop.code)
+    finally:
+        for number in previous:  # a second one must not stop the ending half-way
+            signal.signal(number, signal.SIG_IGN)
+        left = end_descendants(before)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if status not in (0, 129, 130, 143):
         logger.error("%s\nthe run failed with status %s; full log in %s", failure(log), status, log)
     if left:
         logger.info("ended %d processes that the run had started", left)
     return status
 
 
-def _terminate(number, frame):
+_STOPS = (signal.SIGTERM, signal.SIGHUP)
+
+
+def _stop(number, frame):
+    for one in _STOPS:  # a terminal that closes may send more than one
+        signal.signal(one, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 
@@ -169,14 +267,33 @@ def _is_error(line: str) -> bool:
     return ":" in line and name.replace(".", "").replace("_", "").isalnum() and name.endswith(("Error", "Exception"))
 
 
-def _report(metrics: Path | None, seen: int) -> int:
+def report_progress(metrics: Path | None, seen: int) -> int:
+    """Log a line for every step that a metrics file has more than its first ``seen`` bytes.
+
+    Only what is new is read. A line is over at its line feed and nowhere else; the rest of a half-written one is waited
+    for. A line that is no step's is told, and the run goes on.
+
+    Returns:
+        bytes that are seen now.
+    """
     if metrics is None or not metrics.exists():
         return seen
-    lines = metrics.read_text(encoding="utf-8").splitlines()
-    for line in lines[seen:]:
-        record = json.loads(line)
-        logger.info("step %s  %s", record["step"], summary(record["data"]))
-    return len(lines)
+    size = metrics.stat().st_size
+    if size < seen:  # begun anew
+        seen = 0
+    if size == seen:
+        return seen
+    with metrics.open("rb") as file:
+        file.seek(seen)
+        text = file.read()
+    whole = text.rfind(b"\n") + 1
+    for line in text[:whole].split(b"\n")[:-1]:
+        try:
+            record = json.loads(line)
+            logger.info("step %s  %s", record["step"], summary(record["data"]))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            logger.warning("%s: a line is not a step's metrics (%r): %s", metrics, error, line[:80])
+    return seen + whole
 
 
 SHOWN = {
@@ -191,9 +308,21 @@ SHOWN = {
 
 
 def summary(data: dict) -> str:
-    """One line of a step's metrics, in the order people look at them; validation means come last."""
-    parts = [f"{name} {data[key]:.3g}" for name, key in SHOWN.items() if key in data]
-    for key, value in data.items():
-        if key.startswith(("val-core/", "val-aux/")) and key.endswith("/mean@1"):
-            parts.append(f"held-out {key.split('/')[-2]} {value:.3f}")
+    """One line of a step's metrics, in the order people look at them; held-out means come last, by data source where
+    there are several. verl's logger writes null for what is not a number.
+    """
+    parts = [f"{name} {_number(data[key], '.3g')}" for name, key in SHOWN.items() if key in data]
+    if data.get("rollout/missing"):
+        parts.append(f"missing {data['rollout/missing']:.0f} answers")
+    sources = held_out.read(data)
+    for source, found in sources.items():
+        shown = {part: value for part, value in found.means.items() if part != "score" or "reward" not in found.means}
+        means = "  ".join(f"{part} {_number(value, '.3f')}" for part, value in shown.items())
+        parts.append(f"held-out {f'{source}: ' if len(sources) > 1 else ''}{means}")
+        if missing := found.counts.get("missing"):
+            parts.append(f"missing {missing} of {found.counts['asked']} answers")
     return "  ".join(parts)
+
+
+def _number(value: float | None, digits: str) -> str:
+    return "not a number" if value is None or not math.isfinite(value) else f"{value:{digits}}"

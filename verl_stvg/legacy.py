@@ -14,6 +14,7 @@ from verl.experimental.agent_loop import agent_loop
 from verl.protocol import DataProto
 from verl.trainer.ppo import ray_trainer
 
+from verl_stvg import held_out
 from verl_stvg.dataset import switch_cache_off
 from verl_stvg.rollout import MASK, STATS
 from verl_stvg.trainer import step_metrics, why_pixels_must_travel
@@ -68,6 +69,13 @@ def log_metrics() -> None:
     stock = ray_trainer.compute_data_metrics
     if hasattr(stock, "__wrapped__"):
         return
+    validated = ray_trainer.RayPPOTrainer._val_metrics_update
+
+    def _val_metrics_update(self, data_sources, sample_uids, infos, sample_turns):
+        result = validated(self, data_sources, sample_uids, infos, sample_turns)
+        n = self.config.actor_rollout_ref.rollout.val_kwargs.n  # here a rollout that fails ends the run
+        expected = {key: n for key in zip(map(str, data_sources), map(str, sample_uids), strict=True)}
+        return {**result, **held_out.metrics(data_sources, sample_uids, infos, expected)}
 
     def compute_data_metrics(batch, *args, **kwargs):
         columns = batch.non_tensor_batch
@@ -79,3 +87,4 @@ def log_metrics() -> None:
 
     compute_data_metrics.__wrapped__ = stock
     ray_trainer.compute_data_metrics = compute_data_metrics
+    ray_trainer.RayPPOTrainer._val_metrics_update = _val_metrics_update

@@ -1,10 +1,12 @@
-"""What verl's V1 trainer lacks here: reward parts and video costs in its metrics, rollouts by bin, a shorter wait.
+"""What verl's V1 trainer lacks here: reward parts, held-out means over all prompts and video costs in its metrics,
+rollouts by bin, a shorter wait.
 
 verl logs the parts a reward function returns only in validation. The manager is where verl lets a plugin into the
 trainer's process (``rollout.agent.agent_loop_manager_class``), so it brings the metrics along, and the workers whose
 trajectories carry keys instead of pixels.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -16,6 +18,7 @@ from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
+from verl_stvg import held_out
 from verl_stvg.dataset import frame_store, switch_cache_off
 from verl_stvg.rollout import MASK, STATS
 from verl_stvg.sampler import FEWEST, bins_of, rollout_counts, rollouts_of
@@ -79,17 +82,19 @@ class PollingReplayBuffer(ReplayBuffer):
 
     def _materialize_batch(self, partition_id, selected_prompt_uids, partition_snapshot):
         """In the order in which prompts were asked, not that in which answers came: sums depend on their order."""
-        places = {uid: place for place, uid in enumerate(self.prompt_global_steps[partition_id])}
-        ordered = sorted(partition_snapshot, key=lambda key: place_of(key, places))
+        selected = set(selected_prompt_uids)
+        places = {uid: place for place, uid in enumerate(self.prompt_global_steps[partition_id]) if uid in selected}
+        members = [key for key in partition_snapshot if key.split("_")[0] in selected]
+        members.sort(key=lambda key: place_of(key, places))
         return super()._materialize_batch(
-            partition_id, selected_prompt_uids, {key: partition_snapshot[key] for key in ordered}
+            partition_id, selected_prompt_uids, {key: partition_snapshot[key] for key in members}
         )
 
 
-def place_of(key: str, places: dict[str, int]) -> tuple[int, ...]:
+def place_of(key: str, places: dict[str, int]) -> tuple[float, ...]:
     """Where a trajectory, ``<prompt uid>_<session>_<index>``, stands in its batch; after all, if its prompt is gone."""
     uid, *rest = key.split("_")
-    return places.get(uid, len(places)), *map(int, rest)
+    return places.get(uid, math.inf), *map(int, rest)
 
 
 def widest_groups(keys: Sequence[str], scores: Sequence[float], count: int) -> set[str]:
@@ -184,10 +189,13 @@ def check_filtering(config) -> None:
 
 
 def log_metrics() -> None:
-    """Let the trainer of this process log the parts of every training reward and the videos' costs; idempotent."""
+    """Let the trainer of this process log the parts of every training reward, the videos' costs, and in validation
+    means over all prompts that were asked (`verl_stvg.held_out`); idempotent.
+    """
     stock = trainer_base.PPOTrainer._compute_metrics
     if hasattr(stock, "__wrapped__"):
         return
+    validated = trainer_base.PPOTrainer._val_metrics_update
 
     def _compute_metrics(self, batch, metrics, *args, **kwargs):
         result = stock(self, batch, metrics, *args, **kwargs)
@@ -203,8 +211,13 @@ def log_metrics() -> None:
         metrics["rollout/missing"] = max(0, self.config.data.train_batch_size * rollout.n - len(keys))
         return result
 
+    def _val_metrics_update(self, data_sources, sample_uids, infos, sample_turns, expected_acc_counts=None):
+        result = validated(self, data_sources, sample_uids, infos, sample_turns, expected_acc_counts)
+        return {**result, **held_out.metrics(data_sources, sample_uids, infos, expected_acc_counts)}
+
     _compute_metrics.__wrapped__ = stock
     trainer_base.PPOTrainer._compute_metrics = _compute_metrics
+    trainer_base.PPOTrainer._val_metrics_update = _val_metrics_update
 
 
 def step_metrics(keys: list[str], infos: list[dict], masks: list[dict], stats: list[dict]) -> dict[str, float]:
@@ -213,7 +226,10 @@ def step_metrics(keys: list[str], infos: list[dict], masks: list[dict], stats: l
 
 
 def reward_metrics(keys: list[str], infos: list[dict]) -> dict[str, float]:
-    """Means and spreads of every reward part, and the share of groups that teach nothing.
+    """Means and spreads of every reward part, and the shares of prompts that teach nothing, or what they should not.
+
+    ``reward/zero_variance_groups``: prompts whose rollouts, two or more, all score the same: no advantage.
+    ``reward/groups_of_one``: prompts with one rollout, whose score verl takes as its advantage.
 
     Args:
         keys: of the trajectories, ``<prompt uid>_<session>_<index>``.
@@ -223,7 +239,7 @@ def reward_metrics(keys: list[str], infos: list[dict]) -> dict[str, float]:
     for name, values in _parts(infos).items():
         metrics[f"reward/{name}/mean"] = float(np.mean(values))
         metrics[f"reward/{name}/std"] = float(np.std(values))
-    metrics["reward/zero_variance_groups"] = _zero_variance(keys, infos)
+    metrics["reward/zero_variance_groups"], metrics["reward/groups_of_one"] = _idle_groups(keys, infos)
     return metrics
 
 
@@ -249,7 +265,7 @@ def curriculum_metrics(keys: list[str], infos: list[dict], masks: list[dict]) ->
         bin_keys, bin_infos, bin_masks = zip(*found, strict=True)
         for name, values in {**_parts(bin_infos), **_taken(bin_masks)}.items():
             metrics[f"curriculum/{bin_}/{name}"] = float(np.mean(values))
-        metrics[f"curriculum/{bin_}/zero_variance_groups"] = _zero_variance(bin_keys, bin_infos)
+        metrics[f"curriculum/{bin_}/zero_variance_groups"] = _idle_groups(bin_keys, bin_infos)[0]
         metrics[f"curriculum/{bin_}/prompts"] = len({key.split("_")[0] for key in bin_keys})
         metrics[f"curriculum/{bin_}/trajectories"] = len(found)
     metrics.update({f"curriculum/{name}": float(np.mean(values)) for name, values in _taken(masks).items()})
@@ -268,12 +284,13 @@ def _taken(masks: Sequence[dict]) -> dict[str, list[float]]:
     return _parts([{name: value for name, value in mask.items() if name != "bin"} for mask in masks])
 
 
-def _zero_variance(keys: Sequence[str], infos: Sequence[dict]) -> float:
-    """Share of the prompts whose rollouts all score the same."""
+def _idle_groups(keys: Sequence[str], infos: Sequence[dict]) -> tuple[float, float]:
+    """Shares of the prompts whose rollouts, two or more, all score the same, and of those with a single rollout."""
     groups = defaultdict(list)
     for key, info in zip(keys, infos, strict=True):
         groups[key.split("_")[0]].append(float(info["score"]))
-    return float(np.mean([np.ptp(scores) == 0.0 for scores in groups.values()]))
+    same = sum(len(scores) > 1 and np.ptp(scores) == 0.0 for scores in groups.values())
+    return same / len(groups), sum(len(scores) == 1 for scores in groups.values()) / len(groups)
 
 
 def video_metrics(stats: list[dict]) -> dict[str, float]:

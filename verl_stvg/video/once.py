@@ -24,6 +24,8 @@ class Once:
         self._size = size
         self._lock = threading.Lock()
         self._entries: OrderedDict[Hashable, Future] = OrderedDict()
+        self._sizes: OrderedDict[Hashable, int] = OrderedDict()  # of the finished ones
+        self._held = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -36,6 +38,8 @@ class Once:
             if first:
                 future = self._entries[key] = Future()
             self._entries.move_to_end(key)
+            if key in self._sizes:
+                self._sizes.move_to_end(key)
         if first:
             try:
                 result = compute()
@@ -47,14 +51,13 @@ class Once:
                 future.set_result(result)
                 with self._lock:
                     self.computed += 1
-                    self._shrink()
+                    self._keep(key, self._size(result))
         return future.result()
 
-    def _shrink(self) -> None:
-        finished = [(key, self._size(future.result())) for key, future in self._entries.items() if future.done()]
-        held = sum(size for _, size in finished)
-        for key, size in finished[:-1]:
-            if held <= self.max_bytes:
-                return
-            del self._entries[key]
-            held -= size
+    def _keep(self, key: Hashable, size: int) -> None:
+        self._sizes[key] = size
+        self._held += size
+        while self._held > self.max_bytes and len(self._sizes) > 1:
+            oldest, freed = self._sizes.popitem(last=False)
+            del self._entries[oldest]
+            self._held -= freed

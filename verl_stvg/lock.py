@@ -1,0 +1,146 @@
+"""What lets two processes that write into one place come out whole: a lock on a folder, taken with its creation, and
+folders and files that appear only when all of them is written.
+
+A folder that is to appear as a whole is written as ``.NAME.unfinished`` beside it, under that folder's lock, and then
+renamed. Whoever comes second is refused by name, or waits, or finds the finished folder.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+NAME = ".lock"
+"""The file that is locked. Only its holder may remove it: whoever waits for it then finds that it is another one."""
+
+
+class FolderInUse(ValueError):
+    """Another process is writing into a folder; the message names it and the remedy."""
+
+
+@contextlib.contextmanager
+def alone(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Make a folder and hold its lock, until the block ends or the process does, however it ends.
+
+    The lock belongs to this process alone: what it starts, which may outlive it, does not inherit it. A process that
+    takes it twice holds it until the first block ends.
+
+    Args:
+        folder: made with its parents.
+        wait: until another process has left it, instead of an error.
+
+    Raises:
+        FolderInUse: another process holds it.
+        OSError: the folder cannot be made or written into.
+    """
+    lock = None
+    while lock is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _locked(folder, wait)
+    with lock:
+        yield
+
+
+def _locked(folder: Path, wait: bool) -> TextIO | None:
+    """The locked file of a folder; None if the folder was renamed or removed in this moment."""
+    try:
+        lock = (folder / NAME).open("a")
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock.fileno()), os.stat(folder / NAME)):
+            return lock
+    except FileNotFoundError:
+        pass
+    except (BlockingIOError, PermissionError) as error:  # systems differ in what they say
+        lock.close()
+        raise FolderInUse(
+            f"{folder}: another process is writing into this folder; wait for it, or choose another folder"
+        ) from error
+    lock.close()
+    return None
+
+
+# --- what appears as a whole ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def whole(out: Path, keep: bool = False) -> Iterator[Path]:
+    """A folder to write into, whose lock is held, and which becomes another one at the end of the block.
+
+    Where that one is there by then, it stays as it is, and what was written goes.
+
+    Args:
+        out: folder that appears.
+        keep: what was written if the block raises or the process dies, for the next time, which finds it there.
+
+    Raises:
+        FolderInUse: another process is writing it.
+    """
+    work = _beside(out)
+    with alone(work):
+        if not keep:
+            clear(work)
+        try:
+            yield work
+        except BaseException:
+            if not keep or out.exists():
+                clear(work)
+            _leave(work)
+            raise
+        if out.exists():
+            clear(work)
+            _leave(work)
+        else:
+            work.rename(out)
+            (out / NAME).unlink()
+
+
+@contextlib.contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Wait for other processes that write a file, and have them wait; it leaves nothing behind."""
+    work = _beside(path)
+    with alone(work, wait=True):
+        try:
+            yield
+        finally:
+            _leave(work)
+
+
+def clear(folder: Path, *but: str) -> None:
+    """Remove what is in a folder whose lock this process holds, but for the files of these names."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (NAME, *but):
+            path.unlink()
+
+
+def _beside(path: Path) -> Path:
+    full = Path(os.path.abspath(path))  # "." has no name
+    return full.with_name(f".{full.name}.unfinished")
+
+
+def _leave(work: Path) -> None:
+    (work / NAME).unlink()
+    with contextlib.suppress(OSError):  # something is kept there, or another process has begun: the lock is gone
+        work.rmdir()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file (UTF-8), or replace it, at once; of two processes that do, the later one's is there whole.
+
+    Its folder is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
