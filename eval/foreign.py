@@ -2,8 +2,8 @@
 
 Every format is read into the same two things: what was predicted, and what names the row (an ID, or a video with its
 query and, where the same query occurs twice, its annotated times). Where a program names nothing but the place of its
-row in the annotation, the annotated times have to agree. Nothing is guessed beyond that: what no row answers to is
-counted.
+row in the annotation, the annotated times have to agree. Nothing is guessed beyond that: what fits no row, or several
+that cannot be told apart, is counted and quoted.
 """
 
 import io
@@ -11,7 +11,7 @@ import json
 import pickle
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -22,8 +22,10 @@ from data_builders.sets import NAMES, Source, find
 from eval.benchmarks.items import Interval, Item, Prediction, Stored, read_answer
 from eval.metrics.lenient import read_time
 from eval.metrics.readers import extract_time
+from eval.metrics.rows import SHOWN
 from verl_stvg import nesting
 from verl_stvg.answers import Answer
+from verl_stvg.chat_template import of_dump
 from verl_stvg.video.identity import ENDINGS
 
 _ALIKE = 0.3  # seconds: annotated times of a table that was stored in float16 are that far off
@@ -34,6 +36,9 @@ _PREDICTED = re.compile(r"^Prediction: +(None|\d+), \[(.*)\]$", re.MULTILINE)
 _QUERY = re.compile(r"^Query: (.*)$", re.MULTILINE)
 _OUTPUT = re.compile(r"^Model Output: ", re.MULTILINE)
 _RULE = "-" * 80
+_BRACKETS = dict.fromkeys(map(ord, "()."))
+_JOINT = ">>>"
+_LMMS_EVAL_DOCS = (("video", "caption", "timestamp"), ("video_path", "query", "span"))  # Charades-STA, TimeLens
 
 Said = Answer | Prediction
 
@@ -49,6 +54,10 @@ class Entry:
         query: its sentence.
         truth: its annotated interval, seconds.
         place: number of its row in the annotation, from 0.
+        prompt: the text that was asked, which holds the query.
+
+    Raises:
+        TypeError: a reply that is no text.
         source: what the file holds, for messages.
     """
 
@@ -59,14 +68,35 @@ class Entry:
     truth: Interval | None = None
     place: int | None = None
     source: Any = None
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        texts = self.said.texts if isinstance(self.said, Answer) else ()
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise TypeError(f"a reply should be text, found {wrong[0]!r:.60}")
+
+    def __str__(self) -> str:
+        """What it is called, for messages."""
+        named = self.names[:1] or (self.video, self.query)
+        place = () if any(named) else (f"number {self.place}",)
+        return " ".join(str(one) for one in (*named, *place) if one is not None)
 
 
 @dataclass(frozen=True)
 class Found:
-    """Predictions by uid, in the order of the files, and counts of what was wrong with them."""
+    """Predictions that were read.
+
+    Attributes:
+        answers: by uid.
+        counts: of what was wrong with them: `extra` fit no row, `ambiguous` several.
+        forms: that were read, names of `FORMATS` or `ANNOTATION`.
+        notes: sentences that say which form was read, and quote predictions that were left out.
+    """
 
     answers: dict[str, Said]
     counts: dict[str, int]
+    forms: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def read(files: Sequence[Path], items: Sequence[Item], form: str = "auto") -> Found:
@@ -89,7 +119,20 @@ def read(files: Sequence[Path], items: Sequence[Item], form: str = "auto") -> Fo
     rows = _Rows(items)
     found: dict[str, Said] = {}
     forms: dict[str, None] = {}
+    strangers: list[Entry] = []
+    alike: dict[tuple[str, ...], list[tuple[Entry, str]]] = {}
     first: Entry | None = None
+
+    def keep(entry: Entry, uid: str, chosen: str) -> None:
+        nonlocal first
+        if uid not in found:
+            first = first or entry
+            found[uid] = replace(entry.said, uid=uid) if isinstance(entry.said, Answer) else entry.said
+            return
+        both = _joined(found[uid], entry.said, chosen == "verl")
+        counts["duplicates"] += both is None
+        found[uid] = both or found[uid]
+
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file}: no such file of predictions; correct the path")
@@ -99,34 +142,51 @@ def read(files: Sequence[Path], items: Sequence[Item], form: str = "auto") -> Fo
         if chosen == ANNOTATION:
             counts["annotated"] += 1
         try:
-            entries = _annotation(file, items) if chosen == ANNOTATION else FORMATS[chosen](content, counts)
-            for entry in entries:
+            for entry in _annotation(file, items) if chosen == ANNOTATION else FORMATS[chosen](content, counts):
                 forms.setdefault(chosen)
-                uid = rows.uid(entry)
-                if uid is None:
-                    counts["extra"] += 1
-                    rows.strangers.append(next(iter((*entry.names, entry.video, entry.query)), None))
-                elif uid not in found:
-                    first = first or entry
-                    found[uid] = replace(entry.said, uid=uid) if isinstance(entry.said, Answer) else entry.said
+                fitting = rows.find(entry)
+                if len(fitting) == 1:
+                    keep(entry, fitting[0].uid, chosen)
+                elif fitting:
+                    alike.setdefault(tuple(item.uid for item in fitting), []).append((entry, chosen))
                 else:
-                    both = _joined(found[uid], entry.said, chosen == "verl")
-                    counts["duplicates"] += both is None
-                    found[uid] = both or found[uid]
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
+                    strangers.append(entry)
+        except (LookupError, ArithmeticError, TypeError, AttributeError, ValueError) as error:
+            if chosen == ANNOTATION and isinstance(error, ValueError):  # of the set's reader, which names the place
+                raise
             raise ValueError(
                 f"{file}: not of the format {chosen} ({error!r}); name the right one with --format"
             ) from error
-    if rows.strangers and not found:
+    ambiguous: list[Entry] = []
+    for uids, entries in alike.items():
+        if len(entries) % len(uids):  # not one for each of them
+            ambiguous += [entry for entry, _ in entries]
+            continue
+        for number, (entry, chosen) in enumerate(entries):  # in the order of the rows, as both come from one annotation
+            keep(entry, uids[number % len(uids)], chosen)
+    counts["extra"] += len(strangers)
+    counts["ambiguous"] += len(ambiguous)
+    if (strangers or ambiguous) and not found:
+        lost = strangers + ambiguous
         raise ValueError(
-            f"{files[0]}: none of {len(rows.strangers)} predictions is for one of the {len(items)} rows; they are for "
-            f"{rows.strangers[:3]}, rows are {[item.uid for item in items[:3]]}; give the rows that were answered"
+            f"{files[0]}: none of {len(lost)} predictions is for one of the {len(items)} rows; they are for "
+            f"{list(map(str, lost[:SHOWN]))}, rows are {[item.uid for item in items[:SHOWN]]}; give the rows that were "
+            "answered"
         )
     if not forms:
         raise ValueError(f"{files[0]}: holds no predictions; was the program ended before its first one?")
     if found and forms.keys() - {"verl", "answers"}:
         _check_readable(files[0], items, next(iter(forms)), first, found)
-    return Found(found, dict(counts))
+    return Found(found, dict(+counts), tuple(forms), _notes(forms, strangers, ambiguous))
+
+
+def _notes(forms: Iterable[str], strangers: Sequence[Entry], ambiguous: Sequence[Entry]) -> tuple[str, ...]:
+    notes = [f"Predictions are read as: {', '.join(forms)}."]
+    for lost, why in ((strangers, "fit no row"), (ambiguous, "fit several rows that cannot be told apart")):
+        if lost:
+            quoted = "; ".join(_short(str(entry)) for entry in lost[:SHOWN])
+            notes.append(f"{len(lost):,} predictions {why} and are left out, such as {quoted}.")
+    return tuple(notes)
 
 
 def _check_readable(file: Path, items: Sequence[Item], form: str, first: Entry, found: Mapping[str, Said]) -> None:
@@ -195,28 +255,68 @@ class _Rows:
 
     def __init__(self, items: Sequence[Item]):
         self.items = items
-        self.strangers: list[str | None] = []
-        self._taken: set[str] = set()
 
-    def uid(self, entry: Entry) -> str | None:
-        """The row of an entry; None if there is none, or more than one that cannot be told apart."""
+    def find(self, entry: Entry) -> list[Item]:
+        """The row of an entry; none, or several that nothing in the entry tells apart.
+
+        IDs are often numbers of one program or another. Where the file also has a video and a query, and rows with
+        both, the row that an ID names has to be one of them; else only the video is compared, unless the ID is a uid.
+        """
+        if entry.prompt is not None:
+            return self._by_target(entry)
+        described = self._described(entry)
         for name in entry.names:
             for table in (self._by_uid, self._by_key, self._by_qid):
-                if len(found := table.get(name, ())) == 1:
-                    return found[0].uid
-        if entry.video is not None and entry.query is not None:
-            found = self._by_query.get((_stem(entry.video), _plain(entry.query)), ())
-            if entry.truth is not None and len(found) > 1:
-                found = [item for item in found if _agrees(item, entry.truth)] or found
-            # The same query of the same video: in the order of the rows, as both come from one annotation.
-            free = [item for item in found if item.uid not in self._taken] or found[:1]
-            if free:
-                self._taken.add(free[0].uid)
-                return free[0].uid
-        if entry.place is not None and entry.truth is not None and entry.place < len(self.items):
-            item = self.items[entry.place]
-            return item.uid if _agrees(item, entry.truth) else None
-        return None
+                if len(named := table.get(name, ())) != 1:
+                    continue
+                there = any(named[0] is one for one in described)
+                if there or not described and (table is self._by_uid or _is_of_video(named[0], entry.video)):
+                    return named
+        return described or self._at_place(entry)
+
+    def _described(self, entry: Entry) -> list[Item]:
+        """Rows with the video and the query of an entry; those with its truth, or at its place, if there are any."""
+        if entry.video is None or entry.query is None:
+            return []
+        found = self._by_query.get((_stem(entry.video), _plain(entry.query)), [])
+        if len(found) > 1 and entry.truth is not None:
+            found = [item for item in found if _agrees(item, entry.truth)] or found
+        if len(found) > 1 and entry.place is not None and entry.place < len(self.items):
+            found = [item for item in found if item is self.items[entry.place]] or found
+        return found
+
+    def _at_place(self, entry: Entry) -> list[Item]:
+        if entry.place is None or entry.truth is None or entry.place >= len(self.items):
+            return []
+        return [item for item in self.items[entry.place : entry.place + 1] if _agrees(item, entry.truth)]
+
+    def _by_target(self, entry: Entry) -> list[Item]:
+        """Rows with the truth of an entry whose query stands in its prompt; the one at its place, if there are several.
+
+        The place may be one of all rows, or of those of one sentence type (VidSTG).
+        """
+        found = self._by_times.get(entry.truth, [])
+        asked = [item for item in found if item.query in entry.prompt]
+        longest = max((len(item.query) for item in asked), default=0)  # "sits" stands in "sits down" as well
+        asked = [item for item in asked if len(item.query) == longest]
+        if len(asked) > 1:
+            at_place = [rows[entry.place] for rows in self._numberings if entry.place < len(rows)]
+            asked = [item for item in asked if any(item is one for one in at_place)] or asked
+        return asked
+
+    @cached_property
+    def _numberings(self) -> list[list[Item]]:
+        kinds = {item.extra.get("kind") for item in self.items}
+        return [list(self.items), *([one for one in self.items if one.extra.get("kind") == kind] for kind in kinds)]
+
+    @cached_property
+    def _by_times(self) -> dict[Interval, list[Item]]:
+        """By the first annotated interval, as lmms-eval's log has it: to two decimals."""
+        table: dict[Interval, list[Item]] = {}
+        for item in self.items:
+            for start, end in item.intervals[:1]:
+                table.setdefault((float(f"{start:.2f}"), float(f"{end:.2f}")), []).append(item)
+        return table
 
     @cached_property
     def _by_uid(self) -> dict[str, list[Item]]:
@@ -248,6 +348,10 @@ class _Rows:
         for item in self.items:
             table.setdefault((_stem(item.video), _plain(item.query)), []).append(item)
         return table
+
+
+def _is_of_video(item: Item, video: str | None) -> bool:
+    return video is None or _stem(item.video) == _stem(video)
 
 
 def _agrees(item: Item, truth: Interval) -> bool:
@@ -330,38 +434,49 @@ def detect(file: Path, content: Any) -> str:
     """The format of a file's content.
 
     Raises:
-        ValueError: none is known that looks like it.
+        ValueError: none is known that looks like it, or several are.
     """
     if isinstance(content, str) or (isinstance(content, dict) and "processed_items" in content):
         return "stvg_r1"
-    first = next(iter(content.values() if isinstance(content, dict) else content), None)
+    entries = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    first = next(iter(entries), None)
     if isinstance(content, dict):
         if isinstance(first, dict) and {"timestamps", "sentences"} <= first.keys():
             return ANNOTATION
         if isinstance(first, dict) and {"bbox", "st_frame"} <= first.keys():
             return ANNOTATION if isinstance(first["bbox"], list) else "hc_stvg"
-        if ">>>" in next(iter(content), ""):
+        if _JOINT in next(iter(content), ""):
             return "temporal_r1"
-        return "by_uid"
+        return _only(file, first, _OBJECT_MARKS, "by_uid")
     if isinstance(first, dict):
-        for form, keys in _MARKS.items():
-            if keys <= first.keys():
-                return form
+        return _only(file, first, _LINE_MARKS, "lines")
     raise ValueError(f"{file}: the format cannot be told; name it with --format, or see the documentation for `lines`")
 
 
-_MARKS: dict[str, set[str]] = {
+def _only(file: Path, first: Any, marks: Mapping[str, set[str]], otherwise: str) -> str:
+    """The one format whose fields a first entry has."""
+    found = [form for form, fields in marks.items() if isinstance(first, dict) and fields <= first.keys()]
+    if len(found) > 1:
+        raise ValueError(
+            f"{file}: may be of the format {' or '.join(found)}, as its first entry has the fields of both; name the "
+            "right one with --format"
+        )
+    return found[0] if found else otherwise
+
+
+_LINE_MARKS: dict[str, set[str]] = {
     "verl": {"output", "gts"},
     "answers": {"uid", "texts"},
+    "lmms_eval": {"doc_id", "filtered_resps"},
     "moment_detr": {"pred_relevant_windows"},
     "time_r1": {"pred", "target", "output_text"},
     "videomind": {"pred", "conf"},
-    "lines": set(),
 }
+_OBJECT_MARKS: dict[str, set[str]] = {"timechat": {"timestamp", "query", "vid"}}
 
 
 def _is_line(found: dict) -> bool:
-    return any(keys and keys <= found.keys() for keys in _MARKS.values()) or bool(
+    return any(fields <= found.keys() for fields in _LINE_MARKS.values()) or bool(
         {"uid", "qid", "id", "vid"} & {*found}
     )
 
@@ -380,7 +495,7 @@ def _verl(content: list[dict], counts: Counter) -> Iterator[Entry]:
     """Answers that verl dumps while it validates (``trainer.validation_data_dir``), samples of a row together."""
     for line in content:
         uid = line["gts"]["uid"]
-        yield Entry(Answer(uid, (line["output"],)), (uid,))
+        yield Entry(Answer(uid, (of_dump(line),)), (uid,))
 
 
 def _plain_lines(content: list[dict], counts: Counter) -> Iterator[Entry]:
@@ -453,20 +568,20 @@ def _time_r1(content: list[dict], counts: Counter) -> Iterator[Entry]:
 def _temporal_r1(content: Mapping[str, str], counts: Counter) -> Iterator[Entry]:
     """Temporal-R1's (lmms-eval's) object by ``video>>>caption>>>times``: ``start-end`` (R1 mode), or the bare reply."""
     for name, text in content.items():
-        video, query, annotated = name.split(">>>")
-        truth = tuple(float(time) for time in annotated.strip("[]() ").split(","))
+        video, query, truth = _named_by(name)
         times = _times(text.split("-"))
         said = replace(times, text=text) if times.intervals else Stored("", (text,))
         yield Entry(said, (), video, query, truth, source=text)
 
 
 def _videomind(content: list[dict], counts: Counter) -> Iterator[Entry]:
-    """VideoMind's ``output_*.json``: ranked intervals, and the reply to a question."""
+    """VideoMind's ``output_*.json``: ranked intervals, and a reply to a question, of which the first letter counts."""
     for one in content:
         said = replace(_times(one.get("pred") or []), ranked=True)
         if one.get("response") is not None:
-            first = one["response"].strip().lstrip("(")[:1].upper()
-            said = replace(said, option=first if first.isascii() and first.isalpha() else None)
+            first = one["response"].strip().split(" ", 1)[0].translate(_BRACKETS)[:1].upper()
+            letter = first if first.isascii() and first.isalpha() else None
+            said = replace(said, option=letter, reply=one["response"])
         names = tuple(str(one[key]) for key in ("qid", "id") if one.get(key) is not None)
         span = (one.get("span") or [None])[0]
         query = one.get("question") or one.get("query")
@@ -474,8 +589,89 @@ def _videomind(content: list[dict], counts: Counter) -> Iterator[Entry]:
         yield Entry(said, names, video, query, tuple(span) if span else None, source=one)
 
 
+def _timechat(content: Mapping[str, Any], counts: Counter) -> Iterator[Entry]:
+    """TimeChat's and TimeSuite's ``fmt_*_result.json``: by number of the annotation intervals, video and query.
+
+    The first interval is scored; an empty list is a reply in which none was found. Numbers only put the same query of a
+    video in the annotation's order, as the program may have drawn its samples at random.
+    """
+    numbers = {name: int(name) if name.isdecimal() else None for name in content}
+    if None not in numbers.values():
+        content = {name: content[name] for name in sorted(content, key=numbers.get)}
+    for name, one in content.items():
+        yield Entry(
+            replace(_times(one["timestamp"]), ranked=True),
+            video=one["vid"],
+            query=one["query"],
+            place=numbers[name],
+            source={name: one},
+        )
+
+
+def _lmms_eval(content: list[dict], counts: Counter) -> Iterator[Entry]:
+    """lmms-eval's ``*_samples_<task>.jsonl`` (``--log_samples``): replies as its tasks read them (``filtered_resps``).
+
+    Rows of its own tasks of temporal grounding (Charades-STA, TimeLens) are named by `video>>>query>>>times`, which is
+    what these tasks log as a metric, or by ``doc`` of older versions; of such replies the times are those that
+    `readers.extract_time` reads, because the prompt was not the row's. Rows of our tasks are named by their truth
+    (``target``) and the prompt (``input``).
+    """
+    for line in content:
+        texts = tuple(_leaves(line["filtered_resps"]))
+        doc = line["doc"] if isinstance(line.get("doc"), dict) else {}
+        key = _lmms_eval_key(line, doc)
+        if key is not None:
+            video, query, annotated = key
+            said = Prediction(tuple(map(tuple, extract_time(texts[0]))), text=texts[0]) if texts else Prediction()
+            yield Entry(said, (), video, query, annotated, source=texts[0] if texts else line)
+            continue
+        said = Answer("", texts) if texts else Prediction()
+        uid = doc.get("extra_info", {}).get("uid")
+        if uid is not None:
+            yield Entry(said, (uid,), source=line)
+            continue
+        start, _, end = line["target"].partition(" to ")
+        truth = (_number(start), _number(end))
+        if None in truth:
+            raise KeyError(f"target {line['target']!r} of doc_id {line['doc_id']} is no time")
+        yield Entry(said, truth=truth, place=int(line["doc_id"]), prompt=str(line.get("input", "")), source=line)
+
+
+def _lmms_eval_key(line: Mapping[str, Any], doc: Mapping[str, Any]) -> tuple[str, str, Interval | None] | None:
+    """Video, query and annotated interval of a sample of lmms-eval's own tasks; None for one of ours."""
+    for value in line.values():
+        key = next(iter(value), None) if isinstance(value, dict) and len(value) == 1 else None
+        if isinstance(key, str) and key.count(_JOINT) == 2:
+            return _named_by(key)
+    for video, query, times in _LMMS_EVAL_DOCS:
+        if {video, query, times} <= doc.keys():
+            return doc[video], doc[query], _first_interval(doc[times])
+    return None
+
+
+def _named_by(key: str) -> tuple[str, str, Interval | None]:
+    """Video, query and annotated interval of lmms-eval's `video>>>query>>>times`, of one pair of times or several."""
+    video, query, annotated = key.split(_JOINT)
+    return video, query, _first_interval(annotated)
+
+
+def _first_interval(annotated: Any) -> Interval | None:
+    times = str(annotated).replace("[", " ").replace("]", " ").strip("() ").split(",")[:2]
+    numbers = [_number(time.strip(" ()")) for time in times]
+    return (numbers[0], numbers[1]) if len(numbers) == 2 and None not in numbers else None
+
+
+def _leaves(found: Any) -> Iterator[str]:
+    """Texts of lists in lists, which lmms-eval wraps replies in."""
+    if isinstance(found, list):
+        for one in found:
+            yield from _leaves(one)
+    elif isinstance(found, str):
+        yield found
+
+
 def _moment_detr(content: list[dict], counts: Counter) -> Iterator[Entry]:
-    """Submissions of QVHighlights (Moment-DETR) and ReXTime: ranked windows with scores, and a letter."""
+    """Submissions of QVHighlights (Moment-DETR, lighthouse) and ReXTime: ranked windows with scores, and a letter."""
     for one in content:
         windows = [window[:2] for window in one.get("pred_relevant_windows") or ()]
         said = replace(_times(windows), option=_letter(one["ans"]) if "ans" in one else None, ranked=True)
@@ -528,12 +724,13 @@ def _annotation(file: Path, items: Sequence[Item]) -> Iterator[Entry]:
     for record in find(dataset).read((file, *others), split):
         if isinstance(record, Record):
             uid = f"{dataset}/{split}/{record.key}"
-            yield Entry(_of_record(record, by_uid.get(uid)), (uid,), source=record.where)
+            said = _of_record(record, by_uid.get(uid))
+            yield Entry(said, (uid,), record.video, record.query, said.interval, source=record.where)
 
 
 def _of_record(record: Record, item: Item | None) -> Prediction:
-    if item is None:
-        return Prediction()
+    if item is None:  # the rows are of another version of the set, in which it may have another number
+        return Prediction(record.intervals if record.unit == "seconds" else ())
     tube = None
     if record.tube is not None:
         tube = {record.tube.first_frame + k: tuple(box) for k, box in enumerate(record.tube.boxes)}
@@ -562,6 +759,8 @@ FORMATS: dict[str, Callable[[Any, Counter], Iterator[Entry]]] = {
     "temporal_r1": _temporal_r1,
     "videomind": _videomind,
     "moment_detr": _moment_detr,
+    "timechat": _timechat,
+    "lmms_eval": _lmms_eval,
 }
 
 

@@ -76,13 +76,6 @@ def _smart_nframes(rule: Callable[..., int]) -> Callable[..., Any]:
     return _or_error(lambda total_frames, video_fps, opts: rule(total_frames, video_fps, **opts))
 
 
-def _sampled(total_frames: int, video_fps: float, nframes: int | None = None, **opts: Any) -> int:
-    """qwen-vl-utils' rule; its option `nframes` is the count itself, which our sampling plans do not offer."""
-    if nframes is None:
-        return plan.smart_nframes(total_frames, video_fps, **opts)
-    return videomind.smart_nframes(total_frames, video_fps, nframes=nframes)  # the same rule in both programs
-
-
 def _eval_iou(texts: list[str], truths: list[list[float]]) -> np.ndarray:
     found = [readers.extract_time(text) for text in texts]
     return temporal.iou_hull(temporal.as_intervals(pair[0] if pair else None for pair in found), truths)
@@ -136,7 +129,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     ),
     "videochat_r1.tg.format_reward": (videochat_r1.format, NOTHING),
     "videochat_r1.gqa.rewards": (_videochat_gqa, NOTHING),
-    "videochat_r1.smart_nframes": (_smart_nframes(_sampled), ERROR),
+    "videochat_r1.smart_nframes": (_smart_nframes(plan.smart_nframes), ERROR),
     "videochat_r1.smart_resize": (plan.smart_resize, ()),
     "videochat_r1.eval.parse_timestamp_output": (
         lambda text: list(readers.parse_timestamp_output(text) or (None, None)),
@@ -149,7 +142,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "eval_r1_extract_timestamps": (lambda completion, truth: readers.extract_timestamps(completion), ()),
     "eval_r1_row_iou": (_eval_r1_row_iou, NOTHING),
     "eval_extract_time": (lambda completion, truth: readers.extract_time(completion), ([],)),
-    "smart_nframes": (_smart_nframes(_sampled), ERROR),
+    "smart_nframes": (_smart_nframes(plan.smart_nframes), ERROR),
     "extract_time": (readers.extract_time, ([],)),
     "eval_custom_row_iou": (lambda completion, truth: float(_eval_iou([completion], [truth])[0]), NOTHING),
     "eval_tvg_metrics": (_eval_tvg_metrics, NOTHING),

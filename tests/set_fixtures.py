@@ -262,12 +262,14 @@ def hirest_grounding() -> Layout:
     """Videos without a moment for the goal are passed over and need no file; one video answers two goals."""
     return Layout(
         **_hirest(),
-        rows={"train": 3, "val": 1},
+        rows={"train": 3, "val": 1, "test": 2},
         expected={
             "train/5V3dI2zp1xA.mp4/0": _spans((5, 12), duration=20.7, query="make oatmeal pancake mix"),
             "train/UM1OUc60YIU.mp4/0": _spans((6, 19)),
             "val/cVal0000001.mp4/0": _spans((5, 12)),
+            "test/t1.mp4/0": _NO_TRUTH,
         },
+        findings={"no ground truth": 2},
     )
 
 
@@ -276,11 +278,12 @@ def hirest_step() -> Layout:
     """Empty, reversed and overlong steps; steps of a video under two goals are there twice; no steps at all."""
     return Layout(
         **_hirest(),
-        rows={"train": 4, "val": 1},
+        rows={"train": 4, "val": 1, "test": 2},
         expected={
             "train/5V3dI2zp1xA.mp4/0/0": _spans((5, 6), annotated='{"goal": "Make Oatmeal Pancake Mix", "index": 0}'),
             "train/5V3dI2zp1xA.mp4/0/3": _spans((12, 20.7)),
             "val/cVal0000001.mp4/0/0": _spans((5, 6)),
+            "test/t1.mp4/0/1": _spans((6, 9), query="put in the tea"),
         },
         dropped={"train": {"empty interval": 2, "reversed interval": 2}},
         findings={"duplicate": 2},
@@ -298,10 +301,13 @@ def _hirest() -> dict[str, Any]:
         "files": {
             "all_data_train.json": {"Make Oatmeal Pancake Mix": mix, "Make Pancakes": pancakes},
             "all_data_val.json": {"Make Tea": {"cVal0000001.mp4": video | {"steps": steps[:1]}}},
+            "all_data_test.json": temporal.HIREST_TEST,
+            "formatted_moment_evaluation_gt.json": temporal.HIREST_TEST_STEPS,
         },
         "videos": {
             "train": {"5V3dI2zp1xA.mp4": 20.8, "UM1OUc60YIU.mp4": 20},
             "val": {"cVal0000001.mp4": 20.8},
+            "test": {"t1.mp4": 12.6, "t2.mp4": 12.6},
         },
     }
 
@@ -592,7 +598,7 @@ def hc_stvg_v1() -> Layout:
 @_layout
 def hc_stvg_v2() -> Layout:
     """English beside a caption, names that end in .mkv where the file does not, part folders, a test split without
-    truth, and a film of which one clip is in training and another in val.
+    truth, and a film of which one clip is in training and another in val, with a tube longer than its time.
     """
     both, film = tubes.V2 | _OVER | {"caption": "another wording"}, tubes.V2 | _OVER | {"st_frame": 26, "st_time": 1}
     return Layout(
@@ -614,7 +620,7 @@ def hc_stvg_v2() -> Layout:
             "test/7_aMYcLyh9OhU.mkv": _NO_TRUTH | {"object_id": None, "duration": 20.0},
         },
         targets={"train/20_D8Vhxbho1fY.mp4": 2, "train/3_5MxjqHfkWFI.mkv": 0, "val/21_D8Vhxbho1fY.mkv": 3},
-        findings={"evaluation video in training": 1, "no ground truth": 1},
+        findings={"evaluation video in training": 1, "no ground truth": 1, "tube": 1},
         serious=True,
     )
 
@@ -652,7 +658,7 @@ def mevis() -> Layout:
 
 @_layout
 def st_align() -> Layout:
-    """A part of a file in frames, without a rate and with one, and the tube in frames of the whole file."""
+    """A part of a file in frames, without a rate and with one, and the tube, annotated in frames of the whole file."""
     boxes = [[float(10 + k), 20.0, float(40 + k), 60.0] for k in range(3)]
     rated = tubes.changed(tubes.ALIGN, ["meta", "fps"], 25)
     rated["conversations"] = [{"from": "human", "value": "<video>\nWhat runs?"}]
@@ -662,7 +668,7 @@ def st_align() -> Layout:
         rows={"test": 2},
         expected={
             f"test/vidor/0004/7771650716.mp4/{k}": _spans(
-                (1, 1.12), duration=4.0, video_start=2.0, video_end=6.0, first_frame=75, boxes=boxes
+                (1, 1.12), duration=4.0, video_start=2.0, video_end=6.0, first_frame=25, boxes=boxes
             )
             for k in range(2)
         },
@@ -693,12 +699,12 @@ def vidstg() -> Layout:
                 video="0004/7771650716.mp4",
                 video_start=2.0,
                 video_end=6.0,
-                first_frame=75,
+                first_frame=25,
                 boxes=[[float(x), 0.0, float(x + 20), 30.0] for x in (75, 76, 77)],
             ),
             "train/7771650716/0/interrogative/1": _spans((1, 1.12), query="who is behind the dog?"),
-            "val/2400171624/0/declarative/0": _spans((1, 1.12), first_frame=75),
-            "test/5840014160/0/declarative/0": _spans((1, 1.12), first_frame=75),
+            "val/2400171624/0/declarative/0": _spans((1, 1.12), first_frame=25),
+            "test/5840014160/0/declarative/0": _spans((1, 1.12), first_frame=25),
         },
         dropped={"train": {"malformed entry": 1}},
         options=("--template", "stvg_boxes", *_DROP),

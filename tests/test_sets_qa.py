@@ -244,6 +244,16 @@ REX_QVH = REX | {
 }
 
 
+REX_TRUTH = {
+    "qid": "anet_val92",
+    "query": "What does the woman do before smiling at the camera?",
+    "duration": 100.5,
+    "vid": "v_ZMTi498qnPc",
+    "relevant_windows": [[5, 8]],
+    "ans": "A",
+}
+
+
 def rex(folder, items):
     return list(rextime.read((put(folder, "rextime_val.json", items),), "val"))
 
@@ -307,6 +317,38 @@ def test_rextime_bad_entry_is_a_problem(tmp_path, change, what):
     assert isinstance(first, Record) and isinstance(last, Record)
     assert bad.what == what and bad.where.startswith("entry 1")
     assert text == Problem("entry 2", "is not an object, found None")
+
+
+def test_rextime_reads_the_truth_of_its_script(tmp_path):
+    """`rextime_val.jsonl` has no options: the letter stays, for submissions that have one."""
+    first, other, bad, letter = rextime.read(
+        (
+            put(
+                tmp_path,
+                "rextime_val.jsonl",
+                lines(
+                    REX_TRUTH,
+                    REX_TRUTH | {"qid": "qvh_val241", "vid": REX_QVH["vid"], "relevant_windows": [[0, 28], [30, 31]]},
+                    REX_TRUTH | {"qid": "b", "relevant_windows": None},
+                    REX_TRUTH | {"qid": "c", "ans": "A) she waves"},
+                ),
+            ),
+        ),
+        "val",
+    )
+    assert first == Record(
+        where="line 1 (anet_val92)",
+        key="anet_val92",
+        video="v_ZMTi498qnPc",
+        query="What does the woman do before smiling at the camera?",
+        intervals=((5.0, 8.0),),
+        duration=100.5,
+        answer="A",
+        extra={"collection": "activitynet"},
+    )
+    assert other.intervals == ((0.0, 28.0), (30.0, 31.0)) and other.extra["collection"] == "qvhighlights"
+    assert bad == Problem("line 3", "relevant_windows: missing or null") and letter.what.startswith("answer: ")
+    assert first.key == rex(tmp_path, [REX])[0].key
 
 
 def test_rextime_truncated_file_is_an_error(tmp_path):

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from data_builders import build
 from data_builders.read import AnnotationError
 from data_builders.records import Problem, Record
+from data_builders.row import Drop, RowMaker, Video
 from data_builders.sets import (
     activitynet,
     charades_sta,
@@ -22,6 +24,7 @@ from data_builders.sets import (
     timerft,
     tvgbench,
 )
+from data_builders.templates import find as find_template
 
 MODULES = (
     activitynet,
@@ -147,6 +150,45 @@ def test_charades_durations_beside_and_end_past_the_duration(tmp_path):
     found = entries_of(charades(tmp_path, durations={"HJZEW": 30.62}), charades_sta.SETS[0])
     assert [entry.duration for entry in found] == [None, None, None, 30.62]
     assert found[3].intervals == ((24.9, 31.5),)
+
+
+CHARADES_CSV = """\
+id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length
+AO8RW,HR43,Kitchen,6,7,Yes,"A person reads, and smiles.",book;shelf,"A person, at a shelf.",c117 0.00 6.90,33.67
+HJZEW,XXN7,Den,7,7,Yes,A person walks.,door,A person walks away.,,30.62
+"""
+
+
+@pytest.mark.parametrize("name", ["Charades_v1_train.csv", "Charades/Charades_v1_train.csv"])
+def test_charades_durations_of_the_published_list_of_videos(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(CHARADES_CSV, encoding="utf-8")
+    found = entries_of(charades(tmp_path), charades_sta.SETS[0])
+    assert [entry.duration for entry in found] == [33.67, 33.67, None, 30.62]
+    charades(tmp_path, durations={"LEOL6": 20.0})
+    assert [entry.duration for entry in entries_of(tmp_path, charades_sta.SETS[0])] == [None, None, 20.0, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("id,actions\nAO8RW,\n", "has no column length"), ("id,length\nAO8RW,long\n", "line 2: length is no number")],
+)
+def test_a_damaged_list_of_charades_videos(tmp_path, text, said):
+    (tmp_path / "Charades_v1_train.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(AnnotationError, match=f"Charades_v1_train.csv: {said}"):
+        entries_of(charades(tmp_path), charades_sta.SETS[0])
+
+
+def test_missing_durations_name_their_remedy(tmp_path):
+    """Of a set that looks them up beside its annotations, and of one that does not."""
+    charades(tmp_path)
+    job = build.Job(charades_sta.SETS[0], tmp_path, tmp_path / "out", splits=("train",))
+    with pytest.raises(AnnotationError, match="give --videos, or put a durations.json beside the annotations: 4"):
+        build.build(job)
+    made = RowMaker("set", "train", find_template("time_r1"))
+    one = Record(where="", key="a", video="a", query="q", intervals=((0.0, 1.0),))
+    with pytest.raises(Drop, match="give --videos$"):
+        made.rows(one, Video("a.mp4"))
 
 
 @pytest.mark.parametrize(
@@ -506,6 +548,25 @@ def test_qvhighlights_test_has_no_ground_truth(tmp_path, placeholder):
     assert found.extra == {"qid": 2579}
 
 
+def test_qvhighlights_test_with_truth_is_taken_first(tmp_path):
+    bare, last = changed(QV_ROW, "relevant_windows", GONE), QV_ROW | {"qid": 2580}
+    write_lines(tmp_path / "highlight_test_with_gt.jsonl", [QV_ROW, changed(QV_ROW, "relevant_windows", []), last])
+    found = qv(tmp_path, changed(bare, "relevant_clip_ids", GONE), split="test")
+    check_between(found, "relevant_windows: has no window", "line 2")
+    assert found[0].intervals == ((82.0, 116.0), (0.0, 8.0), (140.0, 152.0))
+
+
+@pytest.mark.parametrize(
+    ("windows", "known"),
+    [([[0, 8]], True), ([[0.0, 8.0]], True), ([[0, 6]], False), ([[0, 4], [4, 8]], False), ([[0, 150]], False)],
+)
+def test_qvhighlights_test_windows_that_the_clips_confirm(tmp_path, windows, known):
+    """In a test file of another name windows count where they are the runs of the annotated clips, 0 to 3 here."""
+    write_lines(tmp_path / "mine.jsonl", [QV_ROW | {"relevant_windows": windows}])
+    found = only(list(qvhighlights.read((tmp_path / "mine.jsonl",), "test")))
+    assert found.intervals == (((0.0, 8.0),) if known else ())
+
+
 def test_qvhighlights_same_query_twice(tmp_path):
     found = qv(tmp_path, QV_ROW, QV_ROW | {"qid": 2580}, split="val")
     assert [entry.extra["qid"] for entry in found] == [2579, 2580]
@@ -669,6 +730,48 @@ def test_tacos_same_sentence_twice_in_a_video(tmp_path):
 )
 def test_tacos_bad_line(tmp_path, field, value, said):
     check_between(tac(tmp_path, TACOS_ROW, changed(TACOS_ROW, field, value), TACOS_ROW), said, "line 2")
+
+
+TACOS_2DTAN = {
+    "s34-d28.avi": {
+        "timestamps": [[147, 294], [441, 588], [588, 735]],
+        "sentences": ["The person gets out a knife.", "He peels the orange.", "He peels the orange."],
+        "fps": 29.4,
+        "num_frames": 1470,
+    },
+    "s36-d27.avi": {"timestamps": [[0, 49]], "sentences": ["He took out onion"], "fps": 29.4, "num_frames": 4000},
+}
+
+
+def test_tacos_of_2d_tan_counts_frames(tmp_path):
+    write_json(tmp_path / "val.json", TACOS_2DTAN)
+    found = entries_of(tmp_path, tacos.SETS[0], "val")
+    assert [entry.key for entry in found] == ["s34-d28/0", "s34-d28/1", "s34-d28/2", "s36-d27/0"]
+    assert found[0] == Record(
+        where="video s34-d28.avi, sentence 0",
+        key="s34-d28/0",
+        video="s34-d28-cam-002.mp4",
+        query="The person gets out a knife.",
+        intervals=((147 / 29.4, 294 / 29.4),),
+        duration=1470 / 29.4,
+    )
+    write_lines(tmp_path / "val.jsonl", [TACOS_ROW])  # VideoMind's file comes first
+    assert only(entries_of(tmp_path, tacos.SETS[0], "val")).key == "s33-d50/0"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [(name, value, name) for name in ("timestamps", "sentences", "fps", "num_frames") for value in (GONE, None, "x")]
+    + [("fps", 0, "above 0"), ("sentences", ["one"], "1 sentences"), ("timestamps", [["0", 49]], "intervals")]
+    + [("timestamps", [[1]], "intervals"), ("sentences", [None], "query"), ("num_frames", 0, "duration")],
+)
+def test_tacos_of_2d_tan_bad_video(tmp_path, field, value, said):
+    good = TACOS_2DTAN["s36-d27.avi"]
+    bad = changed(good, field, value)
+    if said == "1 sentences":
+        bad["timestamps"] = [[0, 1], [1, 2]]
+    write_json(tmp_path / "test.json", {"a.avi": good, "b.avi": bad, "c.avi": good})
+    check_between(entries_of(tmp_path, tacos.SETS[0], "test"), said, "b.avi")
 
 
 # --- QuerYD ---------------------------------------------------------------------------------------------------------
@@ -898,6 +1001,57 @@ def test_hirest_steps_missing(tmp_path):
     content = {"Goal": {"a.mp4": good, "b.mp4": changed(good, "steps", GONE), "c.mp4": good}}
     check_between(hir(tmp_path, STEPS, content), "steps", "b.mp4")
     assert len(hir(tmp_path, MOMENTS, content)) == 3
+
+
+HIREST_TEST = {  # every moment is [0, 1], and no video has steps
+    "Make Tea": {
+        name: {"relevant": True, "clip": clip, "v_duration": 12.5, "bounds": [0, 1], "steps": []}
+        for name, clip in (("t1.mp4", True), ("t2.mp4", True), ("t3.mp4", False))
+    }
+}
+HIREST_TEST_STEPS = {
+    "t1.mp4": {
+        "captions": [
+            {"start": 1, "end": 6, "sentence": "boil the water"},
+            {"start": 6, "end": 9, "sentence": "put in the tea "},
+        ],
+        "bounds": [[1.0, 6.0], [6.0, 9.0]],
+    }
+}
+
+
+def test_hirest_test_has_steps_in_a_file_of_their_own_and_no_moments(tmp_path):
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "evaluation").mkdir()
+    write_json(tmp_path / "evaluation" / "formatted_moment_evaluation_gt.json", HIREST_TEST_STEPS)
+    found = hir(tmp_path / "splits", STEPS, HIREST_TEST, "test")
+    assert [(entry.key, entry.query, entry.intervals) for entry in found] == [
+        ("t1.mp4/0/0", "boil the water", ((1.0, 6.0),)),
+        ("t1.mp4/0/1", "put in the tea", ((6.0, 9.0),)),
+    ]
+    assert found[0].extra == {"goal": "Make Tea", "index": 0} and found[0].duration == 12.5
+    moments = hir(tmp_path / "splits", MOMENTS, HIREST_TEST, "test")
+    assert [(entry.key, entry.intervals) for entry in moments] == [("t1.mp4/0", ()), ("t2.mp4/0", ())]
+
+
+@pytest.mark.parametrize(
+    ("captions", "said"),
+    [
+        (GONE, "captions: missing"),
+        ("x", "captions"),
+        ([None], "is not an object"),
+        ([{"start": 1, "end": 2}], "heading"),
+    ]
+    + [([{"start": None, "end": 2, "sentence": "a"}], "intervals")],
+)
+def test_hirest_bad_test_steps(tmp_path, captions, said):
+    broken = {"t1.mp4": changed({}, "captions", captions), "t2.mp4": HIREST_TEST_STEPS["t1.mp4"]}
+    write_json(tmp_path / "formatted_moment_evaluation_gt.json", broken)
+    bad, *rest = hir(tmp_path, STEPS, HIREST_TEST, "test")
+    assert isinstance(bad, Problem) and said in bad.what and "t1.mp4" in bad.where and len(rest) == 2
+    write_json(tmp_path / "formatted_moment_evaluation_gt.json", [])
+    with pytest.raises(AnnotationError, match="holds no JSON object of videos"):
+        hir(tmp_path, STEPS, HIREST_TEST, "test")
 
 
 def test_hirest_goal_is_no_object(tmp_path):

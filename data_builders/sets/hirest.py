@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from data_builders.read import json_entries
+from data_builders.read import AnnotationError, json_entries, json_whole
 from data_builders.records import NUMBER, Entries, Problem, chosen, fault, record
 from data_builders.sets import AnnotationSet, Source
 
@@ -13,7 +14,8 @@ def read_moments(files: tuple[Path | None, ...], split: str) -> Entries:
     """One record for every video of a goal that has a moment for it, its ``bounds``; see `_videos` for the form.
 
     Pitfalls: videos that are not ``relevant``, or of which no ``clip`` answers the goal, say bounds [0, 0] and are no
-    annotated queries: they are passed over. A video may stand under several goals.
+    annotated queries: they are passed over. A video may stand under several goals. The test split has the placeholder
+    [0, 1] in place of every moment, which is not read: its queries have no public truth.
     """
     for place in _videos(files[0], "bounds"):
         if isinstance(place, Problem):
@@ -25,7 +27,7 @@ def read_moments(files: tuple[Path | None, ...], split: str) -> Entries:
             key=f"{video}/{occurrence}",
             video=video,
             query=goal,
-            intervals=(entry["bounds"],),
+            intervals=(entry["bounds"],) if split != "test" else (),
             duration=entry["v_duration"],
         )
 
@@ -34,14 +36,24 @@ def read_steps(files: tuple[Path | None, ...], split: str) -> Entries:
     """One record for every step of a moment, its ``absolute_bounds``, in seconds of the video; see `_videos`.
 
     Pitfalls: many moments have no steps; 15 training and 3 validation steps are empty or end after the video and stay
-    as they are; the sentence is ``heading``, the goal is kept as an extra.
+    as they are; the sentence is ``heading``, the goal is kept as an extra. The test split has its steps in a file of
+    their own, ``{video file: {captions: [{start, end, sentence}, ...]}}``, for 507 of its 776 moments.
     """
+    published = json_whole(files[1]) if split == "test" else None
+    if not isinstance(published, dict | None):
+        raise AnnotationError(f"{files[1]}: holds no JSON object of videos; download it again")
     for place in _videos(files[0], "steps"):
         if isinstance(place, Problem):
             yield place
             continue
         where, goal, video, occurrence, entry = place
-        for k, step in enumerate(entry["steps"]):
+        steps = entry["steps"]
+        if published is not None:
+            steps = _captions(published.get(video, {"captions": []}))
+        if isinstance(steps, str):
+            yield Problem(f"{where}, in {files[1].name}", steps)
+            continue
+        for k, step in enumerate(steps):
             if wrong := fault(step, {"heading": str, "absolute_bounds": list}):
                 yield Problem(f"{where}, step {k}", wrong)
                 continue
@@ -54,6 +66,18 @@ def read_steps(files: tuple[Path | None, ...], split: str) -> Entries:
                 duration=entry["v_duration"],
                 extra={"goal": goal} | chosen(step, "index"),
             )
+
+
+def _captions(entry: Any) -> list[Any] | str:
+    """Published captions of a test video in the form of steps, or what is wrong with them."""
+    if wrong := fault(entry, {"captions": list}):
+        return wrong
+    return [
+        {"index": k, "heading": one.get("sentence"), "absolute_bounds": [one.get("start"), one.get("end")]}
+        if isinstance(one, dict)
+        else one
+        for k, one in enumerate(entry["captions"])
+    ]
 
 
 def _videos(path: Path, field: str) -> Iterator[tuple[str, str, str, int, dict] | Problem]:
@@ -81,12 +105,13 @@ def _videos(path: Path, field: str) -> Iterator[tuple[str, str, str, int, dict] 
 
 
 _HOME = "j-min/HiREST; videos also in yeliudev/VideoMind-Dataset"
-_SPLITS = {split: (Source((f"all_data_{split}.json",)),) for split in ("train", "val")}
+_SPLITS = {split: (Source((f"all_data_{split}.json",)),) for split in ("train", "val", "test")}
+_TEST_STEPS = "formatted_moment_evaluation_gt.json"
 
 SETS = (
     AnnotationSet(
         "hirest_grounding",
-        "HiREST moments: 865 training and 193 validation goals in how-to videos",
+        "HiREST moments: 865 training, 193 validation and 776 test goals in how-to videos, test without ground truth",
         _HOME,
         _SPLITS,
         read_moments,
@@ -94,9 +119,9 @@ SETS = (
     ),
     AnnotationSet(
         "hirest_step",
-        "HiREST steps: 4,145 training and 606 validation step headings in how-to videos",
+        "HiREST steps: 4,145 training, 606 validation and 3,856 test step headings in how-to videos",
         _HOME,
-        _SPLITS,
+        _SPLITS | {"test": (*_SPLITS["test"], Source((_TEST_STEPS, f"../evaluation/{_TEST_STEPS}")))},
         read_steps,
         "videotg_r1",
     ),

@@ -2,21 +2,41 @@
 
 from pathlib import Path
 
-from data_builders.read import json_items
+from data_builders.read import json_items, json_lines
 from data_builders.records import Entries, Problem, flaw, letters, once, record
 from data_builders.sets import AnnotationSet, Source
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
-    """A JSON list of questions with ``span`` in seconds and the letter ``ans``.
+    """A JSON list of questions with ``span`` in seconds and the letter ``ans``, or the JSON lines of ReXTime's script.
 
-    Pitfalls: test is scored by a server, and what its ``span`` and ``ans`` hold is at best a placeholder, so both are
+    ``rextime_val.jsonl``, the truth that the benchmark's script takes, has the questions without their options: its
+    rows ask for times (``--template videotg_r1``), and keep the letter for submissions that have one. Pitfalls of
+    the list: test is scored by a server, and what its ``span`` and ``ans`` hold is at best a placeholder, so both are
     left out for this split; videos come from two collections, told apart by the length of the id (ActivityNet's has 13
     characters) and kept in ``collection``; ``answer`` is a template ("From <s0> to <e0>, ...") and kept as it is in
     ``answer_text``; 4 val spans end after the video and 2 are empty.
     """
     (path,) = files
-    yield from once(_questions(path, split))
+    yield from once(_truths(path) if path.suffix == ".jsonl" else _questions(path, split))
+
+
+def _truths(path: Path) -> Entries:
+    """``{qid, query, duration, vid, relevant_windows: [[s, e]], ans}``."""
+    for number, entry in json_lines(path):
+        if problem := flaw(entry, ("qid", "vid", "query", "relevant_windows", "ans")):
+            yield Problem(f"line {number}", problem)
+            continue
+        yield record(
+            f"line {number} ({entry['qid']})",
+            key=entry["qid"],
+            video=entry["vid"],
+            query=entry["query"],
+            intervals=entry["relevant_windows"],
+            duration=entry.get("duration"),
+            answer=entry["ans"],
+            extra={"collection": _collection(entry["vid"])},
+        )
 
 
 def _questions(path: Path, split: str) -> Entries:
@@ -40,12 +60,16 @@ def _questions(path: Path, split: str) -> Entries:
             options=entry["options"],
             answer=entry["ans"] if known else None,
             extra={
-                "collection": "activitynet" if len(str(entry["vid"])) == 13 else "qvhighlights",
+                "collection": _collection(entry["vid"]),
                 "answer_text": entry.get("answer"),
                 "category": entry.get("category"),
                 "source": entry.get("source"),
             },
         )
+
+
+def _collection(vid: object) -> str:
+    return "activitynet" if len(str(vid)) == 13 else "qvhighlights"
 
 
 SETS = (
@@ -55,7 +79,7 @@ SETS = (
         "ReXTime project (ReXTime/ReXTime); also in yeliudev/VideoMind-Dataset; the truth of test is not public",
         {
             "train": (Source(("rextime_train.json",)),),
-            "val": (Source(("rextime_val.json",)),),
+            "val": (Source(("rextime_val.json", "rextime_val.jsonl")),),
             "test": (Source(("rextime_test_release.json",)),),
         },
         read,

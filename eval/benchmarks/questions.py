@@ -48,8 +48,9 @@ def variants(items: Sequence[Item], said: Sequence[Prediction | None], texts: Se
     """Return what the scripts of NExT-GQA, VideoChat-R1 and VideoMind print, under their names, per item.
 
     By NExT-GQA's rule a point within the truth has full precision. VideoChat-R1, for answers to its own prompt, takes
-    all answered periods together and the first capital A to G of the answer. VideoMind takes the first period, computes
-    in float32, and reads the first letter of the reply: of the answer block, where there is one.
+    all answered periods together and the first capital A to G of the answer. VideoMind takes the first period, which is
+    worth nothing where it is not finite, computes in float32, and reads the first letter of the reply: of its own file,
+    or of the answer block, where there is one.
     """
     if not all(item.intervals for item in items):
         return {}
@@ -96,19 +97,23 @@ def _videomind(items: Sequence[Item], said: Sequence[Prediction | None]) -> tupl
     """IoU and IoP of the first period by `videomind.iou_iop`, each (N,) float32; 0 without one."""
     found = np.zeros((2, len(items)), dtype=np.float32)
     for k, (item, one) in enumerate(zip(items, said, strict=True)):
-        if one is not None and one.interval is not None:
-            iou, iop = videomind.iou_iop([one.interval], item.intervals)
+        first = one and (one.first or one.interval)
+        if first is not None:
+            iou, iop = videomind.iou_iop([first], item.intervals)
             found[:, k] = iou[0], iop[0]
     return found[0], found[1]
 
 
 def _videomind_right(item: Item, one: Prediction | None, text: str | None) -> bool:
-    if item.answer is None or not item.num_options:
+    if item.answer is None:
         return False
-    if text is None or not _is_videochat(item):  # the letter stands in JSON, which VideoMind never sees
+    reply = one.reply if one is not None else None
+    if reply is None and text is not None and _is_videochat(item):
+        block = first_block(text, "answer")
+        reply = text if block is None else block
+    if reply is None or not item.num_options:  # a letter in JSON, which VideoMind never sees, or unknown options
         return one is not None and one.option == item.answer
-    block = first_block(text, "answer")
-    return check_ans(item.num_options, item.answer, (text if block is None else block).strip()) is True
+    return check_ans(item.num_options, item.answer, reply) is True
 
 
 def _precision(iop: np.ndarray) -> Values:

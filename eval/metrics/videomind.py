@@ -25,12 +25,14 @@ Floats = NDArray[np.float32]
 def iou_iop(pred: Sequence[Sequence[float]], span: Sequence[Sequence[float]]) -> tuple[Floats, Floats]:
     """Return IoU over the union and IoP of each prediction, (P,) float32, the best over the annotated intervals.
 
-    0 where a value is not finite, such as of a point. Source: VideoMind `eval_auto.py` with nncore.
+    0 where a value is not finite, such as of a point, or of a bound that is not finite or beyond float32. Source:
+    VideoMind `eval_auto.py` with nncore.
 
     Raises:
         ValueError: no predictions or no annotated intervals.
     """
-    found, true = (np.asarray(side, dtype=np.float32).reshape(-1, 2) for side in (pred, span))
+    with np.errstate(over="ignore"):
+        found, true = (np.asarray(side, dtype=np.float32).reshape(-1, 2) for side in (pred, span))
     if not len(found) or not len(true):
         raise ValueError("an item has no prediction or no annotated interval")
     found, true = found[:, None], true[None]
