@@ -28,7 +28,7 @@ class Tube(_Strict):
     """One box per frame, without gaps.
 
     Attributes:
-        first_frame: zero-based frame of the video file.
+        first_frame: zero-based frame of the video file, also where only a part of it is shown.
         boxes: xyxy pixels, of consecutive frames.
     """
 

@@ -91,6 +91,7 @@ class RowMaker:
         tracks: folder of the track files whose IDs are drawn, as it is and relative to the video root.
         marker_style: of the drawing.
         root: of the videos; None where it is not known.
+        durations: name of a file beside the annotations in which durations are looked up; None: the set reads none.
     """
 
     dataset: str
@@ -102,6 +103,7 @@ class RowMaker:
     tracks: tuple[Path, str] | None = None
     marker_style: str | None = None
     root: Path | None = None
+    durations: str | None = None
 
     def rows(self, record: Record, video: Video) -> list[dict]:
         """The rows of a record, without their index: one, or with ``several_intervals=split`` one per interval.
@@ -116,6 +118,7 @@ class RowMaker:
         found = [(seconds(start), seconds(end)) for start, end in record.intervals]
         self._check_numbering(record, video.facts, clip, found)
         self._check_size(record, video.facts)
+        self._check_tube(record, video.facts, clip)
         if not found and self._must_have_truth:
             raise Drop("no ground truth")
         if self._must_have_truth and self.split != "train" and any(end < start for start, end in found):
@@ -140,6 +143,19 @@ class RowMaker:
         if self.template.needs == "tube" and record.tube is None:
             raise Drop(f"template {self.template.name} needs a tube")
 
+    def _check_tube(self, record: Record, facts: Facts | None, clip: Interval | None) -> None:
+        """Refuse a tube that no answer of the template can say."""
+        if self.template.needs != "tube":
+            return
+        known = facts is not None or (is_number(record.extra.get("fps")) and annotated_size(record.extra))
+        if not known or (clip and clip[0] and facts is None):
+            raise Drop(
+                f"template {self.template.name} says how many frames a second has and how large a picture is, and "
+                "counts frames in what is shown, which only the video knows: give --videos"
+            )
+        if self.split == "train" and facts and record.tube.first_frame < facts.clock.first_shown(clip and clip[0]):
+            raise Drop("the tube begins before the part that is shown")
+
     def _clip(self, record: Record, facts: Facts | None) -> Interval | None:
         """The part of the file that is shown, in its seconds, and not past its end if that is known."""
         if record.clip is None:
@@ -157,7 +173,8 @@ class RowMaker:
         given = [record.duration, of_file] if self.policies.duration_from == "annotation" else [of_file]
         duration = next((seconds for seconds in given if seconds is not None), None)
         if duration is None:
-            raise Drop("duration unknown: neither annotated nor looked up in the video")
+            beside = f", or put a {self.durations} beside the annotations" if self.durations else ""
+            raise Drop(f"duration unknown: neither annotated nor looked up in the video: give --videos{beside}")
         return duration
 
     def _seconds(
@@ -232,14 +249,22 @@ class RowMaker:
             truth.update(start=intervals[0][0], end=intervals[0][1])
         if self.template.needs in ("target", "targets"):
             truth.update(self._target(f"{self.dataset}/{self.split}/{record.key}"))
-        if self._has_boxes(record):
-            truth.update(first_frame=record.tube.first_frame, boxes=[list(box) for box in record.tube.boxes])
         if record.answer:
             truth.update(answer=record.answer, option=record.answer)
         facts = video.facts
+        rate = facts.fps if facts else record.extra.get("fps")
+        picture = annotated_size(record.extra) or (facts and (facts.width, facts.height))
+        first_frame_of = None
+        if self._has_boxes(record):
+            begin = clip and clip[0]
+            first_frame_of = "shown" if facts or not begin else None  # how many come before it only the video knows
+            first = record.tube.first_frame - (facts.clock.first_shown(begin) if facts else 0)
+            boxes = [list(box) for box in record.tube.boxes]
+            truth.update(first_frame=first, boxes=boxes, picture=picture and list(picture))
+        seen = {"rate": rate, "picture": picture} if self.template.needs == "tube" else {}
         return {
             "data_source": f"{self.template.recipe}/{self.dataset}",
-            "prompt": self.template.messages(query, record.options, record.prompt),
+            "prompt": self.template.messages(query, record.options, record.prompt, **seen),
             "videos": [entry],
             "ability": _ABILITIES[self.template.needs],
             "reward_model": {"style": "rule", "ground_truth": truth},
@@ -258,6 +283,7 @@ class RowMaker:
                 "width": facts and facts.width,
                 "height": facts and facts.height,
                 "constant_rate": None if facts is None else facts.times is None,
+                "first_frame_of": first_frame_of,
                 "frame_times": list(facts.times) if facts and facts.times and self._is_numbered(record) else None,
                 "file_end": facts and facts.end,
                 "content": facts and facts.content,
@@ -411,6 +437,7 @@ ROW_SCHEMA = pa.schema(
                         "visible": pa.list_(pa.list_(pa.float64())),
                         "first_frame": pa.int64(),
                         "boxes": pa.list_(pa.list_(pa.float32())),
+                        "picture": pa.list_(pa.float64()),
                         "answer": pa.string(),
                         "option": pa.string(),
                     }
@@ -428,6 +455,7 @@ ROW_SCHEMA = pa.schema(
                 "source_fps": pa.float64(),
                 **dict.fromkeys(("width", "height"), pa.int64()),
                 "constant_rate": pa.bool_(),
+                "first_frame_of": pa.string(),
                 "frame_times": pa.list_(pa.float64()),
                 "file_end": pa.float64(),
                 "content": pa.string(),

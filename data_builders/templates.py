@@ -5,10 +5,14 @@ with. Each template names the reward that reads its answers, the paper's way of 
 with annotations that cannot be right.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import floor
 from typing import Any
+
+from reward_fns.perfect import perfect_answer
+
+__all__ = ["LETTERS", "TEMPLATES", "Template", "find", "normalise", "perfect_answer"]
 
 _TOKEN_AREA = 28 * 28
 _STVG_PIXELS = {"rule": "qwen_vl_utils", "min_pixels": 16 * _TOKEN_AREA, "total_pixels": 2048 * _TOKEN_AREA}
@@ -30,7 +34,8 @@ class Template:
         name: on the command line.
         version: raised with every change of the text.
         recipe: reward that reads the answers, of `reward_fns`.
-        text: of the user's turn, with ``{query}`` and, for questions, ``{options}``.
+        text: of the user's turn, with ``{query}`` and, for questions, ``{options}``; what is said about the video has
+            the names of `messages`.
         paper: whose contract it keeps.
         needs: what a record must have: ``interval``, ``target`` (an object ID), ``targets`` (one or more), ``tube`` or
             ``options``.
@@ -56,16 +61,33 @@ class Template:
         """Name and version."""
         return f"{self.name}/{self.version}"
 
-    def messages(self, query: str, options: tuple[str, ...] = (), prompt: str | None = None) -> list[dict[str, str]]:
+    def messages(
+        self,
+        query: str,
+        options: tuple[str, ...] = (),
+        prompt: str | None = None,
+        rate: float | None = None,
+        picture: tuple[float, float] | None = None,
+    ) -> list[dict[str, str]]:
         """Chat messages of a row, with ``<video>`` where the video goes.
 
         Args:
             query: normalised as the row wants it.
             options: of a multiple-choice question, without letters.
             prompt: a set's own user text, instead of the template's.
+            rate: frames per second of the video, for ``{rate}`` and ``{frame}``, the frame at 4.25 s; templates that
+                need a tube may say them.
+            picture: (width, height) in pixels of the original video, for ``{width}`` and ``{height}``, likewise.
         """
+        said = {}
+        if rate is not None and picture is not None:
+            said = {"rate": f"{rate:.4g}", "frame": f"{floor(4.25 * rate + 0.5)}"}
+            said |= {"width": f"{picture[0]:g}", "height": f"{picture[1]:g}"}
         listed = "; ".join(f"({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))
-        text = prompt if prompt is not None else self.text.replace("{options}", listed).replace("{query}", query)
+        text = self.text
+        for name, words in {**said, "options": listed, "query": query}.items():
+            text = text.replace(f"{{{name}}}", words)
+        text = prompt if prompt is not None else text
         turns = [{"role": "system", "content": self.system}] if self.system else []
         return [*turns, {"role": "user", "content": f"<video>{text}" if self.video_first else f"{text}<video>"}]
 
@@ -144,13 +166,29 @@ _TEMPLATES = (
     ),
     Template(
         "stvg_boxes",
-        1,
+        2,
         "stvg_boxes",
         'The video comes with this event: "{query}". Find when it happens, and where the one it is about is in every '
-        f"frame of that time. {_THINK}. Then give the result inside <answer> </answer>, as JSON: seconds, and boxes as "
-        "[x1, y1, x2, y2] in pixels by number of the frame. For example: "
-        '<answer>{"time": [4.25, 9.75], "boxes": {"128": [30, 40, 90, 200]}}</answer>',
-        "ours; the answer has OneThinker's form",
+        "frame of that time. The video has {rate} frames per second, numbered from 0 at its beginning, so that frame "
+        "{frame} is seen at 4.25 seconds. Its pictures are {width} pixels wide and {height} pixels high. "
+        f"{_THINK}. Then give the result inside <answer> </answer>, as JSON: the time in seconds, and boxes as "
+        "[x1, y1, x2, y2] in these pixels by number of the frame. For example: "
+        '<answer>{"time": [4.25, 9.75], "boxes": {"{frame}": [30, 40, 90, 200]}}</answer>',
+        "ours; the answer has OneThinker's structure",
+        needs="tube",
+        videos=_STVG_PIXELS,
+    ),
+    Template(
+        "stvg_boxes_seconds",
+        1,
+        "stvg_boxes_seconds",
+        'The video comes with this event: "{query}". Find when it happens, and where the one it is about is at every '
+        f"whole second of that time. {_THINK}. Then give the result inside <answer> </answer>, as JSON: the time in "
+        "seconds, and by second a box [x1, y1, x2, y2] for each whole second within it (if there is none, for the "
+        "nearest one). Boxes are in thousandths of the picture: x from 0 at its left to 1000 at its right edge, y from "
+        "0 at its top to 1000 at its bottom edge. For example: "
+        '<answer>{"time": [4.25, 6.75], "boxes": {"5": [130, 240, 290, 700], "6": [135, 240, 295, 700]}}</answer>',
+        "OneThinker's answer; text and reward are ours",
         needs="tube",
         videos=_STVG_PIXELS,
     ),
@@ -249,42 +287,3 @@ def normalise(query: str) -> str:
     """A query as the papers train on it: stripped, in lower case, without one full stop at its end."""
     query = query.strip().lower()
     return query[:-1] if query.endswith(".") else query
-
-
-def perfect_answer(recipe: str, truth: Mapping[str, Any]) -> str:
-    """A completion that says exactly the ground truth, in the form that a reward of `reward_fns` reads.
-
-    Args:
-        recipe: name of the reward.
-        truth: ground truth of a row.
-
-    Raises:
-        ValueError: no such reward.
-    """
-    start, end = (_seconds(truth[key]) if truth.get(key) is not None else "" for key in ("start", "end"))
-    option = str(truth.get("option") or truth.get("answer"))
-    glue = ", ".join(f"({_seconds(s)}, {_seconds(e)})" for s, e in truth.get("intervals") or ())
-    boxes = {str(int(truth.get("first_frame") or 0) + k): list(box) for k, box in enumerate(truth.get("boxes") or ())}
-    ids = " and ".join(str(int(found)) for found in truth.get("object_ids") or ())
-    answers = {
-        "stvg_r1": lambda: f"Target ID: {int(truth['object_id'])}, Time range: {start} to {end}",
-        "stvg_r1_multi": lambda: f"Target ID: {ids}, Time range: {start} to {end}",
-        "stvg_boxes": lambda: json.dumps({"time": [float(start), float(end)], "boxes": boxes}),
-        "temporal_r1": lambda: json.dumps({"start_time": start, "end_time": end}),
-        "temporal_r1_mcq": lambda: json.dumps({"option": option}),
-        "temporal_r1_gqa": lambda: json.dumps({"option": option, "start_time": start, "end_time": end}),
-        "r1v": lambda: option,
-        "videochat_r1_gqa": lambda: f"{option}</answer><glue>[{glue}]</glue>",
-        "videochat_r1_5": lambda: f"[({start}, {end})]",
-        **dict.fromkeys(("timezero", "time_r1", "videochat_r1", "videotg_r1"), lambda: f"{start} to {end}"),
-    }
-    form = recipe.removesuffix("_nothink").removesuffix("_strict").removesuffix("_visible")
-    if form not in answers:
-        raise ValueError(f"no reward {recipe!r}; choose one of {', '.join(sorted(answers))}")
-    body = answers[form]()
-    answer = f"<answer>{body}" if body.endswith("</glue>") else f"<answer>{body}</answer>"
-    return answer if recipe.endswith(("_nothink", "_r1_5")) else f"<think>It is so.</think>\n{answer}"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.6f}"

@@ -5,10 +5,10 @@ read.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from eval.benchmarks.items import Interval, Item, Prediction, read_answer
+from eval.benchmarks.items import Interval, Item, Prediction, item_of, read_answer
 
 _LETTERS = 26
 
@@ -45,9 +45,20 @@ def of_record(record: Mapping[str, Any]) -> Reply | None:
     return reply if reply != Reply() else None
 
 
-def read(recipe: str, text: str, num_options: int = 0) -> Reply | None:
-    """A completion, read as the reward of that recipe reads it; None if it cannot be read."""
-    item = Item("", "", "", recipe, "", "", 0.0, num_options=num_options or _LETTERS)
+def read(recipe: str, text: str, num_options: int = 0, row: Mapping[str, Any] | None = None) -> Reply | None:
+    """A completion, read as it is scored; None if it cannot be read.
+
+    Args:
+        recipe: of the answer.
+        text: of the answer.
+        num_options: of the question; 0: any letter is one.
+        row: that was asked, see `item_of`. It says which frames of the file answered boxes are of; without it boxes are
+            drawn by the keys of the answer, and thousandths of a picture are pixels of one of 1000x1000.
+    """
+    item = Item("", "", "", recipe, "", "", 0.0, size=(1000, 1000))
+    if row is not None and (row["extra_info"] or {}).get("uid") and row["extra_info"].get("duration"):
+        item = replace(item_of(row), recipe=recipe)
+    item = replace(item, num_options=num_options or _LETTERS)
     found: Prediction | None = read_answer(item, text)
     if found is None:
         return None

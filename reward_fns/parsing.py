@@ -228,10 +228,10 @@ def json_interval(text: str, start_key: str = "start_time", end_key: str = "end_
 
 
 def json_tube(text: str) -> tuple[Interval, dict[int, object]] | None:
-    """Return ((start, end), frame to box) of `{"time": [s, e], "boxes": {"frame": [x1, y1, x2, y2], ...}}`, or None.
+    """Return ((start, end), key to box) of `{"time": [s, e], "boxes": {"key": [x1, y1, x2, y2], ...}}`, or None.
 
-    Frames are decimal integers; the boxes are returned as they were written and may be anything. Ours, after the answer
-    form of OneThinker.
+    Keys are decimal integers, frames or whole seconds as the prompt asks; the boxes are returned as they were written
+    and may be anything. The structure is OneThinker's.
     """
     found = json_object(text)
     if found is None:

@@ -1,16 +1,24 @@
-"""A reward for models that answer with boxes instead of an object ID: temporal IoU, tube IoU and format. Ours.
+"""Rewards for models that answer with boxes instead of an object ID: temporal IoU, tube IoU and format. Ours.
 
-The answer is `{"time": [s, e], "boxes": {"frame": [x1, y1, x2, y2], ...}}`, the form of OneThinker. Their reward
-averages box IoU over the frames that both sides name, so one easy frame earns the whole spatial half; this one
-divides by the frames that either side names, by its time or by a box. A frame of the answered time without a box, and a
-box outside of that time, count as answered and earn nothing; so the tube IoU is at most the IoU of the times in frames.
-Ground truth: `start`, `end`, `duration` (seconds), `first_frame` (zero-based) and `boxes`, one
-box xyxy in pixels of the original video for each frame from there on. The weights are ours.
+The answer is `{"time": [s, e], "boxes": {"key": [x1, y1, x2, y2], ...}}`. Two recipes read it, each its own unit:
+
+- `stvg_boxes`: a key is the number of a frame, counted from 0 in what is shown, and boxes are pixels of the original
+  video.
+- `stvg_boxes_seconds`: the form of OneThinker. A key is a whole second of what is shown, one for each of the stated
+  time, both ends included, and boxes are thousandths of the picture's width and height.
+
+OneThinker's reward averages box IoU over the keys that both sides name, so one easy box earns the whole spatial half;
+these divide by the keys that either side names, by its time or by a box. A key of the answered time without a box, and
+a box outside of that time, count as answered and earn nothing.
+
+Ground truth: `start`, `end`, `duration` (seconds), `first_frame` (zero-based, of what is shown) and `boxes`, one box
+xyxy in pixels of the original video for each frame from there on; for `stvg_boxes_seconds` also `picture`, the (width,
+height) in which the boxes are pixels. The weights are ours.
 """
 
 from collections.abc import Mapping
 from functools import lru_cache
-from math import floor
+from math import ceil, floor
 from typing import Any
 
 from reward_fns import ground_truth as truths
@@ -21,11 +29,12 @@ from reward_fns.recipe import Recipe
 from reward_fns.thinking import optional_parts
 
 _FAR = 1e12  # frames; beyond it no video is so long, and the arithmetic stays exact
+_LONGEST = 86_400  # seconds
 
 
 @lru_cache(maxsize=8)  # the parts of one completion are scored one after the other: read it once
 def parse(completion: str) -> tuple[Interval, dict[int, object]] | None:
-    """Return ((start, end), frame to box) of the first answer block, or None."""
+    """Return ((start, end), key to box) of the first answer block, or None; see `parsing.json_tube`."""
     answer = parsing.first_block(completion, "answer")
     return parsing.json_tube(answer) if answer is not None else None
 
@@ -68,6 +77,70 @@ def spatial(completion: str, ground_truth: Mapping[str, Any]) -> float:
     return total / (max(0, end - start) + count - max(0, high - low) + astray)
 
 
+def spatial_seconds(completion: str, ground_truth: Mapping[str, Any]) -> float:
+    """Return the sum of box IoU over the whole seconds of both tubes divided by the seconds of either, in [0, 1].
+
+    Seconds of a tube are those of its time (see `whole_seconds`); those with a box are answered as well. The true box
+    of a second is that of the nearest frame of the tube. 0 if unreadable.
+    """
+    answer = parse(completion)
+    if answer is None:
+        return 0.0
+    span, tube = answer
+    first, last = whole_seconds((ground_truth["start"], ground_truth["end"]))
+    start, end = whole_seconds(span)
+    low, high = max(start, first), min(end, last)
+    width, height = (side / 1000.0 for side in ground_truth["picture"])
+    total, astray = 0.0, 0
+    for second, found in tube.items():
+        if low <= second <= high:
+            box = parsing.box(found)
+            if box is not None:
+                left, top, right, bottom = box
+                pixels = (left * width, top * height, right * width, bottom * height)
+                total += measures.box_iou(pixels, _box_at(second, ground_truth))
+        elif not (first <= second <= last or start <= second <= end):
+            astray += 1
+    both = max(0, high - low + 1)
+    return total / (max(0, end - start + 1) + max(0, last - first + 1) - both + astray or 1)
+
+
+def whole_seconds(span: Interval) -> tuple[int, int]:
+    """Return the first and the last whole second of a time, both ends included; the last is before the first if none.
+
+    Bounds are taken at two decimals, as they are answered. A time without a whole second has the one that is nearest to
+    its middle, a reversed one has none.
+    """
+    start, end = (round(min(max(time, -_FAR), _FAR), 2) for time in span)
+    first, last = ceil(start), floor(end)
+    if last < first and start <= end:
+        first = last = floor((start + end) / 2 + 0.5)
+    return (first, last) if first <= last else (0, -1)
+
+
+def boxes_by_second(ground_truth: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return the true boxes by whole second, in thousandths of the picture: the answer of `stvg_boxes_seconds`.
+
+    Of a time that is longer than any video (a day) only the boxes of the first day.
+    """
+    first, last = whole_seconds((ground_truth["start"], ground_truth["end"]))
+    width, height = (side / 1000.0 for side in ground_truth["picture"])
+    found = {}
+    first = max(first, 0)
+    for second in range(first, min(last, first + _LONGEST) + 1):
+        left, top, right, bottom = _box_at(second, ground_truth)
+        found[str(second)] = [left / width, top / height, right / width, bottom / height]
+    return found
+
+
+def _box_at(second: int, ground_truth: Mapping[str, Any]) -> Any:
+    """The true box of the frame that begins nearest to a second; frames lie evenly, as in `answered_frames`."""
+    boxes, start = ground_truth["boxes"], ground_truth["start"]
+    length = ground_truth["end"] - start
+    place = _nearest((second - start) * (len(boxes) / length)) if length > 0.0 else 0
+    return boxes[min(max(place, 0), len(boxes) - 1)]
+
+
 def answered_frames(span: Interval, ground_truth: Mapping[str, Any], first: int, count: int) -> tuple[int, int] | None:
     """Return the first frame of an answered time and the one after its last; None if the annotated time has no length.
 
@@ -93,7 +166,10 @@ def format(completion: str, ground_truth: Mapping[str, Any] | None = None) -> fl
 
 
 def check_tube(ground_truth: Any, row: object = None) -> None:
-    """Check the span, a non-negative `first_frame` and at least one box of four numbers; ValueError otherwise."""
+    """Check the span, a non-negative `first_frame` and at least one box of four numbers; ValueError otherwise.
+
+    `first_frame` counts in what is shown, so a tube that begins before that has none.
+    """
     truths.check_span(ground_truth, row)
     truths.check_integer(ground_truth, "first_frame", row)
     boxes = truths.items(ground_truth, "boxes", row)
@@ -105,11 +181,26 @@ def check_tube(ground_truth: Any, row: object = None) -> None:
             truths.fail(row, "boxes", f"holds {box!r}, whose right or bottom lies before its left or top")
 
 
+def check_tube_and_picture(ground_truth: Any, row: object = None) -> None:
+    """Check what `check_tube` does and a `picture` of at least one pixel by one; ValueError otherwise."""
+    check_tube(ground_truth, row)
+    sides = truths.items(ground_truth, "picture", row)
+    width, height = truths.numbers(sides, 2, "picture", row)
+    if not (width >= 1 and height >= 1):
+        truths.fail(row, "picture", f"is {list(sides)!r}, and a picture has a width and a height")
+
+
 RECIPES = (
     Recipe(
         name="stvg_boxes",
         parts={"temporal_iou": (temporal, 1.0), "tube_iou": (spatial, 1.0), "format": (format, 1.0)},
         check=check_tube,
+        optional=optional_parts(parse_span),
+    ),
+    Recipe(
+        name="stvg_boxes_seconds",
+        parts={"temporal_iou": (temporal, 1.0), "tube_iou": (spatial_seconds, 1.0), "format": (format, 1.0)},
+        check=check_tube_and_picture,
         optional=optional_parts(parse_span),
     ),
 )

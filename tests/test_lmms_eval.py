@@ -234,7 +234,7 @@ def test_numbers_of_a_part_of_a_video(rows):
     found = utils.process_results(row, [tag((1.5, 2.5), 1)])  # frames 88 to 112 of the file
     assert found["m_tIoU"] == found["m_vIoU"] == pytest.approx(12 / 38)
     row = rows("stvg_boxes", "vidstg")[2]
-    boxes = {str(frame): list(TARGET if frame % 2 else OTHER) for frame in range(75, 100)}
+    boxes = {str(frame): list(TARGET if frame % 2 else OTHER) for frame in range(25, 50)}
     text = f'<answer>{{"time": [1, 2], "boxes": {boxes}}}</answer>'.replace("'", '"')
     found = utils.process_results(row, [text])
     assert found["m_tIoU"] == 1.0 and found["m_vIoU"] == found["m_vIoU_repaired"] == pytest.approx((13 + 12 / 3) / 25)

@@ -1,6 +1,7 @@
 """Recipes as a trainer meets them: totals, parts, refused ground truths, the bridge to verl, fuzz, advantages."""
 
 import copy
+import json
 import math
 import random
 import statistics
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 
 from benchmarks.rewards import TYPICAL, fuzz, hostile_texts, mutated, typical
 from reward_fns import RECIPES, get_recipe, stvg_boxes, stvg_r1, thinking, time_r1, videochat_r1
+from reward_fns.perfect import perfect_answer
 from verl_stvg.reward import DATA_SOURCES, compute_score, find_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 REASON = "<think>It happens from <timestep>5 to 11</timestep>, first 5.00 to 11.00.</think>\n"
 BOXES = ", ".join(f'"{10 + frame}": [10, 20, 60, 120]' for frame in range(8))
+BOXES_BY_SECOND = ", ".join(f'"{second}": [50, 50, 300, 300]' for second in range(5, 12))
 QUOTED = '"start_time": "5.00", "end_time": "11.00"'
 
 # recipe -> (a completion that earns everything, its score)
@@ -28,6 +31,7 @@ PERFECT = {
     "stvg_r1_visible": (REASON + "<answer>Target ID: 2, Time range: 5.00 to 11.00</answer>", 3.0),
     "stvg_r1_multi": (REASON + "<answer>Target ID: 2 and 5, Time range: 5.00 to 11.00</answer>", 3.0),
     "stvg_boxes": (REASON + f'<answer>{{"time": [5, 11], "boxes": {{{BOXES}}}}}</answer>', 3.0),
+    "stvg_boxes_seconds": (REASON + f'<answer>{{"time": [5, 11], "boxes": {{{BOXES_BY_SECOND}}}}}</answer>', 3.0),
     "temporal_r1": (REASON + f"<answer>{{{QUOTED}}}</answer>", 1.0),
     "temporal_r1_nothink": (f"<answer>{{{QUOTED}}}</answer>\n", 1.0),
     "temporal_r1_strict": (REASON + f"<answer>{{{QUOTED}}}</answer>", 1.0),
@@ -109,6 +113,7 @@ BROKEN = {
     "visible": [None, [5.0], [[5.0, 4.0]], [["a", "b"]], ["ab"], [{"a": 1, "b": 2}]],
     "first_frame": [-1, 1.5, None],
     "boxes": [[], None, [[1, 2, 3]], [[5, 0, 1, 1]], [None]],
+    "picture": [None, [320], [320, 0], ["a", 180], [320, math.nan]],
     "option": ["BC", "", None, 2, "b"],
     "answer": [None, 7, "  "],
     "intervals": [None, "[(1, 2)]", [[2, 1]], [[1, 2, 3]], [[1, math.nan]]],
@@ -318,6 +323,61 @@ def test_answered_boxes_last_as_long_as_the_answered_time(time, truth, tube):
     completion = f'<answer>{{"time": {time}, "boxes": {{{BOXES}}}}}</answer>'
     found = stvg_boxes.spatial(completion, {**TYPICAL["stvg_boxes"][0], **truth})
     assert found == pytest.approx(tube, abs=1e-9)
+
+
+PIXELS = [10.0, 20.0, 60.0, 120.0]  # of a picture of 200x400; in thousandths [50, 50, 300, 300]
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds", "truth", "tube"),
+    [  # annotated are 5 to 11 s: seven whole seconds, both ends included
+        ([5, 11], range(5, 12), {}, 1.0),
+        ([4.3, 11.7], range(5, 12), {}, 1.0),  # the whole seconds of both times are the same
+        ([5, 11], range(5, 9), {}, 4 / 7),  # seconds without a box are answered
+        ([5, 8], range(5, 9), {}, 4 / 7),
+        ([5, 8], range(5, 12), {}, 4 / 7),  # boxes outside of the answered time earn nothing
+        ([2, 14], range(2, 15), {}, 7 / 13),
+        ([5, 11], (*range(5, 12), 90, 91), {}, 7 / 9),  # and count as answered
+        ([5, 11], range(50, 57), {}, 0.0),
+        ([5, 11], (), {}, 0.0),
+        ([11, 5], range(5, 12), {}, 0.0),
+        ([5.3, 5.6], (5,), {"start": 5.3, "end": 5.6}, 1.0),  # no whole second: the nearest one to the middle
+        ([5.4, 5.6], (6,), {"start": 5.4, "end": 5.6}, 1.0),
+        ([5.0, 5.9], (5,), {"start": 5.003, "end": 5.9}, 1.0),  # times are answered with two decimals
+        ([5, 5], (5,), {"start": 5.0, "end": 5.0}, 1.0),
+        ([-1e308, 1e308], range(5, 12), {}, 0.0),
+    ],
+)
+def test_boxes_by_whole_second_in_thousandths(time, seconds, truth, tube):
+    boxes = {str(second): [50, 50, 300, 300] for second in seconds}
+    completion = f"<answer>{json.dumps({'time': time, 'boxes': boxes})}</answer>"
+    truth = {**TYPICAL["stvg_boxes_seconds"][0], **truth}
+    assert stvg_boxes.spatial_seconds(completion, truth) == pytest.approx(tube, abs=1e-9)
+    in_pixels = f"<answer>{json.dumps({'time': time, 'boxes': dict.fromkeys(boxes, PIXELS)})}</answer>"
+    assert stvg_boxes.spatial_seconds(in_pixels, truth) < 0.02
+
+
+def test_the_true_box_of_a_second_is_that_of_the_nearest_frame():
+    boxes = [[10.0 + k, 20.0, 60.0 + k, 120.0] for k in range(60)]  # 10 frames per second, 5 to 11 s
+    truth = TYPICAL["stvg_boxes_seconds"][0] | {"boxes": boxes, "first_frame": 50}
+    found = stvg_boxes.boxes_by_second(truth)
+    assert list(found) == [str(second) for second in range(5, 12)]
+    assert found["6"] == pytest.approx([100, 50, 350, 300]) and found["11"][0] == pytest.approx(5 * (10 + 59))
+
+
+@settings(max_examples=100)
+@given(
+    st.floats(0, 50).map(lambda x: round(x, 3)),
+    st.floats(0, 20).map(lambda x: round(x, 3)),
+    st.integers(1, 300),
+)
+def test_the_perfect_answer_of_each_unit_earns_everything(start, length, count):
+    boxes = [[0.5 * k, 20.0, 40 + 0.5 * k, 90.0] for k in range(count)]
+    span = {"start": start, "end": start + length, "duration": 100.0}
+    truth = span | {"first_frame": 7, "boxes": boxes, "picture": [320, 240]}
+    for name in ("stvg_boxes", "stvg_boxes_seconds"):
+        scores = RECIPES[name].score(perfect_answer(name, truth), truth)
+        assert scores["tube_iou"] == pytest.approx(1.0) and (length == 0 or scores["temporal_iou"] > 0.99)
 
 
 def test_time_r1_batch_repeats_what_was_left_over():

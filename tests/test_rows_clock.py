@@ -311,7 +311,7 @@ def test_the_models_clock_does_not_drift_at_a_constant_rate():
 def test_check_passes_on_what_is_unusual_about_a_file(video, monkeypatch):
     note = "its picture starts 2.000 s after its sound"
     unusual = replace(probe(video), notes=(note,))
-    monkeypatch.setattr(check, "_decoder", lambda: type("Decoder", (), {"probe": lambda self, path: unusual})())
+    monkeypatch.setattr(check, "shared_decoder", lambda: type("Decoder", (), {"probe": lambda self, path: unusual})())
     [found] = findings([made(record(duration=7.0), Facts.of(unusual, ""), rule="grid")], video.parent)
     assert (found.problem, found.detail, found.serious) == ("unusual video", note, False)
 
@@ -322,10 +322,10 @@ def test_boxes_and_pictures_are_those_on_show(video):
     info, truth = probe(video), {"first_frame": 30, "boxes": [[0, 0, 28, 28]] * 5}
     on_show = info.clock.on_show([one.time for one in pictures]).tolist()
     assert on_show == [15, 32, 37, 42, 47, 52, 57]
-    shown = show._boxes(truth, None, on_show, info)
+    shown = show._boxes(truth["boxes"], truth["first_frame"], None, on_show, info)
     assert [box is not None for box in shown] == [False, True, False, False, False, False, False]
     assert shown[1] == {"left": 0.0, "top": 0.0, "width": 50.0, "height": 50.0}
-    halved = show._boxes(truth, json.dumps({"width": 112, "height": 112}), on_show, info)
+    halved = show._boxes(truth["boxes"], truth["first_frame"], json.dumps({"width": 112, "height": 112}), on_show, info)
     assert halved[1]["width"] == halved[1]["height"] == 25.0
 
 

@@ -251,7 +251,7 @@ def crop_truth(truth: Mapping[str, Any], mask: Mask, plan: SamplingPlan) -> dict
     """Ground truth on the clock of a cropped video, with ``crop_start``: what to add to come back to the video's own.
 
     Raises:
-        CurriculumError: it holds boxes, which count frames of the whole video.
+        CurriculumError: it holds boxes, which count frames of all that the row shows.
     """
     if mask.shown is None:
         return dict(truth)

@@ -9,6 +9,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 Size = tuple[float, float]
 Box = tuple[float, float, float, float]
 
@@ -51,6 +54,19 @@ def scaled(boxes: Iterable[Iterable[float]], annotated: Size | None, shown: Size
     """Boxes xyxy in pixels of the shown video; arguments and errors of `scales`."""
     x, y = scales(annotated, shown)
     return [(x1 * x, y1 * y, x2 * x, y2 * y) for x1, y1, x2, y2 in boxes]
+
+
+def out_of_reach(boxes: ArrayLike, picture: Size | None) -> int:
+    """How many boxes no answer can meet: those wholly outside of the picture, and those without an area.
+
+    Args:
+        boxes: (T, 4) xyxy, in pixels of the picture.
+        picture: (width, height); None: unknown, and only boxes without an area are counted.
+    """
+    found = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    low, high = (np.zeros(2), np.array(picture)) if picture is not None else (-np.inf, np.inf)
+    sides = np.minimum(found[:, 2:], high) - np.maximum(found[:, :2], low)
+    return int(np.count_nonzero((sides <= 0).any(axis=1)))
 
 
 def _swapped(annotated: Size, shown: Size) -> bool:

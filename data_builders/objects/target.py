@@ -51,7 +51,7 @@ def match_tube(
 
     Args:
         tracks: of the video; those that are displayed, if the model is to see them.
-        first_frame: zero-based, of the tube.
+        first_frame: zero-based, of the tube; of the file, as in a `Record` and unlike in a row.
         boxes: xyxy, of consecutive frames.
         min_share: least share of the winner; the paper has no threshold.
         min_iou: least mean IoU of the winner; the paper has no threshold.

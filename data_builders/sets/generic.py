@@ -22,7 +22,8 @@ and ``train.jsonl`` is a set. Fields of a line, of which only the first two are 
     duration   of what is shown, in seconds
     id         text or whole number, unique in the file; without it, video and the count of its lines name the row
     clip       [start, end] in seconds of the file: the part that is shown
-    tube       {"first_frame": zero-based frame of the file, "boxes": [[x1, y1, x2, y2], ...]}, a box per frame
+    tube       {"first_frame": zero-based frame of the file, "boxes": [[x1, y1, x2, y2], ...]}, a box per frame, in
+               pixels; of the file also where there is a clip: rows count in the clip, and the builder subtracts
     masks      [{"size": [height, width], "counts": COCO run lengths} or null, ...], a mask per frame of the tube
     options    texts of a multiple-choice question, without letters
     answer     letter of the right option

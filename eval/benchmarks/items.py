@@ -17,24 +17,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_builders.objects.boxes import annotated_size
 from eval.metrics.answers import read_option
-from eval.metrics.tubes import as_arrays
+from eval.metrics.tubes import as_arrays, from_seconds
 from reward_fns import parsing, stvg_boxes, stvg_r1, temporal_r1, time_r1, videochat_r1
 from verl_stvg.answers import Answer
 from verl_stvg.reward import find_recipe
-from verl_stvg.video.build import root_of
+from verl_stvg.row_shape import FAR, row_shape_problems
+from verl_stvg.video.build import entries_of, root_of
 from verl_stvg.video.clock import FrameClock
 
 Interval = tuple[float, float]
 Box = tuple[float, float, float, float]
 
 _NO_BOX = (0.0, 0.0, 0.0, 0.0)
+_BY_SECOND = "stvg_boxes_seconds"
+_BOXED = ("stvg_boxes", _BY_SECOND)
 _FAR = 1e12  # frames; far beyond any video it does not matter which
 _BATCH = 4000
 _TRUTH = "reward_model.ground_truth"
 _INFO = (
     *("uid", "dataset", "split", "query", "options", "duration", "num_frames", "source_fps", "width", "height"),
-    *("frame_times", "file_end"),
+    *("frame_times", "file_end", "first_frame_of"),
 )
 _VIDEO = ("video", "tracks", "video_start")
 _COLUMNS = (
@@ -60,7 +64,7 @@ class Item:
         intervals: annotated, seconds of what is shown; empty where the split has no public truth.
         object_id: true ID; None if it is not known.
         object_ids: true IDs, where several may be meant.
-        first_frame: of the annotated tube, zero-based, of the file.
+        first_frame: of the annotated tube, zero-based, of the file, whatever the row counts in.
         boxes: (T, 4) float32 xyxy of the annotated tube; None if there is none.
         num_options: of a question.
         answer: letter of the right option.
@@ -139,11 +143,15 @@ class Prediction:
         object_ids: answered.
         option: capital letter.
         tube: boxes xyxy in pixels by zero-based frame of the file.
+        by_second: the answer gave the boxes by whole second; see `eval.metrics.tubes.from_seconds`.
         span: first and last frame that the tube is said to cover; None takes it from the interval. Without either the
             tube covers the frames that it names.
         ranked: whether several intervals are guesses at one moment, the best first, as programs with scores give them;
             otherwise they belong together, as in an answer of several periods.
         text: the file's own text for it, where a script reads that (lmms-eval).
+        first: the first interval as the file has it, where it is not finite and so none of `intervals`; scripts that
+            take the first score this one.
+        reply: to a question, as the file has it, where a script reads the option from it (VideoMind).
     """
 
     intervals: tuple[Interval, ...] = ()
@@ -153,6 +161,9 @@ class Prediction:
     span: tuple[int, int] | None = None
     ranked: bool = False
     text: str | None = None
+    by_second: bool = False
+    first: Interval | None = None
+    reply: str | None = None
 
     @property
     def periods(self) -> tuple[Interval, ...]:
@@ -177,7 +188,8 @@ class Prediction:
             return None
         if len(intervals) == len(self.intervals) and (not self.tube or len(tube) == len(self.tube)):
             return self
-        return replace(self, intervals=intervals, tube=tube or None)
+        lost = self.intervals[0] if self.intervals and self.intervals[0] not in intervals else self.first
+        return replace(self, intervals=intervals, tube=tube or None, first=lost)
 
 
 @dataclass(frozen=True)
@@ -208,19 +220,49 @@ def read_rows(files: Iterable[Path], video_root: str | Path | None = None) -> It
                 raise ValueError(
                     f"{file}: has no column {', '.join(missing)}; give a file that `verl-stvg build` wrote"
                 )
-            for batch in table.iter_batches(_BATCH, columns=list(_COLUMNS)):
-                yield from _rows(batch, root)
+            _check_types(table.schema_arrow, file)
+            columns = list(_COLUMNS)
+            if "videos" in names and not _names_videos(table.schema_arrow.field("videos").type):
+                columns.append("videos")  # of another form, for `entry_of` to read or refuse
+            number = 0
+            for batch in table.iter_batches(_BATCH, columns=columns):
+                yield from _rows(batch, root, file, number)
+                number += len(batch)
 
 
-def _rows(batch: pa.RecordBatch, root: Path) -> Iterator[dict]:
+def _check_types(schema: pa.Schema, file: Path) -> None:
+    """See that columns that are taken apart hold objects."""
+    reward, info = schema.field("reward_model").type, schema.field("extra_info").type
+    truth = reward.field("ground_truth").type if _has(reward, "ground_truth") else pa.null()
+    for name, kind in (("reward_model.ground_truth", truth), ("extra_info", info)):
+        if not pa.types.is_struct(kind):
+            raise ValueError(f"{file}: {name} holds no objects ({kind}); give a file that `verl-stvg build` wrote")
+
+
+def _has(kind: pa.DataType, name: str) -> bool:
+    return pa.types.is_struct(kind) and kind.get_field_index(name) >= 0
+
+
+def _names_videos(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) and _has(kind.value_type, "video")
+
+
+def _rows(batch: pa.RecordBatch, root: Path, file: Path, number: int) -> Iterator[dict]:
+    """Rows of a batch, the first of which has this number in its file."""
     videos = batch.column("videos").to_pylist() if "videos" in batch.schema.names else [None] * len(batch)
     truths = _fields(batch.column("reward_model").field("ground_truth"))
     infos = _fields(batch.column("extra_info"))
-    for source, video, truth, info in zip(batch.column("data_source").to_pylist(), videos, truths, infos, strict=True):
-        for entry in video or ():
-            if entry.get("tracks"):
+    sources = batch.column("data_source").to_pylist()
+    for place, (source, video, truth, info) in enumerate(zip(sources, videos, truths, infos, strict=True), number):
+        known = truth if isinstance(truth.get("boxes"), list) else {**truth, "boxes": None}  # arrays are sound
+        asked = {"data_source": source, "prompt": [], "reward_model": {"ground_truth": known}, "extra_info": info}
+        if wrong := row_shape_problems(asked):
+            raise ValueError(f"{file}: row {place}: {wrong[0]}")
+        entries = entries_of(video, where=f"{file}: row {place}")
+        for entry in entries:
+            if "tracks" in entry:
                 entry["tracks"] = str(root / entry["tracks"])
-        yield {"data_source": source, "videos": video, "reward_model": {"ground_truth": truth}, "extra_info": info}
+        yield {"data_source": source, "videos": entries, "reward_model": {"ground_truth": truth}, "extra_info": info}
 
 
 def _fields(column: pa.StructArray) -> Iterator[dict]:
@@ -231,8 +273,18 @@ def _fields(column: pa.StructArray) -> Iterator[dict]:
         if values.null_count == len(values):  # half of the columns of most sets
             columns[kind.name] = [None] * len(values)
         else:
-            columns[kind.name] = _boxes(values) if kind.name == "boxes" else values.to_pylist()
+            columns[kind.name] = _boxes(values) if _are_boxes(kind, values) else values.to_pylist()
     return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+
+
+def _are_boxes(kind: pa.Field, values: pa.Array) -> bool:
+    """Whether a column is the boxes of tubes as `verl-stvg build` writes them, four finite numbers each."""
+    if kind.name != "boxes" or kind.type != pa.list_(pa.list_(pa.float32())):
+        return False
+    sides = values.values.values
+    lengths = np.diff(_numbers(values.values.offsets, np.int32))
+    whole = not values.values.null_count and not sides.null_count and bool((lengths == 4).all())
+    return whole and bool((np.abs(_numbers(sides, np.float32)) <= FAR).all())
 
 
 def _boxes(column: pa.ListArray) -> list[np.ndarray | None]:
@@ -261,14 +313,14 @@ def item_of(row: Mapping[str, Any]) -> Item:
     uid = info.get("uid") or truth.get("uid")
     if not uid or not info.get("duration"):
         raise ValueError(f"row {uid or info.get('index')!r} has no uid or no duration; build the rows again")
-    video = (row.get("videos") or ({},))[0]
+    video = (entries_of(row.get("videos"), where=f"row {uid}") or ({},))[0]
     source = row["data_source"]
     boxes, size = truth.get("boxes"), (info.get("width"), info.get("height"))
     item = Item(
         uid,
         info.get("dataset") or source.rpartition("/")[2],
         info.get("split") or "",
-        find_recipe(source).name,
+        _recipe(source, uid),
         video.get("video") or "",
         info.get("query") or "",
         info["duration"],
@@ -288,7 +340,19 @@ def item_of(row: Mapping[str, Any]) -> Item:
         _times(info),
         info.get("file_end"),
     )
-    return item if item.fps or not item.annotated else replace(item, fps=item.extra.get("fps"))
+    if not item.fps and item.annotated:
+        item = replace(item, fps=item.extra.get("fps"))
+    if item.first_frame is None or not item.shown or item.clock is None:
+        return item
+    first = item.clock.in_file(item.first_frame, item.shown, info.get("first_frame_of"))
+    return replace(item, first_frame=first)
+
+
+def _recipe(source: str, uid: str) -> str:
+    try:
+        return find_recipe(source).name
+    except ValueError as error:
+        raise ValueError(f"row {uid}: {error}") from error
 
 
 def _intervals(truth: Mapping[str, Any]) -> tuple[Interval, ...]:
@@ -312,7 +376,7 @@ def read_answer(item: Item, text: str) -> Prediction | None:
     are not read.
     """
     form = item.recipe.removesuffix("_nothink").removesuffix("_strict").removesuffix("_visible")
-    found = _READERS[form](text, item.num_options)
+    found = _tube(item, text) if form in _BOXED else _READERS[form](text, item.num_options)
     return found if found is None or found.tube is not None else found.finite()  # boxes are read as finite ones
 
 
@@ -326,14 +390,62 @@ def _targets(text: str, _: int) -> Prediction | None:
     return Prediction((found[1],), tuple(sorted(found[0]))) if found is not None else None
 
 
-def _tube(text: str, _: int) -> Prediction | None:
+def _tube(item: Item, text: str) -> Prediction | None:
+    """Answered boxes by frame of the file, in pixels of the annotation.
+
+    Keys are frames of what is shown or whole seconds (`_is_by_second`); the boxes of `stvg_boxes_seconds` are
+    thousandths of the picture.
+
+    Raises:
+        ValueError: thousandths of a picture whose size the row does not say.
+    """
     found = stvg_boxes.parse(text)
     if found is None:
         return None
     span, boxes = found
     if not _all_boxes(boxes):  # what is no box counts as a frame without overlap, as in the reward
         boxes = {frame: parsing.box(box) or _NO_BOX for frame, box in boxes.items()}
-    return Prediction((span,), tube=boxes)
+    if item.recipe == _BY_SECOND:
+        picture = annotated_size(item.extra) or item.size
+        if picture is None:
+            raise ValueError(f"row {item.uid}: boxes are thousandths of the picture, whose size the row does not say")
+        frames, sides = as_arrays(boxes)
+        boxes = dict(zip(frames.tolist(), (sides * np.array(picture * 2) / 1000).tolist(), strict=True))
+    if item.clock is None:
+        return Prediction((span,), tube=boxes)
+    if _is_by_second(item, span, boxes):
+        return Prediction((span,), tube=_by_frame(item, span, boxes), by_second=True)
+    first = item.clock.first_shown(item.shown)
+    return Prediction((span,), tube={frame + first: box for frame, box in boxes.items()} if first else boxes)
+
+
+def _is_by_second(item: Item, span: Interval, boxes: Mapping[int, Box]) -> bool:
+    """Whether the keys of answered boxes are whole seconds, as OneThinker's are, and not frames.
+
+    They are what more of them lie within the stated time as. Where that is equal they are what the prompt asks for,
+    or seconds, if there is exactly one for each whole second of the stated time.
+    """
+    first = item.clock.first_shown(item.shown)
+    start, end = (bound - first for bound in item.frames(span))
+    low, high = stvg_boxes.whole_seconds(span)
+    as_frames = sum(start <= key <= end for key in boxes)
+    as_seconds = sum(low <= key <= high for key in boxes)
+    if as_frames != as_seconds:
+        return as_seconds > as_frames
+    return item.recipe == _BY_SECOND or len(boxes) == as_seconds == high - low + 1
+
+
+def _by_frame(item: Item, span: Interval, boxes: Mapping[int, Box]) -> dict[int, Box]:
+    """Boxes by frame of the file from boxes by whole second; one outside of the stated time is a frame there."""
+    start, end = item.frames(span)
+    known = item.num_frames or (item.first_frame + len(item.boxes) if item.boxes is not None else 0)
+    frames = np.arange(max(start, 0), min(end, known - 1) + 1)
+    times = [item.clock.seconds(frame) - item.shown for frame in frames.tolist()]
+    low, high = stvg_boxes.whole_seconds(span)
+    inside = {key: box for key, box in boxes.items() if low <= key <= high}
+    there, sides = from_seconds(inside, times, span)
+    outside = {item.frames((key, key))[0]: box for key, box in boxes.items() if key not in inside}
+    return outside | dict(zip(frames[there].tolist(), sides[there].tolist(), strict=True))
 
 
 def _all_boxes(boxes: Mapping[int, object]) -> bool:
@@ -377,7 +489,6 @@ def _option_and(parse: Callable[[str], tuple | None], several: bool) -> Callable
 _READERS: dict[str, Callable[[str, int], Prediction | None]] = {
     "stvg_r1": _target,
     "stvg_r1_multi": _targets,
-    "stvg_boxes": _tube,
     "timezero": _span(time_r1.parse),
     "time_r1": _span(time_r1.parse),
     "temporal_r1": _span(temporal_r1.parse),

@@ -4,7 +4,8 @@ An ID becomes a tube through the tracks of its video, unfiltered if they are giv
 where its number was hidden. Plain, a frame in which the object is not seen counts as answered without a box; repaired,
 it gets the box that STVG-R1's evaluation would take. Frames that are answered outside of the video count as well.
 
-Where boxes are answered, all frames of the answered time and all frames with a box count as answered, and boxes are
+Answered boxes have numbers of frames in what is shown, or whole seconds as OneThinker's have; `items.read_answer` turns
+both into frames of the file. All frames of the answered time and all frames with a box count as answered, and boxes are
 compared within the answered time. Boxes without a time answer the frames that they name, and no others.
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from data_builders.objects.boxes import TurnedBoxes, annotated_size, scales
+from data_builders.objects.boxes import out_of_reach as out_of_reach_boxes
 from data_builders.objects.target import tube_of
 from eval.benchmarks.items import Interval, Item, Prediction
 from eval.benchmarks.temporal import Values, read_leniently
@@ -177,6 +179,8 @@ def measure(
         for end in ends:
             values = table[f"m_vIoU{end}"]
             table |= {f"vIoU@{r:g}{end}": exceeds(values, r).astype(float) for r in THRESHOLDS}
+    if seconds := sum(one is not None and one.by_second for one in said):
+        notes.append(f"{seconds:,} answers give boxes by whole second; they are scored in all frames of their time.")
     if any(item.object_id is not None or item.object_ids for item in items):
         table["ID accuracy"] = identity(items, said)
     return table, notes
@@ -190,6 +194,19 @@ def lenient(items: Sequence[Item], said: Sequence[Prediction | None], texts: Seq
     strict = zip(said, texts, times, strict=True)
     found = [one if text is None else Prediction((time,)) if time is not None else None for one, text, time in strict]
     return {"m_tIoU (lenient)": measure(items, found, Library())[0]["m_tIoU"]}
+
+
+def out_of_reach(items: Sequence[Item]) -> tuple[int, int]:
+    """How many annotated boxes nothing can meet, see `data_builders.objects.boxes.out_of_reach`, and of how many rows.
+
+    Rows whose picture has no known size count boxes without an area only.
+    """
+    counts = [
+        out_of_reach_boxes(item.boxes, annotated_size(item.extra) or item.size)
+        for item in items
+        if item.boxes is not None
+    ]
+    return sum(counts), sum(count > 0 for count in counts)
 
 
 def identity(items: Sequence[Item], said: Sequence[Prediction | None]) -> np.ndarray:

@@ -21,7 +21,7 @@ from eval.benchmarks import temporal, tubes
 from eval.benchmarks.items import Item, item_of, read_answer
 from eval.benchmarks.tubes import Library
 from eval.lmms_eval_tasks.parts import cut
-from verl_stvg.video.build import root_of
+from verl_stvg.video.build import entry_of, root_of
 from verl_stvg.video.tracks import find_track
 
 SPLITS = {"hc_stvg_v1": "test", "hc_stvg_v2": "val", "vidstg": "test"}
@@ -58,11 +58,11 @@ def interrogative(rows):
 
 def doc_to_visual(doc: dict) -> list[str]:
     """Path of what a model is to see: the video, or the part of it that the row shows, cut beside the rows."""
-    item, entry = item_of(doc), doc["videos"][0]
+    item, entry = item_of(doc), entry_of(doc["videos"][0])
     video = _video(item)
-    if entry["video_start"] is None:
+    if "video_start" not in entry:
         return [str(video)]
-    start, end = entry["video_start"], entry["video_end"]
+    start, end = entry["video_start"], entry.get("video_end")
     known = f"{video.resolve()}|{_PARTS}"  # numbered or not, of one size or another
     source = hashlib.sha256(known.encode()).hexdigest()[:12]
     out = _row_file(item.dataset).parent / "parts" / f"{video.stem}-{start:.3f}-{end:.3f}-{source}.mp4"
@@ -124,7 +124,7 @@ _PARTS = 2
 """Version of the parts of videos; those of version 1 had a constant rate whatever the video has."""
 
 _NUMBERED = {"stvg_r1"}
-_PLACED = _NUMBERED | {"stvg_boxes"}
+_PLACED = _NUMBERED | {"stvg_boxes", "stvg_boxes_seconds"}
 _TEMPORAL = {"timezero", "time_r1", "temporal_r1", "videochat_r1", "videotg_r1"}
 
 

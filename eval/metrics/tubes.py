@@ -22,6 +22,7 @@ Box = Sequence[float]
 Tube = Mapping[int, Box] | Mapping[str, Box] | tuple[ArrayLike, ArrayLike]
 
 THRESHOLDS = (0.3, 0.5)
+_ROUNDING = 1e-9  # seconds: frame 36 at 12 per second begins at 3 s
 
 
 def consecutive(first_frame: int, boxes: ArrayLike, length: int | None = None) -> tuple[Frames, Floats]:
@@ -70,6 +71,35 @@ def as_arrays(tube: Tube) -> tuple[Frames, Floats]:
         wrong = int(np.argmin(finite))
         raise ValueError(f"the box of frame {frames[wrong]} is not finite: {boxes[wrong].tolist()}")
     return frames, boxes
+
+
+def from_seconds(boxes: Mapping[int, Box], times: ArrayLike, span: tuple[float, float]) -> tuple[NDArray, Floats]:
+    """Return which frames of a stated time have a box, bool (T,), and their boxes (T, 4), from boxes by whole second.
+
+    Between two consecutive seconds boxes move evenly. Where only one of the two has a box, it stands for half a second;
+    and for all of it where the other one lies outside of the stated time, because nothing could be said there.
+
+    Args:
+        boxes: xyxy by whole second.
+        times: (T,) seconds at which the frames begin.
+        span: the stated time, seconds.
+
+    Raises:
+        ValueError: as `as_arrays`.
+    """
+    seconds, sides = as_arrays(boxes)
+    begin = np.asarray(times, dtype=np.float64)
+    low = np.floor(begin + _ROUNDING).astype(np.int64)
+    part = np.clip(begin - low, 0.0, 1.0)
+    place = np.searchsorted(seconds, np.stack([low, low + 1]))
+    known = np.append(seconds, np.iinfo(np.int64).max)
+    before, after = known[place] == np.stack([low, low + 1])
+    padded = np.append(sides, np.zeros((1, 4)), axis=0)
+    first, second = padded[place]
+    alone = before & ~after & ((part <= 0.5) | (low + 1 > span[1]))
+    late = after & ~before & ((part >= 0.5) | (low < span[0]))
+    share = np.where(before & after, part, late.astype(np.float64))[:, None]
+    return (before & after) | alone | late, first * (1 - share) + second * share
 
 
 def box_iou(boxes: ArrayLike, true_boxes: ArrayLike) -> Floats:

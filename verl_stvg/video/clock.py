@@ -82,6 +82,21 @@ class FrameClock:
         low = math.floor(self.place(seconds))
         return low if seconds - self.seconds(low) < self.seconds(low + 1) - seconds else low + 1
 
+    def first_shown(self, begin: float | None) -> int:
+        """The frame that is number 0 where only the part of the file from ``begin`` on is shown, in seconds."""
+        return max(self.nearest(begin), 0) if begin else 0
+
+    def in_file(self, first_frame: int, begin: float | None, first_frame_of: str | None) -> int:
+        """The number in the file of the first frame of a row's tube.
+
+        Args:
+            first_frame: of the row's ground truth.
+            begin: seconds of the file at which what is shown begins.
+            first_frame_of: of the row's ``extra_info``. ``shown``: frames count in what is shown. Rows of older
+                versions lack it, and count in the file.
+        """
+        return first_frame + (self.first_shown(begin) if first_frame_of == "shown" else 0)
+
     def on_show(self, seconds: float | Sequence[float]) -> np.ndarray:
         """Frames on show at some times: the last one that appears at or before each, within `ROUNDING`.
 
