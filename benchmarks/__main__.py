@@ -25,7 +25,9 @@ MODULES = {
     "objects": "benchmarks.objects",
     "score": "benchmarks.score",
     "generate": "benchmarks.generate",
+    "fuzz": "benchmarks.fuzz",
     "training_step": "benchmarks.training_step",
+    "verl_suite": "benchmarks.verl_suite",
 }
 
 HEADER = ("name", "ours", "other", "ratio", "goal", "met")
@@ -41,6 +43,12 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="rewards: folder with clones of the original repositories, compared with ours; see docs/rewards.md",
+    )
+    command.add_argument(
+        "--folder",
+        type=Path,
+        metavar="DIR",
+        help="verl_suite: a clone of verl at the installed version, whose tests run",
     )
     command.add_argument(
         "--fuzz", type=int, default=1_000_000, metavar="N", help="rewards: fuzzed completions, default 1,000,000"

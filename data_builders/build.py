@@ -5,6 +5,7 @@ the videos, the second writes. Nothing is dropped without a reason and a count, 
 The folder appears when all of it is written; until then what was found out about videos is kept beside it.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -25,13 +26,16 @@ from data_builders.row import CHOICES, ROW_SCHEMA, Drop, Policies, RowMaker, Vid
 from data_builders.sets import AnnotationSet
 from data_builders.templates import TEMPLATES, Template
 from data_builders.videos import Facts, UnknownVideo, VideoRoot, check_name, probe_all
+from verl_stvg.lock import clear, whole
 from verl_stvg.video.plan import RULES
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2  # raise it whenever the same arguments would give other files
+FORMAT_VERSION = 3  # raise it whenever the same arguments would give other files
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
+DURATIONS = "durations.json"
+WITHOUT_TRUTH = "have no public ground truth; they can be answered, but not scored here"
 _SHOWN = 5
 _BATCH = 1000  # rows per row group
 
@@ -85,6 +89,7 @@ def build(job: Job, progress: Callable[[str, int, int], None] = lambda *_: None)
 
     Raises:
         AnnotationError: a file that cannot be read, entries that cannot be used, unknown videos.
+        FolderInUse: another process is building the folder.
         ValueError: arguments that do not fit together, or a folder that holds something else.
     """
     template = job.template or TEMPLATES[job.source.template]
@@ -95,29 +100,32 @@ def build(job: Job, progress: Callable[[str, int, int], None] = lambda *_: None)
         return _kept(job.out, manifest)
     targets = _targets(job.targets) if job.targets else {}
     names = _first_pass(job, files, progress)
-    work = job.out.with_name(f".{job.out.name}.unfinished")
-    work.mkdir(parents=True, exist_ok=True)
-    videos, unusable = _look_into(job, names, work / "videos.jsonl", progress)
-    for split, paths in files.items():
-        maker = RowMaker(
-            job.source.name,
-            split,
-            template,
-            job.policies,
-            job.rule,
-            targets,
-            _tracks(job),
-            job.marker_style,
-            job.videos,
-        )
-        path = work / f"{split}.parquet"
-        counts = _write(path, maker, once(job.source.read(paths, split)), videos, progress)
-        manifest["splits"][split].update(counts, sha256=_sha256(path))
-    manifest["unusable_videos"] = unusable
-    (work / "videos.jsonl").unlink(missing_ok=True)
-    _write_text(work / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    _write_text(work / "README.md", card(manifest))
-    work.rename(job.out)
+    with whole(job.out, keep=True) as work:
+        if job.out.exists():  # another process has just finished it
+            return _kept(job.out, manifest)
+        journal = work / "videos.jsonl"
+        clear(work, journal.name)
+        videos, unusable = _look_into(job, names, journal, progress)
+        for split, paths in files.items():
+            maker = RowMaker(
+                job.source.name,
+                split,
+                template,
+                job.policies,
+                job.rule,
+                targets,
+                _tracks(job),
+                job.marker_style,
+                job.videos,
+                next((name for source in job.source.splits[split] for name in source.names if name == DURATIONS), None),
+            )
+            path = work / f"{split}.parquet"
+            counts = _write(path, maker, once(job.source.read(paths, split)), videos, progress)
+            manifest["splits"][split].update(counts, sha256=_sha256(path))
+        manifest["unusable_videos"] = unusable
+        journal.unlink(missing_ok=True)
+        _write_text(work / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        _write_text(work / "README.md", card(manifest))
     return manifest
 
 
@@ -285,12 +293,14 @@ def _write(path: Path, maker: RowMaker, entries: Entries, videos: dict, progress
     """Write the rows of a split and return its counts."""
     drops: Counter[str] = Counter()
     used: set[str] = set()
-    count = 0
+    count = without_truth = 0
     with pq.ParquetWriter(path, ROW_SCHEMA, compression="zstd") as writer:
         batch: list[dict] = []
         for row in _rows(maker, entries, videos, drops):
             row["extra_info"]["index"] = count
             used.add(row["videos"][0]["video"])
+            truth = row["reward_model"]["ground_truth"]
+            without_truth += all(truth.get(name) is None for name in ("start", "answer", "object_id", "object_ids"))
             batch.append(row)
             count += 1
             if len(batch) == _BATCH:
@@ -301,7 +311,8 @@ def _write(path: Path, maker: RowMaker, entries: Entries, videos: dict, progress
     if not count:
         reasons = ", ".join(f"{reason}: {number}" for reason, number in drops.most_common())
         raise AnnotationError(f"{maker.dataset} {maker.split}: no row is left ({reasons})")
-    return {"rows": count, "videos": len(used), "dropped": dict(sorted(drops.items()))}
+    found = {"rows": count, "videos": len(used), "dropped": dict(sorted(drops.items()))}
+    return found | ({"without_truth": without_truth} if without_truth else {})
 
 
 def _rows(maker: RowMaker, entries: Entries, videos: dict, drops: Counter) -> Iterator[dict]:
@@ -324,6 +335,7 @@ def _rows(maker: RowMaker, entries: Entries, videos: dict, drops: Counter) -> It
 
 def _manifest(job: Job, template: Template, files: dict[str, tuple[Path | None, ...]]) -> dict:
     policies = asdict(job.policies) | {"past_end": job.policies.past_end or template.past_end}
+    digest = functools.cache(_sha256)  # splits share folders
     return {
         "format_version": FORMAT_VERSION,
         "dataset": job.source.name,
@@ -340,7 +352,7 @@ def _manifest(job: Job, template: Template, files: dict[str, tuple[Path | None, 
         "marker_style": job.marker_style,
         "versions": {"verl_stvg": version("verl-stvg"), "pyarrow": pa.__version__, "python": platform.python_version()},
         "splits": {
-            split: {"annotations": {p.name: _sha256(p) for p in (*paths, *job.source.named(paths)) if p is not None}}
+            split: {"annotations": {p.name: digest(p) for p in (*paths, *job.source.named(paths)) if p is not None}}
             for split, paths in files.items()
         },
     }
@@ -385,6 +397,9 @@ def card(manifest: dict) -> str:
     for split, part in manifest["splits"].items():
         left = "; ".join(f"{reason}: {count}" for reason, count in part["dropped"].items()) or "nothing"
         lines.append(f"| {split} | {part['rows']:,} | {part['videos']:,} | {left} |")
+    for split, part in manifest["splits"].items():
+        if "without_truth" in part:
+            lines += ["", f"{split}: {part['without_truth']:,} rows {WITHOUT_TRUTH}."]
     lines += ["", "What was done with annotations that cannot be right (training only):", ""]
     lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in manifest["policies"].items()]
     if manifest["unusable_videos"]:

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,10 +25,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from verl_stvg.video import build
+from verl_stvg.video.cache import CacheError
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.decode import HOLD_SECONDS, DecoderError, VideoError, needed_frames, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan, plan_video
 from verl_stvg.video.quarantine import Quarantine
+from verl_stvg.video.store import FrameStore
 
 SIZE, FRAMES, RATE, GOP = 84, 60, 20, 10
 SPAN = (1.0, 1.4)  # seconds that a row is about
@@ -427,6 +431,8 @@ def test_a_decoder_that_is_not_there_is_no_fault_of_the_video(wholes, name, reas
 
 PARENT = """
 import sys, threading, time
+from verl_stvg.video import build
+from verl_stvg.video.cache import CacheError
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.decode import probe
 from verl_stvg.video.plan import plan_video
@@ -554,6 +560,79 @@ def test_a_changed_video_is_tried_again(tmp_path):
     os.utime(video, ns=(0, 0))
     assert quarantine.reason(video) is None
     assert [entry.reason for entry in quarantine.entries()] == ["not a video"]
+
+
+NO_RECORDS = (
+    *(b"\0" * 100, b"\0\0{}", b"[1]", b"3", b"null", b'"text"', b"\xff\xfe\r{}", b"[" * 5000, b"{}"),
+    b'{"path": "/a.mp4"}',
+    b'{"path": 3, "reason": "x"}',
+    b'{"path": ["a"], "reason": null}',
+    b'{"path": "/a.mp4", "reason": 5, "stage": "x"}',
+    b'{"path": "/a.mp4", "reason": "x", "stage": "x", "size": "large"}',
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(lines=st.lists(st.sampled_from(NO_RECORDS) | st.binary(max_size=40), min_size=1, max_size=6), seed=st.integers())
+def test_lines_that_are_no_records_hide_nothing(tmp_path_factory, lines, seed):
+    """A machine that crashes leaves NUL bytes in place of what was written last."""
+    folder, rng = tmp_path_factory.mktemp("quarantine"), random.Random(seed)
+    manifest, reader, expected = folder / "quarantine.jsonl", Quarantine(folder / "quarantine.jsonl"), []
+    for number, line in enumerate(lines):
+        with manifest.open("ab") as file:
+            file.write(line + b"\n" * rng.choice([0, 1]))
+        expected.append(str(folder / f"{number}.mp4"))
+        Quarantine(manifest).add(expected[-1], "reason", "decode")
+        for one in (reader, Quarantine(manifest)):
+            assert [entry.path for entry in one.entries()] == expected
+
+
+def test_lines_that_are_no_records_are_said_once(tmp_path, caplog):
+    manifest = tmp_path / "quarantine.jsonl"
+    Quarantine(manifest).add(tmp_path / "a.mp4", "reason", "decode")
+    assert not caplog.records
+    with manifest.open("ab") as file:
+        file.write(b"\0" * 4096)
+    for name in ("b.mp4", "c.mp4"):
+        Quarantine(manifest).add(tmp_path / name, "reason", "decode")
+        assert Quarantine(manifest).reason(tmp_path / name) == "reason"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{manifest}: lines that are no records, as a kill or a crash of the machine leaves them, are skipped"
+    ]
+
+
+def test_a_manifest_that_is_removed_begins_anew(tmp_path):
+    quarantine = Quarantine(tmp_path / "quarantine.jsonl")
+    for name in ("a.mp4", "b.mp4"):
+        quarantine.add(tmp_path / name, "before", "decode")
+    quarantine.path.unlink()
+    assert quarantine.entries() == []
+    quarantine.add(tmp_path / "a.mp4", "after", "decode")
+    assert [(Path(one.path).name, one.reason) for one in quarantine.entries()] == [("a.mp4", "after")]
+    assert Quarantine(quarantine.path).entries() == quarantine.entries()
+
+
+def test_a_cache_folder_that_is_removed_is_no_fault_of_its_videos(wholes, tmp_path, monkeypatch):
+    """Somebody clears the folder while it is filled: the builder ends with an error that names it."""
+    store, stock = FrameStore(str(tmp_path / "frames")), FrameStore.decode_into
+    jobs = [build.Job(str(wholes[name].path), ()) for name in ("tail", "sound")]
+    again = []
+
+    def removing(self, *given):
+        shutil.rmtree(self.folder)
+        if again:  # and another builder makes it again
+            Path(self.folder).mkdir()
+        stock(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FrameStore, "decode_into", removing)
+        for _ in range(2):
+            with pytest.raises(CacheError, match=f"{store.folder}: cannot take the frames of {jobs[0].video}"):
+                list(build.build(jobs, store))
+            again.append(True)
+    missing = build.Job(str(tmp_path / "missing.mp4"), ())
+    states = {one.job: one.state for part in build.build([missing, *jobs], store) for one in part}
+    assert states == {missing: "failed", jobs[0]: "built", jobs[1]: "built"}
 
 
 @settings(max_examples=50, deadline=None)

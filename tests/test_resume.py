@@ -58,7 +58,7 @@ def trainer_of(cls, folder, shuffle, workers):
                 "default_hdfs_dir": None,
                 "del_local_ckpt_after_load": False,
             },
-            "actor_rollout_ref": {"actor": {"checkpoint": {}}},
+            "actor_rollout_ref": {"actor": {"checkpoint": {}, "strategy": "fsdp2"}},
         }
     )
     trainer.actor_rollout_wg = SimpleNamespace(
@@ -153,6 +153,7 @@ from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
 out, which = Path(sys.argv[2]), {"v1": PPOTrainerSync, "legacy": RayPPOTrainer}[sys.argv[3]]
 network = AutoModelForImageTextToText.from_pretrained(sys.argv[1], dtype=torch.float32)
 CONTENTS = ["model", "optimizer", "extra"]
+ACTOR = {"checkpoint": {}, "strategy": "fsdp2"}
 left = None  # events until the end
 
 
@@ -191,7 +192,7 @@ def trainer_in(folder):
     trainer = object.__new__(which)
     given = {"default_local_dir": str(folder), "default_hdfs_dir": None, "max_actor_ckpt_to_keep": 1}
     given |= {"resume_mode": "auto", "del_local_ckpt_after_load": False}
-    trainer.config = OmegaConf.create({"trainer": given, "actor_rollout_ref": {"actor": {"checkpoint": {}}}})
+    trainer.config = OmegaConf.create({"trainer": given, "actor_rollout_ref": {"actor": ACTOR}})
     trainer.actor_rollout_wg = manager
     trainer.use_critic, trainer.trainer_mode = False, "sync"
     trainer.checkpoint_callback = SimpleNamespace(on_save=lambda **kwargs: None)
@@ -267,6 +268,90 @@ def test_verl_alone_still_needs_the_mend(tmp_path, model, run_python):
     seen = json.loads(re.search("seen (.*)", done.stdout)[1])
     steps = [step for _, step, _ in seen]
     assert steps[0] == 2 and steps[-1] == 3 and None in steps
+
+
+def keeping_manager(tracker, named_at_deletion):
+    """A worker's checkpoint manager that writes a file of its own in place of tensors; it notes what the tracker says
+    whenever a checkpoint is deleted."""
+    from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
+
+    class Manager(BaseCheckpointManager):
+        def __init__(self):
+            self.previous_saved_paths, self.rank = [], 0
+
+        def save_checkpoint(self, local_path, hdfs_path=None, global_step=0, max_ckpt_to_keep=None):
+            self.ensure_checkpoint_capacity(max_ckpt_to_keep)
+            os.makedirs(local_path)
+            self.register_checkpoint(local_path, max_ckpt_to_keep)
+
+        def remove_previous_save_local_path(self, path):
+            super().remove_previous_save_local_path(path)
+            named_at_deletion.extend(tracker.read_text() for _ in path)
+
+    return Manager()
+
+
+@pytest.mark.parametrize("name", ["v1", "legacy"])
+@pytest.mark.parametrize(
+    ("given", "kept", "named"),
+    [
+        ({"max_actor_ckpt_to_keep": 1, "max_critic_ckpt_to_keep": 1}, [1, 1], "2233"),
+        ({"remove_previous_ckpt_in_save": True}, [1, 1], "2233"),
+        ({"max_actor_ckpt_to_keep": 2, "max_critic_ckpt_to_keep": 1}, [2, 1], "223"),
+        ({}, [3, 3], ""),
+    ],
+)
+def test_as_many_checkpoints_as_asked_and_none_goes_before_the_tracker_names_the_next(
+    tmp_path, name, given, kept, named
+):
+    cls, _ = trainers()[name]
+    trainer, said = trainer_of(cls, tmp_path, True, 0), []
+    trainer.config.trainer.update(given)
+    trainer.config.critic = {"strategy": "fsdp2"}
+    OmegaConf.set_struct(trainer.config, True)
+    before = OmegaConf.to_yaml(trainer.config)
+    trainer.use_critic = True
+    trainer.actor_rollout_wg, trainer.critic_wg = (keeping_manager(tmp_path / resume.TRACKER, said) for _ in range(2))
+    for trainer.global_steps in (1, 2, 3):
+        trainer._save_checkpoint()
+        here = [len(list(tmp_path.glob(f"global_step_*/{role}"))) for role in ("actor", "critic")]
+        assert here == [min(count, trainer.global_steps) for count in kept]
+        assert (tmp_path / resume.TRACKER).read_text() == str(trainer.global_steps)
+    assert "".join(sorted(said)) == named and OmegaConf.to_yaml(trainer.config) == before
+
+
+def test_verl_alone_deletes_before_the_tracker_names_the_next(tmp_path):
+    from verl.trainer.ppo.ray_trainer import RayPPOTrainer
+
+    trainer, said = trainer_of(RayPPOTrainer, tmp_path, True, 0), []
+    trainer.config.trainer.max_actor_ckpt_to_keep = 1
+    trainer.actor_rollout_wg = keeping_manager(tmp_path / resume.TRACKER, said)
+    for trainer.global_steps in (1, 2):
+        RayPPOTrainer._save_checkpoint.__wrapped__(trainer)
+    assert said == ["1"]
+
+
+def test_workers_of_both_kinds_are_told_which_checkpoints_to_keep(tmp_path):
+    from verl.single_controller.base.decorator import MAGIC_ATTR
+    from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+
+    paths = [str(tmp_path / f"global_step_{step}/actor") for step in (1, 2, 3)]
+    for path in paths:
+        os.makedirs(path)
+    manager = keeping_manager(tmp_path / "none", [])
+    manager.remove_previous_save_local_path = super(type(manager), manager).remove_previous_save_local_path
+    manager.previous_saved_paths = list(paths)
+    inner, outer = object.__new__(TrainingWorker), object.__new__(ActorRolloutRefWorker)
+    inner.engine, outer.actor = SimpleNamespace(checkpoint_manager=manager), inner
+    for worker in (inner, outer):
+        assert hasattr(worker.keep_newest, MAGIC_ATTR)  # what makes it a method of the group of workers
+    inner.keep_newest(2)
+    assert [os.path.isdir(path) for path in paths] == [False, True, True]
+    outer.keep_newest(1)
+    assert [os.path.isdir(path) for path in paths] == [False, False, True] and manager.previous_saved_paths == paths[2:]
+    manager.rank, manager.previous_saved_paths = 1, list(paths)
+    outer.keep_newest(1)
+    assert manager.previous_saved_paths == paths
 
 
 def test_the_tracker_is_replaced_as_a_whole(tmp_path):

@@ -5,6 +5,7 @@ missing vLLM or a forgotten package shows here, not an hour into a run.
 """
 
 import json
+import logging
 import platform
 import shutil
 import subprocess
@@ -16,7 +17,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from verl_stvg import nodes, python
+from verl_stvg import leftovers, nodes, python
+
+logger = logging.getLogger(__name__)
 
 PINS = {
     "verl": "0.9.1",
@@ -27,10 +30,11 @@ PINS = {
     "TransferQueue": None,
 }
 VLLM = "0.24.0"
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 NEEDED_MEMORY_CPU = 9 * GIB
 NEEDED_DISK = 10 * GIB
 _PROBE_SECONDS = 180
+_SHOWN = 8
 _LEFTOVER = ("raylet", "gcs_server", "VLLM::", "EngineCore")
 
 
@@ -195,4 +199,24 @@ def _leftovers() -> list[Row]:
         if process.info["ppid"] == 1 and any(mark in title for mark in _LEFTOVER):
             found.append(str(process.info["pid"]))
     remedy = f"if no run is going on: `ray stop --force; kill -9 {' '.join(found)}`" if found else ""
-    return [Row("leftover processes", " ".join(found) or "none", not found, remedy)]
+    return [Row("leftover processes", " ".join(found) or "none", not found, remedy), _leftover_files()]
+
+
+def _leftover_files() -> Row:
+    """Shared memory and lock files that nobody uses; whether they are too much is for the row of free memory to say."""
+    paths = leftovers.left()
+    if not paths:
+        return Row("leftover files", "none", True)
+    shown = [*map(str, paths[:_SHOWN]), *([f"and {len(paths) - _SHOWN} more"] if len(paths) > _SHOWN else [])]
+    found = f"{leftovers.size(paths) / MIB:,.0f} MiB in {len(paths)}: {' '.join(shown)}"
+    return Row("leftover files", found, True, "nobody uses them: `verl-stvg doctor --remove-leftovers`")
+
+
+def remove_leftovers() -> None:
+    """Delete what ended runs have left on this machine, and say what that was."""
+    paths = leftovers.left()
+    held = leftovers.size(paths)
+    gone = leftovers.remove(paths)
+    for path in gone:
+        logger.info("removed %s", path)
+    logger.info("%d files of ended runs removed, %.0f MiB", len(gone), (held - leftovers.size(paths)) / MIB)

@@ -35,7 +35,7 @@ def when_imported(module: str, action: Callable) -> None:
 
 def register() -> None:
     """Mend positions and packing; register agent loop, metrics and checks, and the CPU if there is nothing else."""
-    from verl_stvg import cpu, freeze, packing, preflight, python, resume, sampler, schedule
+    from verl_stvg import cpu, freeze, packing, preflight, python, resume, sampler, schedule, weights
     from verl_stvg.video import positions, refs
 
     python.guard_spawn()
@@ -49,6 +49,9 @@ def register() -> None:
     when_imported("verl.workers.engine.fsdp.transformer_impl", schedule.mend_engine)
     when_imported("verl.workers.engine.base", refs.report_loads)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", positions.mend_server)
+    when_imported("verl.workers.engine_workers", resume.mend_workers)
+    when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", weights.mend_receiver)
+    when_imported("verl.workers.rollout.vllm_rollout.vllm_rollout", weights.mend_sender)
     when_imported("verl.utils.checkpoint.checkpoint_manager", resume.mend_rotation)
     when_imported("verl.utils.checkpoint.fsdp_checkpoint_manager", resume.mend_loading)
     when_imported("verl.trainer.ppo.v1.trainer_base", resume.mend_trainer)

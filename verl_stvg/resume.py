@@ -14,6 +14,7 @@ Imports nothing of verl before it is needed: the plugin loads this module in eve
 
 import builtins
 import contextlib
+import copy
 import functools
 import json
 import logging
@@ -39,25 +40,30 @@ _ADAM_MOMENTS = 2
 
 
 def mend_rotation(checkpoint_manager) -> None:
-    """Let workers delete older checkpoints before they write one, not after; a resumed run counts those it found.
+    """Let a worker's checkpoint manager delete older checkpoints when it is told to, see `mend_trainer`."""
+    checkpoint_manager.BaseCheckpointManager.keep_newest = _keep_newest
 
-    Before, the newest one is what the tracker names; after, the tracker does not name the new one yet. While one is
-    written there are as many on disk as with verl; between two saves ``max_ckpt_to_keep=1`` keeps the same.
-    """
-    manager = checkpoint_manager.BaseCheckpointManager
-    stock = manager.ensure_checkpoint_capacity
 
-    def ensure_checkpoint_capacity(self, max_ckpt_to_keep):
-        if max_ckpt_to_keep == 1 and len(self.previous_saved_paths) > 1:
-            self.remove_previous_save_local_path(self.previous_saved_paths[:-1])
-            self.previous_saved_paths = self.previous_saved_paths[-1:]
-        stock(self, max_ckpt_to_keep)
+def _keep_newest(self, count: int) -> None:
+    if self.rank == 0:  # whose list is the one that verl keeps
+        self.remove_previous_save_local_path(self.previous_saved_paths[:-count])
+        self.previous_saved_paths = self.previous_saved_paths[-count:]
 
-    def register_checkpoint(self, new_path, max_ckpt_to_keep):
-        self.previous_saved_paths.append(new_path)
 
-    manager.ensure_checkpoint_capacity = ensure_checkpoint_capacity
-    manager.register_checkpoint = register_checkpoint
+def mend_workers(engine_workers) -> None:
+    """Let a trainer tell its workers to delete older checkpoints."""
+    from verl.single_controller.base.decorator import Dispatch, register
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def keep_newest(self, count: int) -> None:
+        self.engine.checkpoint_manager.keep_newest(count)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def keep_newest_of_actor(self, count: int) -> None:
+        self.actor.keep_newest(count)
+
+    engine_workers.TrainingWorker.keep_newest = keep_newest
+    engine_workers.ActorRolloutRefWorker.keep_newest = keep_newest_of_actor
 
 
 def mend_loading(fsdp_checkpoint_manager) -> None:
@@ -94,7 +100,12 @@ def siblings(loaded: Path, new: Path) -> list[str]:
 
 
 def mend_trainer(trainer_module) -> None:
-    """Let a trainer of verl replace its tracker as a whole, and keep it off the folder that is being written."""
+    """Let a trainer of verl replace its tracker as a whole, keep it off the folder that is being written, and delete
+    the checkpoint that the tracker named when it names the new one.
+
+    Where one checkpoint is to be kept, workers are told to keep two while they save, and to delete the older one
+    afterwards. Where more are, verl deletes none that the tracker names.
+    """
     trainer_module.open = open_tracker
     trainer = getattr(trainer_module, "PPOTrainer", None) or trainer_module.RayPPOTrainer
     load, save = trainer._load_checkpoint, trainer._save_checkpoint
@@ -105,11 +116,43 @@ def mend_trainer(trainer_module) -> None:
         self.loaded_step = self.global_steps
         return result
 
+    @functools.wraps(save)
     def _save_checkpoint(self):
-        release(Path(self.config.trainer.default_local_dir), self.global_steps, getattr(self, "loaded_step", 0))
-        save(self)
+        folder, given = Path(self.config.trainer.default_local_dir), self.config
+        release(folder, self.global_steps, getattr(self, "loaded_step", 0))
+        single = _kept_singly(given)
+        self.config = _keeping_two(given, single)
+        try:
+            save(self)
+        finally:
+            self.config = given
+        if "actor" in single:
+            self.actor_rollout_wg.keep_newest(1)
+        if "critic" in single and self.use_critic:
+            self.critic_wg.keep_newest(1)
 
     trainer._load_checkpoint, trainer._save_checkpoint = _load_checkpoint, _save_checkpoint
+
+
+def _kept_singly(config) -> list[str]:
+    """Which of actor and critic keep one checkpoint only, of those that FSDP saves before the tracker is written."""
+    if OmegaConf.select(config, "actor_rollout_ref.actor.checkpoint.async_save"):
+        return []
+    strategies = {"actor": "actor_rollout_ref.actor.strategy", "critic": "critic.strategy"}
+    found = [name for name, key in strategies.items() if str(OmegaConf.select(config, key)).startswith("fsdp")]
+    always = config.trainer.get("remove_previous_ckpt_in_save", False)
+    return [name for name in found if always or config.trainer.get(f"max_{name}_ckpt_to_keep") == 1]
+
+
+def _keeping_two(config, names: list[str]):
+    """A run's settings, in which these keep two checkpoints."""
+    if not names:
+        return config
+    changed = copy.deepcopy(config)
+    OmegaConf.set_struct(changed, False)
+    for name in ("actor", "critic") if changed.trainer.pop("remove_previous_ckpt_in_save", False) else names:
+        changed.trainer[f"max_{name}_ckpt_to_keep"] = 2 if name in names else 1
+    return changed
 
 
 @contextlib.contextmanager
@@ -189,19 +232,41 @@ def mend_metrics_file(tracking) -> None:
         )
 
 
-def keep_metrics(path: Path, step: int) -> int:
+def keep_metrics(path: Path, step: int, aside: Path | None = None) -> int:
     """Shorten a metrics file to the steps up to one; later steps are about to be repeated.
+
+    Args:
+        path: the file; it may be missing.
+        step: the last one that stays.
+        aside: file that the other lines are written to: those of later steps, and those that are no step's, as a crash
+            leaves them.
 
     Returns:
         lines that are left.
     """
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= step]
+    lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    torn = lines.pop()
+    kept, moved, broken = [], [], int(bool(torn))
+    for line in lines:
+        of = _step_of_line(line)
+        broken += of is None
+        (kept if of is not None and of <= step else moved).append(line)
+    if moved or torn:
+        logger.info(
+            "%d lines of %s are of steps that are repeated, or no step's (%d)", len(moved) + bool(torn), path, broken
+        )
+        if aside is not None:
+            aside.write_bytes(b"".join(line + b"\n" for line in moved) + torn)
     with replaced(path) as file:
-        file.write(b"".join(kept).decode())
-    if len(kept) < len(lines):
-        logger.info("%d lines of %s are of steps that are repeated", len(lines) - len(kept), path)
+        file.write(b"".join(line + b"\n" for line in kept).decode())
     return len(kept)
+
+
+def _step_of_line(line: bytes) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 # --- which checkpoint -------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from data_builders.objects.track import Options, Segmenter, track
 from data_builders.records import Entries, Problem, Record, once
 from data_builders.row import counted, hull, misnumbered
 from data_builders.videos import UnknownVideo, VideoRoot
+from verl_stvg.lock import turn, write_whole
 from verl_stvg.parallel import work
 from verl_stvg.video.cache import hash_file
 from verl_stvg.video.clock import FrameClock
@@ -100,29 +101,39 @@ def _track_some(videos: list[str], root: Path, out: Path, models: Models, option
 
 
 def _track_one(video: str, root: Path, out: Path, models: Models, options: Options) -> Done:
-    path, quarantine = find_track(out, video, root), Quarantine(out / QUARANTINE)
-    there, reason = None, ""
-    if path.is_file():
+    path = find_track(out, video, root)
+    done, _ = _present(video, root, path, models, options)
+    if done is not None:
+        return done
+    detector, segmenter = _detector(models), _segmenter(models)  # before anything is made in the folder
+    with turn(path):  # another process may be tracking it
+        done, reason = _present(video, root, path, models, options)
+        if done is not None:
+            return done
+        quarantine = Quarantine(out / QUARANTINE)
         try:
-            there = load(path)
-        except TrackError as error:
-            reason = str(error)
-    if there is not None:
-        if other := [key for key, value in _made_by(models, options).items() if there.made_by.get(key) != value]:
-            raise TrackError(f"{path}: made with other {' and '.join(other)}; choose another folder or remove the file")
-        if not _outdated(there, path, root / video):
-            return Done(video, "present", len(there.tracks))
-    detector, segmenter = _detector(models), _segmenter(models)
-    try:
-        content = hash_file(str(root / video))
-        tracks = track(root / video, detector, segmenter, options)
-    except (ValueError, OSError) as error:
-        quarantine.add(root / video, error, "track")
-        return Done(video, "failed", reason=str(error))
-    made_by = {**tracks.made_by, **_made_by(models, options), "content": content}
-    save(dataclasses.replace(tracks, made_by=made_by), path)
-    quarantine.clear(root / video)
+            content = hash_file(str(root / video))
+            tracks = track(root / video, detector, segmenter, options)
+        except (ValueError, OSError) as error:
+            quarantine.add(root / video, error, "track")
+            return Done(video, "failed", reason=str(error))
+        made_by = {**tracks.made_by, **_made_by(models, options), "content": content}
+        save(dataclasses.replace(tracks, made_by=made_by), path)
+        quarantine.clear(root / video)
     return Done(video, "made", len(tracks.tracks), reason)
+
+
+def _present(video: str, root: Path, path: Path, models: Models, options: Options) -> tuple[Done | None, str]:
+    """What is known of a video whose track file is there; else None, and why a file that is there will not do."""
+    if not path.is_file():
+        return None, ""
+    try:
+        there = load(path)
+    except TrackError as error:
+        return None, str(error)
+    if other := [key for key, value in _made_by(models, options).items() if there.made_by.get(key) != value]:
+        raise TrackError(f"{path}: made with other {' and '.join(other)}; choose another folder or remove the file")
+    return (None, "") if _outdated(there, path, root / video) else (Done(video, "present", len(there.tracks)), "")
 
 
 def _outdated(tracks: Tracks, path: Path, video: Path) -> bool:
@@ -197,7 +208,8 @@ def filter_all(tracks: Path, out: Path, ratio: float, per_label: bool, hysteresi
         except TrackError as error:
             yield Done(name, "failed", reason=str(error))
             continue
-        save(shown, target)
+        with turn(target):
+            save(shown, target)
         yield Done(name, "made", len(shown.tracks), reason)
 
 
@@ -342,12 +354,12 @@ def _seconds(value: float, unit: str, clock: FrameClock) -> float:
 def write_targets(lines: list[dict[str, Any]], path: Path) -> Counter[str]:
     """Write targets as JSON lines, and beside them ``<name>.rejected.jsonl``; returns how many and the reasons."""
     counts: Counter[str] = Counter()
-    path.parent.mkdir(parents=True, exist_ok=True)
     rejected = path.with_name(f"{path.stem}.rejected.jsonl")
     good = [line for line in lines if "reason" not in line]
     bad = [line for line in lines if "reason" in line]
-    for target, kept in ((path, good), (rejected, bad)):
-        target.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8", newline="\n")
+    with turn(path):
+        for target, kept in ((path, good), (rejected, bad)):
+            write_whole(target, "".join(json.dumps(line) + "\n" for line in kept))
     counts["targets"] = len(good)
     counts.update("no target" for _ in bad)
     return counts

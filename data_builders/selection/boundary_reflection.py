@@ -23,7 +23,7 @@ from data_builders.selection.samples import Interval, Sample, read_intervals, sa
 from reward_fns.parsing import last_block
 from verl_stvg.answers import Answer
 from verl_stvg.curriculum import visible_units
-from verl_stvg.video.build import plan_of, recorded_info
+from verl_stvg.video.build import entries_of, plan_of, recorded_info
 from verl_stvg.video.decode import VideoError, VideoInfo, probe
 
 NAME = "boundary_reflection"
@@ -116,7 +116,8 @@ def asked(row: dict, mode: str, own_prompt: bool = False) -> dict:
     """
     sample = sample_of(row)
     if mode == "blanked":
-        row = row | {"videos": [{**row["videos"][0], "hidden": _hidden(row, sample)}, *row["videos"][1:]]}
+        first, *others = entries_of(row["videos"])
+        row = row | {"videos": [first | {"hidden": _hidden(row, first, sample)}, *others]}
     if own_prompt:
         return row
     named = " and ".join(f"{start:.2f} to {end:.2f} seconds" for start, end in sample.spans)
@@ -125,9 +126,9 @@ def asked(row: dict, mode: str, own_prompt: bool = False) -> dict:
     return row | {"prompt": [{"role": "user", "content": f"<video>{text}" if video_first else f"{text}<video>"}]}
 
 
-def _hidden(row: dict, sample: Sample) -> list[list[int]] | None:
+def _hidden(row: dict, video: dict, sample: Sample) -> list[list[int]] | None:
     """Runs of temporal units that touch the annotation; None where it lies outside of what the model sees."""
-    plan = plan_of({**row["videos"][0], "tracks": None}, recorded_info(row) or _looked_into(row, sample))
+    plan = plan_of({**video, "tracks": None}, recorded_info(row) or _looked_into(row, sample))
     seconds = plan.seconds_per_unit
     spans = clipped(sample.spans, min(sample.duration, plan.num_units * seconds))
     if not spans:

@@ -27,7 +27,9 @@ from data_builders.read import json_lines
 from data_builders.selection.samples import Sample, sample_of
 from verl_stvg import answers
 from verl_stvg.answers import Answer
-from verl_stvg.video.build import root_of
+from verl_stvg.lock import alone, write_whole
+from verl_stvg.row_shape import row_shape_problems
+from verl_stvg.video.build import entries_of, root_of
 
 ROWS, MANIFEST, ANSWERS, JUDGED, SUMMARY = "rows.parquet", "manifest.json", "answers", "judged.jsonl", "summary.json"
 FORMAT_VERSION = 1  # raise it whenever the same arguments would give other files
@@ -89,7 +91,7 @@ class Pool:
         Raises:
             SelectionError: they contradict each other.
         """
-        found = [pq.read_schema(file).remove_metadata() for file in self.files]
+        found = [_with_entries(pq.read_schema(file).remove_metadata()) for file in self.files]
         try:
             return pa.unify_schemas(found, promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -101,21 +103,34 @@ class Pool:
         """Rows in the order of files, paths relative to the common root.
 
         Raises:
-            SelectionError: two rows have one uid.
+            SelectionError: two rows have one uid, or a row is none (`row_shape_problems`).
         """
         seen: set[str] = set()
         for file, root in zip(self.files, self.roots, strict=True):
             prefix = Path(os.path.relpath(root, self.root))
-            for row in _all_columns(file):
-                uid = row["extra_info"]["uid"]
+            for number, row in enumerate(_all_columns(file)):
+                if wrong := row_shape_problems(row):
+                    raise SelectionError(f"{file}: row {number}: {wrong[0]}")
+                uid = row["extra_info"].get("uid")
                 if uid in seen:
                     raise SelectionError(f"{file}: uid {uid!r} is there twice; remove one of the rows or files")
                 seen.add(uid)
+                if row["videos"] is not None:
+                    row["videos"] = entries_of(row["videos"], where=f"{file}: row {number}")
                 for video in row["videos"] or ():
                     for key in ("video", "tracks"):
-                        if video.get(key) is not None and root != self.root:
+                        if key in video and root != self.root:
                             video[key] = (prefix / video[key]).as_posix()
                 yield row
+
+
+def _with_entries(schema: pa.Schema) -> pa.Schema:
+    """A schema whose ``videos`` are entries, as `Pool.rows` has them, where they are names alone."""
+    index = schema.get_field_index("videos")
+    kind = schema.field(index).type if index >= 0 else pa.null()
+    if not pa.types.is_list(kind) or pa.types.is_struct(kind.value_type):
+        return schema
+    return schema.set(index, pa.field("videos", pa.list_(pa.struct({"video": pa.string()}))))
 
 
 def pool(files: Iterable[Path], video_root: Path | None = None) -> Pool:
@@ -172,29 +187,29 @@ def prepare(stage: Stage, files: Iterable[Path], out: Path, video_root: Path | N
             truths.update(json.dumps([sample.uid, row["reward_model"]], sort_keys=True).encode())
             yield stage.ask(row | {"video_root": str(source.root)})
 
-    there = out / MANIFEST
-    frozen = there.is_file()
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{os.getpid()}.{ROWS}"
-    with contextlib.nullcontext() if frozen else pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        hashed = answers.hash_rows(_as_read(asked(), schema, writer))
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "stage": stage.name,
-        "asking": dict(stage.asking),
-        "rows": {"count": datasets.total(), "hash": hashed, "truth": truths.hexdigest()[:16]},
-        "datasets": dict(sorted(datasets.items())),
-        "video_root": os.path.relpath(source.root, out.resolve()),
-    }
-    if frozen:
-        _same(out, json.loads(there.read_text(encoding="utf-8")), json.loads(json.dumps(manifest)))
+    with alone(out, wait=True):  # folds may be asked at the same time
+        there = out / MANIFEST
+        frozen = there.is_file()
+        temporary = out / f".{os.getpid()}.{ROWS}"
+        with contextlib.nullcontext() if frozen else pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            hashed = answers.hash_rows(_as_read(asked(), schema, writer))
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "stage": stage.name,
+            "asking": dict(stage.asking),
+            "rows": {"count": datasets.total(), "hash": hashed, "truth": truths.hexdigest()[:16]},
+            "datasets": dict(sorted(datasets.items())),
+            "video_root": os.path.relpath(source.root, out.resolve()),
+        }
+        if frozen:
+            _same(out, json.loads(there.read_text(encoding="utf-8")), json.loads(json.dumps(manifest)))
+            return manifest
+        if not datasets:
+            temporary.unlink()
+            raise SelectionError(f"{', '.join(map(str, source.files))}: no rows; build them again")
+        temporary.rename(out / ROWS)
+        write_json(there, manifest)  # last: a folder without it is not prepared
         return manifest
-    if not datasets:
-        temporary.unlink()
-        raise SelectionError(f"{', '.join(map(str, source.files))}: no rows; build them again")
-    temporary.rename(out / ROWS)
-    write_json(there, manifest)  # last: a folder without it is not prepared
-    return manifest
 
 
 def _as_read(rows: Iterable[dict], schema: pa.Schema, writer: pq.ParquetWriter | None) -> Iterator[dict]:
@@ -281,8 +296,9 @@ def judge(stage: Stage, out: Path) -> list[dict]:
             "folder that does not belong there"
         )
     stage.finish(lines)
-    write_lines(out / JUDGED, lines)
-    write_json(out / SUMMARY, _summary(stage, manifest, made_by, lines))
+    with alone(out, wait=True):
+        write_lines(out / JUDGED, lines)
+        write_json(out / SUMMARY, _summary(stage, manifest, made_by, lines))
     return lines
 
 
@@ -302,7 +318,7 @@ def read_answers(out: Path) -> tuple[dict[str, Answer], dict[str, Any]]:
         run = folder / "run.json"
         if not run.is_file():
             raise SelectionError(f"{run}: no such file, so nobody knows what made these answers; answer them again")
-        made = json.loads(run.read_text(encoding="utf-8"))
+        made = answers.made(run)
         if different := [key for key in _OF_ALL_FOLDS if made_by and made.get(key) != made_by[key]]:
             raise SelectionError(f"{folder}: was made otherwise than the folds before it ({', '.join(different)})")
         made_by = made_by or {key: made.get(key) for key in ("model", *_OF_ALL_FOLDS, "versions")}
@@ -312,7 +328,8 @@ def read_answers(out: Path) -> tuple[dict[str, Answer], dict[str, Any]]:
     return found, made_by
 
 
-_OF_ALL_FOLDS = ("weights", "sampling")  # one model may have different paths on different machines
+# not the model, which may have different paths on different machines
+_OF_ALL_FOLDS = ("weights", "sampling", "template", "opened")
 
 
 def read_manifest(out: Path) -> dict:
@@ -379,18 +396,12 @@ def read_judged(path: Path, needed: Iterable[str]) -> dict[str, dict]:
 
 def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines, all or none."""
-    _write(path, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
+    write_whole(path, "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
-    _write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    temporary.rename(path)
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def some(uids: list[str]) -> str:

@@ -15,7 +15,8 @@ import jinja2
 from data_builders.check import rows_of
 from data_builders.selection.difficulty import BINS
 from data_builders.selection.folder import JUDGED, MANIFEST, ROWS, SelectionError, read_judged, read_summary
-from verl_stvg.video.build import root_of
+from verl_stvg.lock import write_whole
+from verl_stvg.video.build import entry_of, root_of
 from verl_stvg.video.decode import VideoError
 from verl_stvg.video.thumbnails import thumbnails
 
@@ -62,8 +63,7 @@ def write(folders: Sequence[Path], out: Path, limit: int = 8, video_root: Path |
         sets=sorted({card["dataset"] for card in cards}),
         reasons=sorted({card["reason"] for card in cards}),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8", newline="\n")
+    write_whole(out, page)
     return len(cards)
 
 
@@ -218,7 +218,7 @@ def _plot(title: str, unit: str, series: list[Series], low: float, high: float) 
 def _card(line: dict, row: dict | None, root: Path, budget: int) -> dict:
     if row is None:
         raise SelectionError(f"{line['uid']}: is judged and no row of the folder; judge again")
-    entry = row["videos"][0]
+    entry = entry_of(row["videos"][0])
     begin, duration, problem = entry.get("video_start") or 0.0, line["duration"], line["error"]
     pictures, size = [], (3, 2)
     try:

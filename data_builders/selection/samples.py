@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from data_builders.check import truth_of
 from reward_fns import measures, parsing, stvg_boxes, stvg_r1, temporal_r1, time_r1, videochat_r1
 from verl_stvg.reward import find_recipe
+from verl_stvg.video.build import entries_of
 
 Interval = tuple[float, float]
 
@@ -48,30 +50,40 @@ def sample_of(row: Mapping[str, Any]) -> Sample:
     """The sample of a row, from a parquet file as training reads it.
 
     Raises:
-        ValueError: no uid, no video, no duration, or a data source without a reward.
+        ValueError: no uid, no video, one that is none (`entry_of`), no duration, or a data source without a reward.
     """
     extra = row["extra_info"] or {}
     uid = extra.get("uid")
     if not isinstance(uid, str) or not uid:
         raise ValueError(f"row {extra.get('index')!r} has no extra_info.uid; build the rows again")
-    truth = {key: value for key, value in (row["reward_model"]["ground_truth"] or {}).items() if value is not None}
+    if lacking := [name for name in ("index", "query") if extra.get(name) is None]:
+        raise ValueError(f"row {uid!r} has no extra_info.{' and no extra_info.'.join(lacking)}; build the rows again")
+    truth = truth_of(row)
     duration = extra.get("duration") or truth.get("duration")
-    if not row["videos"] or not duration:
-        lacks = "duration" if row["videos"] else "video"
+    videos = entries_of(row["videos"], where=f"row {uid!r}")
+    if not videos or not duration:
+        lacks = "duration" if videos else "video"
         raise ValueError(f"row {uid!r} has no {lacks}; build the rows again, with --videos")
     spans = truth.get("intervals") or ([[truth["start"], truth["end"]]] if truth.get("start") is not None else [])
     return Sample(
         uid=uid,
         dataset=extra.get("dataset") or row["data_source"].rpartition("/")[2],
         index=extra["index"],
-        video=row["videos"][0]["video"],
+        video=videos[0]["video"],
         duration=float(duration),
         query=extra["query"],
         spans=tuple((float(start), float(end)) for start, end in spans),
         template=extra.get("template") or "",
-        recipe=find_recipe(row["data_source"]).name,
+        recipe=_recipe(row["data_source"], uid),
         truth=truth,
     )
+
+
+def _recipe(source: str, uid: str) -> str:
+    try:
+        return find_recipe(source).name
+    except ValueError as error:
+        raise ValueError(f"row {uid!r}: {error}") from error
 
 
 def read_intervals(text: str, recipe: str) -> list[Interval] | None:
@@ -142,7 +154,7 @@ _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _READERS: dict[str, Callable[[str], list[Interval] | None]] = {
     **dict.fromkeys(("stvg_r1", "stvg_r1_nothink", "stvg_r1_visible"), _one(stvg_r1.parse_span)),
     "stvg_r1_multi": _one(stvg_r1.parse_set_span),
-    "stvg_boxes": _one(stvg_boxes.parse_span),
+    **dict.fromkeys(("stvg_boxes", "stvg_boxes_seconds"), _one(stvg_boxes.parse_span)),
     **dict.fromkeys(("timezero", "time_r1", "time_r1_nothink"), _one(time_r1.parse)),
     **dict.fromkeys(
         ("temporal_r1", "temporal_r1_strict", "temporal_r1_nothink", "temporal_r1_gqa"), _one(temporal_r1.parse)

@@ -8,7 +8,6 @@ same rows anywhere. Source: VideoTG-R1 notes, 2.1; the size, the strata and the 
 import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from data_builders.selection.folder import (
     write_json,
     write_rows,
 )
+from verl_stvg.lock import whole
 
 UIDS, TRAIN = "uids.txt", "train.parquet"
 FORMAT_VERSION = 1  # raise it whenever the same arguments would give other files
@@ -141,12 +141,9 @@ def write(source: Pool, out: Path, chosen: set[str], hard: Mapping[str, dict], m
         made_by: what chose them, as it stands in the manifest.
 
     Raises:
+        FolderInUse: another process is writing the folder.
         SelectionError: uids without a row, or a folder that holds something else.
     """
-    work = out.with_name(f".{out.name}.unfinished")
-    if work.exists():
-        shutil.rmtree(work)
-    work.mkdir(parents=True)
     uids: list[str] = []
 
     def rows() -> Iterator[dict]:
@@ -157,7 +154,7 @@ def write(source: Pool, out: Path, chosen: set[str], hard: Mapping[str, dict], m
                 judged = hard.get(extra["uid"], {})
                 yield row | {"extra_info": extra | {name: judged.get(name) for name in FIELDS}}
 
-    try:
+    with whole(out) as work:
         write_rows(work / TRAIN, rows(), with_fields(source.schema, "extra_info", FIELDS))
         if lost := sorted(chosen - set(uids)):
             raise SelectionError(f"{len(lost)} chosen uids are no rows of these files: {some(lost)}; give all files")
@@ -173,10 +170,6 @@ def write(source: Pool, out: Path, chosen: set[str], hard: Mapping[str, dict], m
         write_json(work / MANIFEST, manifest)
         if out.exists():
             _same(out, json.loads((work / MANIFEST).read_text(encoding="utf-8")))
-        else:
-            work.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return manifest
 
 

@@ -4,15 +4,19 @@ A video in quarantine is left out and reported; nothing ever takes its place. Th
 size, times of change and inode, so that a video downloaded again is tried again without anybody tidying up.
 """
 
-import contextlib
 import fcntl
+import functools
 import json
+import logging
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from verl_stvg.nesting import loads
 from verl_stvg.video.identity import identity
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Quarantine:
     def add(self, video: str | Path, reason: object, stage: str) -> None:
         """Record a video; does nothing if these bytes are recorded already.
 
-        The line is on disk when this returns. A line that a killed process left unfinished is skipped by all readers.
+        The line is on disk when this returns. Lines that are no records, as a killed process or a crash of the machine
+        leaves them, are skipped by all readers, with one warning.
         """
         video = os.path.abspath(video)
         if self.reason(video) is None:
@@ -103,20 +108,45 @@ class Quarantine:
 
     def _refresh(self) -> None:
         if not self.path.exists():
+            self._found, self._read = {}, 0
             return
         with self.path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < self._read:  # another file than the one that was read
+                self._found, self._read = {}, 0
             file.seek(self._read)
-            lines = file.read().splitlines(keepends=True)
+            lines = file.read().split(b"\n")[:-1]  # the last one is being written, or its writer was killed
         for line in lines:
-            if not line.endswith(b"\n"):  # being written, or its writer was killed
-                break
-            self._read += len(line)
-            with contextlib.suppress(json.JSONDecodeError):  # the beginning of a line whose writer was killed
-                record = json.loads(line)
-                if record["reason"] is None:
-                    self._found.pop(record["path"], None)
-                else:
-                    self._found[record["path"]] = Unusable(**record)
+            self._read += len(line) + 1
+            record = _record(line)
+            if record is None:
+                if line.strip():
+                    _warn(self.path)
+            elif isinstance(record, Unusable):
+                self._found[record.path] = record
+            else:
+                self._found.pop(record, None)
+
+
+def _record(line: bytes) -> Unusable | str | None:
+    """What a line says: a video is unusable, or that of this path is usable; None for what is no record."""
+    try:
+        record = loads(line.decode())
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("path"), str) or "reason" not in record:
+        return None
+    if record["reason"] is None:
+        return record["path"]
+    known = {field.name: record.get(field.name) for field in fields(Unusable)}
+    if any(type(known[name]) is not str for name in ("reason", "stage")):
+        return None
+    numbers = (known[name] for name in ("size", "mtime_ns", "time", "ctime_ns", "inode"))
+    return Unusable(**known) if all(type(one) in (int, float, type(None)) for one in numbers) else None
+
+
+@functools.cache
+def _warn(path: Path) -> None:
+    logger.warning("%s: lines that are no records, as a kill or a crash of the machine leaves them, are skipped", path)
 
 
 def _state(video: str) -> list[int] | None:
