@@ -412,6 +412,8 @@ def facts(one: Evaluation, alone: bool) -> list[dict]:
         found.append(("Engine", str(sampling.pop("engine")), ""))
     if sampling:
         found.append(("Sampling", *_sampling(sampling)))
+    if options := made.get("template"):
+        found.append(("Chat template", ", ".join(f"{key}={json.dumps(value)}" for key, value in options.items()), ""))
     versions = dict(made.get("versions") or {})
     if versions:
         found.append(("verl-stvg", str(versions.pop("verl-stvg", "")), _pairs(versions)))

@@ -17,6 +17,7 @@ import numpy as np
 from eval.metrics.intervals import bootstrap
 from reward_fns import RECIPES, Recipe
 from verl_stvg import held_out
+from verl_stvg.chat_template import of_dump
 from verl_stvg.held_out import HeldOut
 from verl_stvg.reward import find_recipe
 
@@ -417,7 +418,7 @@ def _read_answers(path: Path, recipe: Recipe | None, several: bool) -> tuple[dic
         if len(values) < len(parts) and not (several and len(values) > 1 and "score" in values):
             failed += 1
             continue
-        drawn[str(truth["uid"])].append((record["output"], str(record.get("input", "")), truth, values))
+        drawn[str(truth["uid"])].append((of_dump(record), str(record.get("input", "")), truth, values))
     if failed:
         notices.append(f"{failed} answers of {name} have no reward (the rollout failed) and are left out.")
     answers = {}

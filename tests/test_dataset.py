@@ -122,3 +122,10 @@ def test_a_replaced_file_is_read_again(rows, tmp_path):
 def test_missing_video_names_itself(tmp_path):
     with pytest.raises(VideoError, match="gone.mp4: no such video"):
         read_video({"video": str(tmp_path / "gone.mp4"), "fps": 2.0})
+
+
+def test_a_file_that_is_no_parquet_is_named(made, tmp_path):
+    file = tmp_path / "rows.parquet"
+    file.write_text("uid,start,end\n")
+    with pytest.raises(RowError, match=r"rows\.parquet: not a readable parquet file of rows"):
+        VideoGroundingDataset(str(file), made.tokenizer, made.config, made.processor)

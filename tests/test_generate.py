@@ -21,7 +21,7 @@ from transformers import AutoProcessor
 from typer.testing import CliRunner
 
 from data_builders.synthetic import ROW_SCHEMA
-from verl_stvg import answers, checkpoint, engines
+from verl_stvg import answers, checkpoint, engines, lock
 from verl_stvg.answers import Answer, AnswersError
 from verl_stvg.checkpoint import CheckpointError
 from verl_stvg.eval_cli import eval_
@@ -228,10 +228,10 @@ def test_a_killed_pass_goes_on_to_the_same_file(rows, model, tmp_path):
     for name in (ANSWERS, RUN):
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     with subprocess.Popen(
-        [sys.executable, "-c", LOCK, str(killed / RUN)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", LOCK, str(killed / lock.NAME)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         assert other.stdout.readline()
-        with pytest.raises(AnswersError, match="another process is writing answers here"):
+        with pytest.raises(lock.FolderInUse, match="another process is writing into this folder"):
             generate([file], killed, settings)
         other.communicate(b"")
     with pytest.raises(AnswersError, match="holds other answers .*temperature"):

@@ -317,6 +317,7 @@ def test_bins_that_make_no_sense_are_refused():
 def test_perfect_answers_are_read_from_every_reward(recipe):
     truth = {"start": 10.0, "end": 20.0, "duration": 60.0, "intervals": [(10.0, 20.0)], "object_id": 3}
     truth |= {"object_ids": [3, 4], "answer": "B", "option": "B", "first_frame": 2, "boxes": [[0, 0, 5, 5]]}
+    truth["picture"] = [100, 100]
     if recipe in ("r1v", "temporal_r1_mcq"):
         with pytest.raises(ValueError, match="variance"):
             read_intervals("", recipe)

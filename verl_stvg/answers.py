@@ -17,6 +17,9 @@ from typing import Any
 
 from verl_stvg import nesting
 
+_OLDER = {"template": {}, "opened": ""}
+"""What is meant by a file that was written before it had these keys."""
+
 
 class AnswersError(ValueError):
     """An answers file that cannot be read or continued; the message names file, line and remedy."""
@@ -28,7 +31,7 @@ class Answer:
 
     Attributes:
         uid: of the row.
-        texts: one per sample; none where there is an error.
+        texts: one per sample; none where there is an error. Each starts with what the chat template has written of it.
         finish: per sample, ``stop`` or ``length`` (cut off); empty if unknown.
         tokens: per sample, generated; empty if unknown.
         error: why there is no answer: the video or the prompt cannot be used.
@@ -90,9 +93,9 @@ def continues(path: Path, made_by: Mapping[str, Any]) -> None:
     Raises:
         AnswersError: the file says something else.
     """
-    given = json.loads(json.dumps(made_by))
+    given = {**_OLDER, **json.loads(json.dumps(made_by))}
     if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
+        there = made(path)
         other = [key for key in sorted(there.keys() | given.keys()) if there.get(key) != given.get(key)]
         if other:
             said = "; ".join(f"{key} was {there.get(key)!r} and is {given.get(key)!r}" for key in other)
@@ -102,6 +105,11 @@ def continues(path: Path, made_by: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(json.dumps(given, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.rename(path)
+
+
+def made(path: Path) -> dict[str, Any]:
+    """What makes the answers of a folder, from the file of `continues`."""
+    return {**_OLDER, **json.loads(path.read_text(encoding="utf-8"))}
 
 
 def hash_rows(rows: Iterable[Mapping[str, Any]]) -> str:

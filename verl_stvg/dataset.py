@@ -10,16 +10,19 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
-from omegaconf import DictConfig, open_dict
+import pyarrow.parquet as pq
+from omegaconf import DictConfig, OmegaConf, open_dict
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
+from verl_stvg.chat_template import OPENED, checked, opened, render
 from verl_stvg.curriculum import Curriculum, RowFacts, crop_truth
 from verl_stvg.prompts import ROOT_KEY, check_size, read_video
-from verl_stvg.video.build import located, plan_of, recorded_info, root_of
+from verl_stvg.video.build import entries_of, plan_of, recorded_info, root_of
 from verl_stvg.video.decode import VideoError, probe, read_frames
 from verl_stvg.video.film import TimelessVideo
 from verl_stvg.video.plan import SamplingPlan
@@ -56,6 +59,16 @@ def frame_store(config) -> FrameStore | None:
     return FrameStore(str(folder), max_bytes, given.get("decoder") or "pyav", float(given.get("timeout") or 60))
 
 
+def template_options(config) -> dict[str, Any]:
+    """The options of the chat template in verl's ``data`` configuration, as plain lists and dictionaries.
+
+    Raises:
+        ValueError: one that cannot be chosen.
+    """
+    given = config.get("apply_chat_template_kwargs") or {}
+    return checked(OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given)
+
+
 def switch_cache_off(config, reason: object) -> None:
     """Let the videos of a whole verl configuration travel as pixels, as in stock verl, and warn."""
     logger.warning("the frame cache is off for this run and pixels travel, as in stock verl: %s", reason)
@@ -86,13 +99,14 @@ class VideoGroundingDataset(RLHFDataset):
     """
 
     def _read_files_and_tokenize(self):
+        self.apply_chat_template_kwargs = template_options(self.config)
         parts = []
         for original, local in zip(self.original_data_files, self.data_files, strict=True):
             if not Path(local).is_file():
                 raise RowError(
                     f"{original}: no such file; build the rows first, or correct data.train_files / val_files"
                 )
-            part = datasets.load_dataset("parquet", data_files=str(local))["train"]
+            part = undecoded(datasets.Dataset(table_of(local, original)), self.video_key)
             root = root_of(Path(original).expanduser().resolve(), self.config.get(ROOT_KEY))
             parts.append(part.add_column(ROOT_KEY, [str(root)] * len(part)))
         self.dataframe = joined(parts, self.original_data_files)
@@ -171,7 +185,7 @@ class VideoGroundingDataset(RLHFDataset):
         look, decode = (store.probe, store.frames) if store else (probe, read_frames)
         try:
             tokens, plans, patch = 0, [], patch_of(self.processor)
-            for video in (located(video, row[ROOT_KEY]) for video in row.get(self.video_key) or []):
+            for video in entries_of(row.get(self.video_key), row[ROOT_KEY]):
                 path = video["video"]
                 if check == "exist":
                     if not Path(path).is_file():
@@ -187,13 +201,7 @@ class VideoGroundingDataset(RLHFDataset):
                 plans.append(plan)
             if curriculum:
                 check_maskable(curriculum, row, plans)
-            messages = self._build_messages(
-                {**row, self.prompt_key: [dict(m) for m in row[self.prompt_key]]}, self.prompt_key
-            )
-            template = self.processor if self.processor is not None else self.tokenizer
-            text = template.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=False, **self.apply_chat_template_kwargs
-            )
+            text = self._rendered(self._messages(row))
             return None, tokens + len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         except VideoError as error:
             return error, 0
@@ -201,13 +209,26 @@ class VideoGroundingDataset(RLHFDataset):
             return f"{type(error).__name__ + ': ' if isinstance(error, KeyError) else ''}{error}", 0
 
     def _build_messages(self, example: dict, key: str):
-        videos = [located(video, example.get(ROOT_KEY, "")) for video in example.get(self.video_key) or []]
+        videos = entries_of(example.get(self.video_key), example.get(ROOT_KEY, ""))
         return fit(super()._build_messages({**example, self.video_key: videos}, key), self.processor)
 
     def __getitem__(self, item):
         row = super().__getitem__(item)
         row.pop(ROOT_KEY, None)
+        if tag := opened(self._rendered(row["raw_prompt"])):
+            row["extra_info"] = {**row["extra_info"], OPENED: tag}  # the reward reads the answer from there on
         return row
+
+    def opened(self, row: dict) -> str:
+        """What the chat template has written of the answer to a row, see `verl_stvg.chat_template.opened`."""
+        return opened(self._rendered(self._messages(row)))
+
+    def _messages(self, row: dict) -> list[dict]:
+        return self._build_messages({**row, self.prompt_key: [dict(m) for m in row[self.prompt_key]]}, self.prompt_key)
+
+    def _rendered(self, messages: list[dict]) -> str:
+        template = self.processor if self.processor is not None else self.tokenizer
+        return render(template, messages, self.apply_chat_template_kwargs)
 
     @classmethod
     def _process_multi_modal_info(cls, messages: list[dict], image_patch_size, config: DictConfig):
@@ -222,6 +243,33 @@ class VideoGroundingDataset(RLHFDataset):
         images, _, audios = super()._process_multi_modal_info(rest, image_patch_size, config)
         store = frame_store(config)
         return images, [read_video(video, store) for video in videos] or None, audios
+
+
+def table_of(local: str, original: object) -> pa.Table:
+    """The rows of a parquet file, in memory.
+
+    Args:
+        local: where the file is.
+        original: what the run calls it, for the message.
+
+    Raises:
+        RowError: it is no parquet file, or a damaged one.
+    """
+    try:
+        with pq.ParquetFile(local) as file:
+            return file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise RowError(f"{original}: not a readable parquet file of rows ({error}); build the rows again") from error
+
+
+def undecoded(part: datasets.Dataset, column: str) -> datasets.Dataset:
+    """Rows whose videos are read as they are written, also where ``datasets`` wrote them and would decode them."""
+    kind, plain = part.features.get(column), datasets.Video(decode=False)
+    if isinstance(kind, datasets.Video):
+        return part.cast_column(column, plain)
+    if isinstance(getattr(kind, "feature", None), datasets.Video):
+        return part.cast_column(column, type(kind)(plain))
+    return part
 
 
 def joined(parts: list[datasets.Dataset], files: Sequence[object]) -> datasets.Dataset:

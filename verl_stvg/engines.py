@@ -8,7 +8,7 @@ import copy
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from verl_stvg import checkpoint
 from verl_stvg.answers import Answer
+from verl_stvg.chat_template import settle
 from verl_stvg.prompts import Prompt, PromptMaker
 from verl_stvg.video import positions
 from verl_stvg.video.cache import CacheError
@@ -46,8 +47,9 @@ class Engine:
         positions.mend_transformers()
         self.settings, self.videos = replace(settings, model=checkpoint.resolve(settings.model)), videos
         self.processor = AutoProcessor.from_pretrained(self.settings.model)
+        settle(self.processor)
         # readers have a tokenizer of their own: padding a batch changes the state of the one that does it
-        self._make_prompt = PromptMaker(copy.deepcopy(self.processor), settings.store)
+        self._make_prompt = PromptMaker(copy.deepcopy(self.processor), settings.store, settings.template)
         self._load()
 
     def serves(self, settings: "Settings", videos: int) -> bool:
@@ -69,17 +71,18 @@ class Engine:
             settings: of the sampling, if other than those of the engine; the model's part must be the same.
         """
         settings = settings or self.settings
-        asked = ahead(lambda row: self._ask(row, settings), rows, _READERS, settings.batch)
+        make = replace(self._make_prompt, template=settings.template)
+        asked = ahead(lambda row: self._ask(row, make, settings), rows, _READERS, settings.batch)
         yield from self._generate(asked, settings)
 
     def _generate(self, asked: Iterator[Prompt | Answer], settings: "Settings") -> Iterator[list[Answer]]:
         raise NotImplementedError
 
-    def _ask(self, row: dict, settings: "Settings") -> Prompt | Answer:
+    def _ask(self, row: dict, make: PromptMaker, settings: "Settings") -> Prompt | Answer:
         """The prompt of a row, or the answer that says why there is none."""
         uid = row["extra_info"]["uid"]
         try:
-            prompt = self._make_prompt(row)
+            prompt = make(row)
         except CacheError:
             raise
         except ValueError as error:
@@ -159,14 +162,8 @@ class VLLM(Engine):
         for output in self.llm.llm_engine.step():
             if output.finished:
                 samples = sorted(output.outputs, key=lambda sample: sample.index)
-                done.append(
-                    Answer(
-                        flying.pop(output.request_id).uid,
-                        tuple(sample.text for sample in samples),
-                        tuple(sample.finish_reason for sample in samples),
-                        tuple(len(sample.token_ids) for sample in samples),
-                    )
-                )
+                found = [(sample.text, sample.finish_reason, len(sample.token_ids)) for sample in samples]
+                done.append(answer_to(flying.pop(output.request_id), found))
         return done
 
     def close(self) -> None:
@@ -218,10 +215,7 @@ class Transformers(Engine):
         found = self.model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
         samples = [self._sample(ids) for ids in found]
         n = settings.samples
-        return [
-            Answer(prompt.uid, *(tuple(part) for part in zip(*samples[k * n : (k + 1) * n], strict=True)))
-            for k, prompt in enumerate(prompts)
-        ]
+        return [answer_to(prompt, samples[k * n : (k + 1) * n]) for k, prompt in enumerate(prompts)]
 
     def _sample(self, ids: list[int]) -> tuple[str, str, int]:
         """Text, why it ends, and its number of tokens, the end included."""
@@ -242,6 +236,17 @@ ENGINES = {"vllm": VLLM, "transformers": Transformers}
 def start(settings: "Settings", videos: int = 1) -> Engine:
     """The engine that the settings name, its model loaded."""
     return ENGINES[settings.engine](settings, videos)
+
+
+def answer_to(prompt: Prompt, samples: Sequence[tuple[str, str, int]]) -> Answer:
+    """The answer to a prompt, whose texts start with what the chat template has written of them.
+
+    Args:
+        prompt: see there.
+        samples: of each the text that the model wrote, why it ends, and its number of tokens.
+    """
+    texts, finish, tokens = zip(*samples, strict=True)
+    return Answer(prompt.uid, tuple(prompt.opened + text for text in texts), finish, tokens)
 
 
 def vllm_prompt(prompt: Prompt) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Evaluation and data selection share it. Reading rows, folds and settings need ne
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import math
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from verl_stvg import answers, checkpoint
+from verl_stvg import answers, chat_template, checkpoint
 from verl_stvg.answers import Answer, AnswersError
+from verl_stvg.lock import alone
 from verl_stvg.video.build import VIDEO_COLUMN, root_of
 from verl_stvg.video.store import FrameStore, default_folder
 
@@ -51,6 +51,7 @@ class Settings:
         top_k: most likely tokens that are sampled from; -1 for all.
         max_tokens: of an answer.
         seed: of the samples; each row's own follows from it and the uid.
+        template: options of the chat template, ``data.apply_chat_template_kwargs`` in training.
         max_model_len: tokens of prompt and answer together; None is the model's.
         dtype: ``auto`` (the engine's choice), ``bfloat16``, ``float16`` or ``float32``.
         tensor_parallel: GPUs per vLLM engine.
@@ -73,6 +74,7 @@ class Settings:
     top_k: int = -1
     max_tokens: int = 1024
     seed: int = 0
+    template: Mapping[str, Any] = field(default_factory=dict)
     max_model_len: int | None = None
     dtype: str = "auto"
     tensor_parallel: int = 1
@@ -87,6 +89,7 @@ class Settings:
     engines: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "template", chat_template.checked(self.template))
         if self.engine not in BATCHES:
             raise ValueError(f"engine {self.engine!r} is unknown; choose one of {', '.join(BATCHES)}")
         if self.batch is None:
@@ -188,13 +191,14 @@ def generate(files: Sequence[str | Path], out: Path, settings: Settings, engine:
         engine: a running one of the same model, which is left running; default: started and ended here.
 
     Raises:
-        ValueError: rows or model that cannot be used; a folder with answers of something else (`AnswersError`).
+        ValueError: rows or model that cannot be used; a folder with answers of something else (`AnswersError`),
+            or one that another process is writing into (`FolderInUse`).
     """
     files = [Path(file).expanduser().resolve() for file in files]
     rows = chosen(read_rows(files, settings.video_root), settings.fold_size, settings.fold_index, settings.limit)
     model = checkpoint.resolve(settings.model)
-    answers.continues(out / RUN, _made_by(files, rows, settings, model))
-    with _alone(out / RUN):
+    with alone(out):
+        answers.continues(out / RUN, _made_by(files, rows, settings, model))
         path = out / ANSWERS
         answers.append(path, ())  # there is a file however few rows there are
         done = answers.read(path)
@@ -217,6 +221,8 @@ def _made_by(files: list[Path], rows: list[dict], settings: Settings, model: str
         "model": str(named.resolve()) if named.is_dir() else settings.model,
         "weights": checkpoint.fingerprint(model),
         "sampling": settings.sampling,
+        "template": settings.template,
+        chat_template.OPENED: chat_template.opened_by(model, settings.template),
         "versions": _versions(),
     }
 
@@ -232,21 +238,6 @@ def _versions() -> dict[str, str]:
             with contextlib.suppress(PackageNotFoundError):
                 found.setdefault(name, version(package))
     return found
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold the lock of a folder of answers; one that processes of an engine, which may outlive a kill, do not inherit.
-
-    Raises:
-        AnswersError: another process holds it.
-    """
-    with path.open("r+") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:  # systems differ in what they say
-            raise AnswersError(f"{path.parent}: another process is writing answers here; wait for it") from error
-        yield
 
 
 def _complete(

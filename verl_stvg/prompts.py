@@ -5,13 +5,16 @@ import takes a quarter of a minute and a trainer's configuration; here is what o
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from verl_stvg.video.build import VIDEO_COLUMN, located, plan_of
+from verl_stvg.chat_template import opened, render
+from verl_stvg.video.build import VIDEO_COLUMN, entries_of, entry_of, plan_of
 from verl_stvg.video.decode import VideoInfo, probe, read_frames
 from verl_stvg.video.identity import identity
 from verl_stvg.video.plan import SamplingPlan
@@ -34,6 +37,8 @@ class Prompt:
         ids: its tokens.
         videos: in the order of the placeholders; their frames lie in the cache.
         added: tokens by which the prompt grows when the videos take the places of their placeholders.
+        opened: what the chat template has written of the answer, which the model goes on from; see
+            `verl_stvg.chat_template.opened`.
     """
 
     uid: str
@@ -41,6 +46,7 @@ class Prompt:
     ids: tuple[int, ...]
     videos: tuple[CachedFrames, ...]
     added: int
+    opened: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -60,10 +66,12 @@ class PromptMaker:
     Attributes:
         processor: of the model.
         store: of the frames.
+        template: options of the chat template, ``data.apply_chat_template_kwargs`` in training.
     """
 
     processor: object
     store: FrameStore
+    template: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, row: dict) -> Prompt:
         """The prompt of a row; reads its videos into the cache.
@@ -81,19 +89,19 @@ class PromptMaker:
                 frames, _ = read_video(part, self.store)
                 check_size(frames.plan, self.processor)
                 videos.append(frames)
-        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = render(self.processor, messages, self.template)
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         added = sum(added_tokens(video.plan, self.processor) for video in videos)
-        return Prompt(row["extra_info"]["uid"], text, tuple(ids), tuple(videos), added)
+        return Prompt(row["extra_info"]["uid"], text, tuple(ids), tuple(videos), added, opened(text))
 
 
 def messages_of(row: dict) -> list[dict]:
     """The messages of a row, each ``<video>`` in them replaced by its entry of ``videos``, paths absolute.
 
     Raises:
-        ValueError: more or fewer ``<video>`` than videos.
+        ValueError: more or fewer ``<video>`` than videos, or a video that is none (`verl_stvg.video.build.entry_of`).
     """
-    videos = [located(video, row.get(ROOT_KEY, "")) for video in row.get(VIDEO_COLUMN) or ()]
+    videos = entries_of(row.get(VIDEO_COLUMN), row.get(ROOT_KEY, ""))
     if not videos:
         return [dict(message) for message in row["prompt"]]
     asked = sum(message["content"].count("<video>") for message in row["prompt"])
@@ -119,9 +127,9 @@ def plan_video_part(video: dict, store: FrameStore | None = None) -> SamplingPla
     """Sampling plan of one message part, under the mask that its keys ``hidden`` and ``shown`` ask for.
 
     Raises:
-        ValueError: see `plan_of`; `VideoError` where the video cannot be used.
+        ValueError: see `entry_of` and `plan_of`; `VideoError` where the video cannot be used.
     """
-    path = video["video"]
+    path = entry_of({key: value for key, value in video.items() if key != "patch"})["video"]
     version = tuple(identity(path)) if Path(path).is_file() else None
     return plan_of(video, _probe_once(path, version, store)).masked(video.get("hidden"), video.get("shown"))
 
@@ -137,7 +145,8 @@ def read_video(video: dict, store: FrameStore | None = None) -> tuple[CachedFram
         ValueError: see `plan_video_part`.
         CacheError: the cache cannot be written.
     """
-    path, plan = video["video"], plan_video_part(video, store)
+    plan = plan_video_part(video, store)
+    path = video["video"]
     if store:
         store.frames(path, plan.whole)
         return CachedFrames(path, plan, store), plan.metadata()

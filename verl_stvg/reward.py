@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from reward_fns import RECIPES, Recipe
+from verl_stvg.chat_template import OPENED
 
 # A row's `data_source` starts with the name of its recipe and a slash, or with one of these.
 DATA_SOURCES = {"verl_stvg/synthetic": "stvg_r1", "videotg": "videotg_r1"}
@@ -36,6 +37,7 @@ def compute_score(
         solution_str: the decoded completion; any text is scored, none raises.
         ground_truth: the row's `reward_model.ground_truth`, with the keys that the recipe names.
         extra_info: the row's extra information; its `uid`, the ground truth's, or its `index` names the row in errors.
+            Its `opened` is what the chat template has written of the answer (`<think>`); `solution_str` goes on there.
         recipe: name of the recipe, instead of the one that `data_source` selects.
         weights: part name to weight, over the recipe's own; naming an optional part switches it on.
         parts: every part name that each result has to carry, 0.0 where this recipe lacks it. Needed when one batch
@@ -52,7 +54,7 @@ def compute_score(
     if weights:
         composition = _weighted(composition.name, tuple(weights.items()))
     composition.check(ground_truth, _row(ground_truth, extra_info))
-    result = composition.score(solution_str, ground_truth)
+    result = composition.score((extra_info or {}).get(OPENED, "") + solution_str, ground_truth)
     if parts is not None:
         stray = result.keys() - set(parts) - {"score"}
         if stray:

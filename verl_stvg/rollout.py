@@ -20,7 +20,7 @@ from transformers.video_utils import VideoMetadata
 from verl.experimental.agent_loop.agent_loop import register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
-from verl_stvg.dataset import frame_store
+from verl_stvg.dataset import frame_store, template_options
 from verl_stvg.video.once import Once
 from verl_stvg.video.refs import CachedFrames, Normalisation
 
@@ -83,7 +83,8 @@ class SharedTokens:
         """Token IDs of a prompt; features (`mm_inputs_out`) are left out, there are none without pixels."""
         if not keyed(videos) or kwargs.get("images") or kwargs.get("audios"):
             return self._inner.build_initial_tokens(messages, videos=videos, mm_inputs_out=mm_inputs_out, **kwargs)
-        key = json.dumps([messages, kwargs.get("tools")], default=str), tuple(frames.plan for frames, _ in videos)
+        asked = json.dumps([messages, kwargs.get("tools"), self._inner.chat_template_kwargs], default=str)
+        key = self._inner.processor.chat_template, asked, tuple(frames.plan for frames, _ in videos)
         return list(
             self._prompts.get(key, lambda: tuple(self._inner.build_initial_tokens(messages, videos=videos, **kwargs)))
         )
@@ -102,6 +103,7 @@ class VideoGroundingAgentLoop(SingleTurnAgentLoop):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.continuous_token_builder.chat_template_kwargs = template_options(self.data_config)  # tools as plain lists
         self.continuous_token_builder = SharedTokens(self.continuous_token_builder)
 
     async def run(self, sampling_params, **kwargs):

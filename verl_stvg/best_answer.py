@@ -1,0 +1,112 @@
+"""Whether answers can earn what a run pays: the best answer to a row, as the model would continue the prompt.
+
+Checked before a run. A part of the reward that no answer can earn has no gradient, and nothing in the metrics says so.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from heapq import heappush, heappushpop
+from typing import Any
+
+from reward_fns.perfect import THOUGHT, perfect_answer
+from verl_stvg.reward import compute_score, find_recipe
+
+_NUMBER = re.compile(r"[0-9]+\.[0-9]{3,}")
+_ENOUGH = 1e-3  # of the reward, for the digits of a perfect answer
+_COUNTED = 64
+_SHOWN = 5
+
+
+class BestAnswers:
+    """The best answers to the rows of a file, in the order in which they are given to `add`.
+
+    Args:
+        options: of the reward, ``reward.custom_reward_function.reward_kwargs``.
+        opened: what the chat template has written of the answer to a row. It is asked once for each recipe: the end of
+            a prompt does not depend on the row.
+    """
+
+    def __init__(self, options: Mapping[str, Any], opened: Callable[[dict], str]):
+        self.options, self._opened = dict(options), opened
+        self.unpaid: dict[str, str] = {}
+        """By recipe, what the template takes from the best answer and how to mend it; empty if nothing."""
+        self._longest: dict[str, list[tuple[int, int, object, str]]] = {}
+
+    def add(self, index: int, row: Mapping[str, Any], uid: object) -> None:
+        """Look at one more row, whose ground truth has been checked.
+
+        Raises:
+            ValueError: options that the reward does not know.
+        """
+        recipe = find_recipe(row["data_source"], self.options.get("recipe"))
+        truth = row["reward_model"]["ground_truth"]
+        if recipe.name not in self._longest:
+            self._longest[recipe.name] = []
+            if problem := self._lost(recipe.name, row, truth):
+                self.unpaid[recipe.name] = f"row {index} (uid {uid}): {problem}"
+        answer = shortest(perfect_answer(recipe.name, truth))
+        longest, one = self._longest[recipe.name], (len(answer.encode()), -index, str(uid), answer)
+        if len(longest) < _COUNTED:
+            heappush(longest, one)
+        else:
+            heappushpop(longest, one)
+
+    def _lost(self, recipe: str, row: Mapping[str, Any], truth: Mapping[str, Any]) -> str | None:
+        def score(text: str) -> dict[str, float]:
+            return compute_score(row["data_source"], text, truth, row.get("extra_info"), **self.options)
+
+        answer, opened = perfect_answer(recipe, truth), self._opened(row)
+        best = score(answer)
+        if not opened:
+            return None
+        got = max((score(opened + text) for text in continuations(answer)), key=lambda found: found["score"])
+        if got["score"] >= best["score"] - _ENOUGH * abs(best["score"]):
+            return None
+        parts = ", ".join(
+            f"{name} {got[name]:g} of {best[name]:g}"
+            for name in best
+            if name != "score" and got[name] < best[name] - _ENOUGH
+        )
+        thinking = f", or a recipe with reasoning (such as {recipe.removesuffix('_nothink')})" * (
+            recipe.endswith("_nothink")
+        )
+        return (
+            f"the chat template ends the prompt with {opened!r}, and recipe {recipe} then pays at most "
+            f"{got['score']:g} of {best['score']:g} ({parts}); set "
+            f"+data.apply_chat_template_kwargs.enable_thinking=false if the template knows it{thinking}, or use a "
+            "model that does not think"
+        )
+
+    def overlong(self, tokenizer, limit: int) -> str | None:
+        """Which best answers, without any reasoning, are longer than an answer may be; None if there are none.
+
+        Tokens are counted of the longest answers only, 64 for each recipe.
+
+        Args:
+            tokenizer: of the model.
+            limit: ``data.max_response_length``.
+        """
+        found = []
+        for recipe, longest in self._longest.items():
+            for length, place, uid, answer in sorted(longest, reverse=True):
+                if length > limit:  # Qwen's tokenizers make at most one token of a byte
+                    tokens = len(tokenizer(answer, add_special_tokens=False)["input_ids"])
+                    found += [(tokens, -place, uid, recipe)] if tokens > limit else []
+        if not found:
+            return None
+        found.sort(reverse=True)
+        lines = [f"  row {place} (uid {uid}): {tokens} tokens ({recipe})" for tokens, place, uid, recipe in found]
+        return (
+            f"a perfect answer, without any reasoning, is over data.max_response_length={limit}; raise it to "
+            f"{found[0][0]} and what the reasoning takes\n" + "\n".join(lines[:_SHOWN])
+        )
+
+
+def shortest(answer: str) -> str:
+    """A perfect answer as short as the prompts ask for it: without reasoning, numbers with two decimals."""
+    return _NUMBER.sub(lambda found: f"{float(found.group()):.2f}", answer.replace(THOUGHT, ""))
+
+
+def continuations(answer: str) -> list[str]:
+    """A perfect answer as a model may say it after an opened ``<think>``: as its end, or after a thought of its own."""
+    return [f"{THOUGHT}</think>\n{answer}", *([answer.removeprefix("<think>")] if answer.startswith("<think>") else [])]
