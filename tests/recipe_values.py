@@ -227,7 +227,15 @@ VARIANTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "dapo": (ALL, {ACTOR + "clip_ratio_high": 0.28, "algorithm.filter_groups.enable": True}),
     "one_gpu": (ALL, {ACTOR + "fsdp_config.offload_policy": True, ACTOR + "fsdp_config.param_offload": False}),
     "sdpa": (ALL, {MODEL + "use_remove_padding": False, MODEL + "override_config.attn_implementation": "sdpa"}),
-    "tiny": (ALL, {"trainer.device": "cpu", "trainer.val_before_train": True, "data.train_batch_size": 16, ACTOR + "kl_loss_coef": 0.001}),
+    "tiny": (
+        ALL,
+        {
+            "trainer.device": "cpu",
+            "trainer.val_before_train": True,
+            "data.train_batch_size": 16,
+            ACTOR + "kl_loss_coef": 0.001,
+        },
+    ),
     "no_format": (ALL, {"reward.custom_reward_function.reward_kwargs.weights": {"format": 0.0}}),
     "no_think": (ALL, {"data.max_response_length": 128}),
     "no_marker": (("stvg_r1",), {"reward.custom_reward_function.reward_kwargs.recipe": "timezero"}),

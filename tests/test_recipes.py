@@ -50,16 +50,24 @@ def accepted_by_verl(config) -> None:
     validate_config(config, need_reference_policy(config), need_critic(config))
 
 
+def alarms(config) -> list[str]:
+    """What the checks before a run say of values and names."""
+    from verl_stvg import config_checks
+    from verl_stvg.preflight import unknown_keys
+
+    checks = (config_checks.other_kinds, config_checks.unknown_names, config_checks.unknown_reward_options)
+    found = [*unknown_keys(config), *config_checks.clip_ratio_that_is_not_read(config)]
+    return [*found, *(problem for check in checks for problem in check(config))]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ALL)
 def test_every_value_is_the_one_in_the_table(composed, recipe):
-    from verl_stvg.preflight import unknown_keys
-
     config = composed(recipe)
     wrong = {v.key: (plain(config, v.key), v.value) for v in VALUES[recipe] if plain(config, v.key) != v.value}
     assert not wrong
     assert len({value.key for value in VALUES[recipe]}) == len(VALUES[recipe])
-    assert unknown_keys(config) == []
+    assert alarms(config) == []
 
 
 @pytest.mark.slow
@@ -83,18 +91,16 @@ def test_a_variant_sets_what_it_says(composed, variant):
     recipe = recipes[list(VARIANTS).index(variant) % len(recipes)]  # every recipe has its turn
     config = composed(recipe, variant)
     assert {key: plain(config, key) for key in values} == values
-    assert indivisible_batches(config) == []
+    assert indivisible_batches(config) == [] and alarms(config) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "variants"), TOGETHER)
 def test_variants_compose_with_one_another(composed, recipe, variants):
-    from verl_stvg.preflight import unknown_keys
-
     config = composed(recipe, *variants)
     for name in variants:
         assert {key: plain(config, key) for key in VARIANTS[name][1]} == VARIANTS[name][1]
-    assert unknown_keys(config) == []
+    assert alarms(config) == []
     if "lora" not in variants:  # verl would import vLLM to look at the rank
         accepted_by_verl(config)
 

@@ -209,7 +209,7 @@ def test_point_rules_of_questions(built):
 
 @pytest.mark.parametrize("name", ["vidstg", "st_align"])
 def test_boxes_of_a_part_of_a_video(name, built):
-    """Shown from second 2 on, answered in seconds after it and frames of the file."""
+    """Shown from second 2 on, answered in seconds and frames of what is shown."""
     file, _ = built(name)
     rows = list(read_rows([file]))
     scores = score_files([file], perfect(rows))
@@ -217,9 +217,9 @@ def test_boxes_of_a_part_of_a_video(name, built):
         assert value(scores, key) == pytest.approx(1.0, abs=1e-6)
     if name == "vidstg":
         assert scores.groups["sentence type"]["declarative"]["count"] == 1
-    # Frame 75 alone, of 75 to 77.
+    # Frame 75 of the file alone, of 75 to 77: the shown part begins with frame 50.
     box = np.asarray(rows[0]["reward_model"]["ground_truth"]["boxes"])[0].tolist()
-    text = json.dumps({"time": [1.0, 1.04], "boxes": {"75": box}})
+    text = json.dumps({"time": [1.0, 1.04], "boxes": {"25": box}})
     scores = score_files([file], answer(rows[0], f"<answer>{text}</answer>"))
     assert value(scores, "m_vIoU") == value(scores, "m_tIoU") == pytest.approx(1 / 3 / len(rows), abs=1e-6)
 
@@ -245,7 +245,7 @@ def boxed(start, end, *parts):
     ("text", "tiou", "viou"),
     [  # annotated are frames 10 to 29 of 60, 1 to 3 s
         (boxed(1, 3, (10, 30)), 1, 1),
-        (boxed(0, 6, (10, 30)), 20 / 60, 20 / 60),  # 40 frames of the answered time have no box: issue 19, D1
+        (boxed(0, 6, (10, 30)), 20 / 60, 20 / 60),  # 40 frames of the answered time have no box
         (boxed(0, 6, (0, 60)), 20 / 60, 20 / 60),
         (boxed(2, 4, (10, 30)), 10 / 30, 10 / 30),  # boxes outside of the answered time earn nothing
         (boxed(1, 3, (0, 60)), 1, 20 / 60),  # and count as answered
@@ -276,7 +276,7 @@ def test_the_sample_of_issue_19():
 
 
 def test_boxes_without_a_time_answer_the_frames_that_they_name():
-    """Two boxes at the ends of 20 frames are 2 of 20, not all (as VUE-STG counts; issue 19, D2)."""
+    """Two boxes at the ends of 20 frames are 2 of 20, not all (as VUE-STG counts)."""
     row = tube()
     for frames, tiou in (((10, 29), 2 / 20), ((10, 40), 1 / 21), ((10, 11, 12), 3 / 20), ((50,), 0)):
         scores = score([row], {row["extra_info"]["uid"]: Prediction(tube=dict.fromkeys(frames, BOX))})
@@ -531,7 +531,7 @@ def test_scripts_of_time_r1_and_temporal_r1():
     ],
 )
 def test_what_scripts_count_at_a_threshold(recipe, name, half):
-    """An IoU of exactly one half (issue 19, D6); the column has the name of the script that counts so."""
+    """An IoU of exactly one half; the column has the name of the script that counts so."""
     row = moment("a/0", (0.0, 10.0), recipe=recipe)
     text = (
         '<think></think><answer>{"start_time": "0", "end_time": "5"}</answer>' if "temporal" in recipe else said(0, 5)
@@ -542,7 +542,7 @@ def test_what_scripts_count_at_a_threshold(recipe, name, half):
 
 
 def test_moment_detrs_own_recall(built):
-    """Windows of 2 s clips are often worth exactly a half, which `standalone_eval/eval.py` counts (issue 19, D6)."""
+    """Windows of 2 s clips are often worth exactly a half, which `standalone_eval/eval.py` counts."""
     row = moment(
         "7", (10.0, 20.0), recipe="videotg_r1", dataset="qvhighlights", split="val", intervals=[[10, 20], [40, 44]]
     )
@@ -554,7 +554,7 @@ def test_moment_detrs_own_recall(built):
 
 
 def test_temporal_r1_reads_files_as_its_script_does(tmp_path):
-    """Bare replies of lmms-eval are read by `eval_tvg.py` as they stand, R1 files hold `start-end` (issue 19, D4)."""
+    """Bare replies of lmms-eval are read by `eval_tvg.py` as they stand, R1 files hold `start-end`."""
     row = moment("V1/0", (1.0, 5.0), recipe="temporal_r1", query="person opens door")
     key = "V1.mp4>>>person opens door>>>[1.0, 5.0]"
     reply = '<think>x</think><answer>{"start_time": "1.0", "end_time": "5.0"}</answer>'
@@ -602,7 +602,7 @@ def glue(letter, *periods):
     ],
 )
 def test_answered_periods_count_together_and_alone(text, first, together, videochat, videomind):
-    """The reward takes their union (VideoChat-R1 `evaluate_gqa.py`), VideoMind and mIoU the first (issue 19, D5)."""
+    """The reward takes their union (VideoChat-R1 `evaluate_gqa.py`), VideoMind and mIoU the first."""
     row = question()
     scores = score([row], answer(row, text))
     names = ("mIoU", "set mIoU", "mIoU (VideoChat-R1)", "mIoU (VideoMind)")
@@ -650,7 +650,7 @@ def test_several_periods_of_videochat_r1_5():
 
 @pytest.mark.parametrize("recipe", ["time_r1", "videotg_r1", "temporal_r1", "stvg_r1"])
 def test_what_is_meant_counts_beside_what_the_prompt_asks(recipe):
-    """Another form, no tag, colons: columns (lenient) hold the right value (issue 19, D8 and E)."""
+    """Another form, no tag, colons: columns (lenient) hold the right value."""
     row = tube() if recipe == "stvg_r1" else moment("a/0", (1.0, 3.0), recipe=recipe)
     main = "m_tIoU" if recipe == "stvg_r1" else "mIoU"
     for text in ("1 to 3", "<think>0 to 9</think> from 1s to 3s", "<answer>00:01 to 00:03", "\\boxed{[1, 3]}"):
@@ -897,7 +897,7 @@ def test_a_folder_of_answers_is_scored_in_place(charades, tmp_path):
         "prediction": None,
         "truth": {"intervals": [[9.0, 17.0]], "duration": 30.0, "object_id": None, "answer": None},
     }
-    assert command(folder)[0] == 0
+    assert command(folder)[0] == 1  # findings: a row has no answer
 
 
 def test_a_try_on_the_first_rows_is_scored_on_them(charades, tmp_path):
@@ -1194,7 +1194,7 @@ def test_times_under_every_name(line, tmp_path):
     ],
 )
 def test_files_of_which_nothing_can_be_read(content, form, words, tmp_path, charades):
-    """They end in a message and not in a table of zeros (issue 19, E)."""
+    """They end in a message and not in a table of zeros."""
     file = write(tmp_path / "p.json", content)
     with pytest.raises(ValueError, match=words):
         read(file, ROWS, form)
@@ -1208,7 +1208,7 @@ def test_the_command_refuses_a_file_of_which_nothing_can_be_read(charades, tmp_p
     file = write(tmp_path / "q.jsonl", lines({"uid": uids[0], "text": "It lasts from 0 to 8 s."}))
     status, words = command(file, "--rows", charades, "--out", tmp_path / "out")
     found = json.loads((tmp_path / "out" / "scores.json").read_text())["metrics"]
-    assert status == 0 and (found["mIoU"]["value"], found["mIoU (lenient)"]["value"]) == (0, pytest.approx(0.1))
+    assert status == 1 and (found["mIoU"]["value"], found["mIoU (lenient)"]["value"]) == (0, pytest.approx(0.1))
 
 
 ANNOTATED = "charades_sta activitynet didemo qvhighlights tacos tvgbench nextgqa vidstg hc_stvg_v2".split()
@@ -1216,7 +1216,7 @@ ANNOTATED = "charades_sta activitynet didemo qvhighlights tacos tvgbench nextgqa
 
 @pytest.mark.parametrize("name", ANNOTATED)
 def test_the_annotation_itself_is_a_perfect_prediction(name, built, tmp_path):
-    """Found by its name, or named with --format (issue 19, E)."""
+    """Found by its name, or named with --format."""
     if name in BENCHMARKS and name != "hc_stvg_v2":
         file, fixture = built(name)
         folder = fixture.annotations

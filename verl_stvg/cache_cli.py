@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from verl_stvg import status
+
 logger = logging.getLogger(__name__)
 
 app = typer.Typer(no_args_is_help=True, help="Fill and look after the cache of decoded frames.")
@@ -86,9 +88,12 @@ def build(
         logger.warning("they do not fit in %s: the first ones were removed again; raise it", size_text(max_bytes))
     for outcome in failed[:_SHOWN]:
         logger.warning("  %s", outcome.reason)
+    if refused := [outcome for outcome in failed if outcome.job.refused]:
+        logger.warning("rows whose videos cannot be read: %d; `verl-stvg check` lists them all", len(refused))
+    if len(failed) > len(refused):
+        logger.warning("all %d videos with their reasons: %s", len(failed) - len(refused), quarantine)
     if failed:
-        logger.warning("all %d with their reasons: %s", len(failed), quarantine)
-        raise typer.Exit(1)
+        raise typer.Exit(status.FINDINGS)
 
 
 @app.command()
@@ -106,7 +111,7 @@ def verify(
         logger.warning("%s %s", path, reason)
     if damaged:
         logger.warning("%d damaged, %s", len(damaged), "removed" if remove else "kept; remove them with --remove")
-        raise typer.Exit(1)
+        raise typer.Exit(status.FINDINGS)
     logger.info("every entry is whole")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_stvg.video.build import PLAN_KEYS, recorded_info
+from verl_stvg.video.build import PLAN_KEYS, entries_of, recorded_info
 from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.plan import MERGE, PATCH, QWEN3_PATCH, TEMPORAL_PATCH, SamplingPlan, plan_video
 
@@ -341,7 +341,7 @@ def read_rows(files: list[Path], patch: int = PATCH) -> Data:
     """What rows that were built with a look into their videos are made of; ``patch`` is the model's.
 
     Raises:
-        ValueError: a file is missing or empty, or rows lack size and rate of their videos.
+        ValueError: a file is missing or empty, or rows lack size and rate of their videos, or have one that is none.
     """
     import pyarrow.parquet as pq
 
@@ -351,14 +351,14 @@ def read_rows(files: list[Path], patch: int = PATCH) -> Data:
             raise ValueError(f"{file}: no such file; build the rows first")
         for index, row in enumerate(pq.read_table(file, columns=["videos", "extra_info"]).to_pylist()):
             extra, total, units, grids = row["extra_info"] or {}, 0, 0, []
-            for video in row["videos"] or ():
+            for video in entries_of(row["videos"], where=f"{file}: row {index}"):
                 size = [extra.get(name) for name in ("num_frames", "source_fps", "width", "height")]
                 if None in size:
                     raise ValueError(
                         f"{file}: row {index} does not say size and rate of {video['video']}; build the rows without "
                         "--no-probe, or plan without --rows"
                     )
-                chosen = {key: video[key] for key in PLAN_KEYS if video.get(key) is not None}
+                chosen = {key: video[key] for key in PLAN_KEYS if key in video}
                 key = (video["video"], tuple(sorted(chosen.items())))
                 if key not in plans:
                     info = recorded_info(row) or VideoInfo(*size, end=extra.get("file_end"))

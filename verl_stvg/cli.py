@@ -3,17 +3,34 @@
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from verl_stvg import data_cli, eval_cli, plan_cli, score_cli
+from verl_stvg import data_cli, eval_cli, plan_cli, recipe_names, score_cli, status
 from verl_stvg.cache_cli import app as cache_app
+from verl_stvg.lock import turn
 from verl_stvg.objects_cli import app as objects_app
 from verl_stvg.select_cli import app as select_app
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class Commands(typer.core.TyperGroup):
+    """The commands; the two ends that typer would give a status of its own, without a word, are ours."""
+
+    def invoke(self, context: typer.Context) -> object:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            _say("verl-stvg: interrupted")
+            raise typer.Exit(status.INTERRUPTED) from None
+        except EOFError as error:
+            raise ValueError(f"a file ends too early: {error}") from error
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(data_cli.build_app, name="build")
 app.add_typer(cache_app, name="cache")
 app.add_typer(objects_app, name="objects")
@@ -26,13 +43,34 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 
 
 def main() -> None:
-    """Entry point: user mistakes (ValueError) become one message and exit status 2."""
+    """Entry point: what a user can mend becomes one message, and every end has its status (`verl_stvg.status`)."""
+    status.end_quietly_when_unheard()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.captureWarnings(True)
     try:
-        app()
-    except ValueError as error:
-        sys.exit(f"verl-stvg: {error}")
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except SystemExit:
+        raise
+    except (ValueError, OSError) as error:
+        _say(f"verl-stvg: {_words(error)}")
+        sys.exit(status.CANNOT)
+    except BaseException:  # a fault of ours, or of what we build on; Python's own status for it means findings here
+        _say(traceback.format_exc())
+        sys.exit(status.CANNOT)
+
+
+def _words(error: ValueError | OSError) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text.rstrip() + "\n")
+    sys.stderr.flush()
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -43,12 +81,15 @@ def train(
     config_name: Annotated[str | None, typer.Option(help="Yaml in the recipe's folder; default: its own name.")] = None,
 ) -> None:
     """Train with a recipe; further arguments are verl's (KEY=VALUE). Ends every process the run started, however it
-    ends.
+    ends. Exit status of the run: 0 if it came to its end; 2 if it was refused before it began.
     """
+    recipe_names.check(recipe, context.args, config_name)
     from verl_stvg import launch
 
+    status.Output.goes_on = True
     arguments = ["--config-path", f"pkg://recipes.{recipe}", "--config-name", config_name or recipe, *context.args]
-    raise typer.Exit(launch.train(arguments, run_dir))
+    ended = launch.train(arguments, run_dir)
+    raise typer.Exit(ended if ended >= 0 else 128 - ended)  # a signal that ended it, as shells count
 
 
 @app.command()
@@ -56,11 +97,18 @@ def doctor(
     ray_address: Annotated[
         str | None, typer.Option(help="Ray cluster to ask; default: RAY_ADDRESS, else this machine only.")
     ] = None,
+    remove_leftovers: Annotated[
+        bool, typer.Option("--remove-leftovers", help="Delete files that ended runs left on this machine, and end.")
+    ] = False,
 ) -> None:
     """Check this machine, and every node of a Ray cluster, for what a run needs; exit status 1 if a row is red."""
     from verl_stvg import doctor as checks
 
-    raise typer.Exit(0 if checks.report(ray_address or os.environ.get("RAY_ADDRESS")) else 1)
+    if remove_leftovers:
+        checks.remove_leftovers()
+        raise typer.Exit()
+    if not checks.report(ray_address or os.environ.get("RAY_ADDRESS")):
+        raise typer.Exit(status.FINDINGS)
 
 
 @app.command()
@@ -75,7 +123,8 @@ def tiny_model(
     """Make the tiny Qwen2.5-VL: a real architecture of about 1 M parameters, warm-started on synthetic answers."""
     from data_builders import tiny_model as maker
 
-    maker.make(out, seed=seed, config=maker.TinyConfig(task=task, rare_share=rare_share))
+    with turn(out):
+        maker.make(out, seed=seed, config=maker.TinyConfig(task=task, rare_share=rare_share))
 
 
 @app.command()

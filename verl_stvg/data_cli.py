@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from data_builders.sets import NAMES
+from verl_stvg import status
+from verl_stvg.lock import turn
 
 build_app = typer.Typer(no_args_is_help=True, help="Build rows for training.")
 logger = logging.getLogger(__name__)
@@ -36,7 +38,8 @@ def synthetic(
     """Synthetic clips of moving shapes: mp4 files, masks, annotations, and verl's rows."""
     from data_builders import synthetic as builder
 
-    builder.build(out, train_clips, val_clips, seed, task=task, twice=twice)
+    with turn(out):
+        builder.build(out, train_clips, val_clips, seed, task=task, twice=twice)
 
 
 def _command(name: str) -> Callable[..., None]:
@@ -118,6 +121,8 @@ def _command(name: str) -> Callable[..., None]:
             manifest = build.build(job, progress)
         for part, counts in manifest["splits"].items():
             logger.info("%s: %d rows on %d videos", out / f"{part}.parquet", counts["rows"], counts["videos"])
+            if "without_truth" in counts:
+                logger.warning("  %d rows %s", counts["without_truth"], build.WITHOUT_TRUTH)
             for reason, count in counts["dropped"].items():
                 logger.warning("  %d left out: %s", count, reason)
         for path, reason in list(manifest["unusable_videos"].items())[:_SHOWN]:
@@ -137,6 +142,9 @@ def check(
     decode: Annotated[bool, typer.Option(help="Decode every planned frame, not only the header.")] = True,
     workers: Workers = None,
     ray: Annotated[bool, typer.Option("--ray", help="Work on every node of the running Ray cluster.")] = False,
+    videos: Annotated[
+        bool, typer.Option("--videos/--no-videos", help="Look into the videos, or check the rows alone.")
+    ] = True,
     report: Annotated[Path | None, typer.Option(help="All findings as JSON lines.")] = None,
 ) -> None:
     """Check rows before a GPU is rented: videos exist, decode and cover their intervals, ground truths earn the maximum
@@ -155,6 +163,7 @@ def check(
             workers or len(os.sched_getaffinity(0)),
             ray,
             lambda done, total: bar.update(task, completed=done, total=total),
+            videos,
         )
     logger.info("%d rows in %d files on %d videos", counts.rows, len(rows), counts.videos)
     for finding in sorted(findings, key=lambda finding: not finding.serious)[:_SHOWN]:
@@ -166,7 +175,7 @@ def check(
     if report:
         checks.write(findings, report)
     if any(finding.serious for finding in findings):
-        raise typer.Exit(1)
+        raise typer.Exit(status.FINDINGS)
     logger.info("nothing found that would spoil training")
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from verl_stvg.score_cli import judge
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,6 +33,13 @@ def eval_(
     top_k: Annotated[int, typer.Option(help="Most likely tokens that are sampled from; -1 for all.")] = -1,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 1024,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    template_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE for the chat template, as data.apply_chat_template_kwargs.KEY in training; may be given "
+            "several times. Default: those of the training that made the checkpoint."
+        ),
+    ] = None,
     max_model_len: Annotated[
         int | None, typer.Option(help="Tokens of prompt and answer together; default: the model's.")
     ] = None,
@@ -56,9 +65,10 @@ def eval_(
     engines: Annotated[int | None, typer.Option(help="With --ray: how many engines.")] = None,
 ) -> None:
     """Answer rows with a model, greedily by default, with prompts, frames and clock of training, and score the answers.
-    May be stopped at any moment and called again.
+    May be stopped at any moment and called again. Exit status 1 if a row could not be answered.
     """
     from eval.run import run
+    from verl_stvg.chat_template import options_for
     from verl_stvg.generate import Settings
     from verl_stvg.video.store import FrameStore, default_folder
 
@@ -71,6 +81,7 @@ def eval_(
         top_k=top_k,
         max_tokens=max_tokens,
         seed=seed,
+        template=options_for(model, template_option or ()),
         max_model_len=max_model_len,
         dtype=dtype,
         tensor_parallel=tensor_parallel,
@@ -84,5 +95,6 @@ def eval_(
         ray=ray,
         engines=engines,
     )
-    run(rows, out, settings, benchmark)
+    counts = run(rows, out, settings, benchmark)["counts"]
     logger.info("answers, scores and items: %s", out)
+    judge(counts)

@@ -9,6 +9,9 @@ from typing import Annotated
 
 import typer
 
+from verl_stvg import status
+from verl_stvg.lock import turn
+
 app = typer.Typer(no_args_is_help=True, help="Objects in videos: detect, track, number, find the target.")
 logger = logging.getLogger(__name__)
 _SHOWN = 10
@@ -54,8 +57,7 @@ def detect(
     from data_builders.objects.track import Options
 
     models, options = pipeline.Models(detector, confidence=confidence), Options(step=step, mode=_mode(classes))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", encoding="utf-8") as file:
+    with turn(out), out.open("w", encoding="utf-8") as file:
         for video in _names(videos, names):
             lines = list(pipeline.detections(videos, video, models, options))
             file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -87,7 +89,7 @@ def track(
     found = _names(videos, names)
     failed = _follow(pipeline.track_all(videos, found, out, models, options, workers, ray, gpus), len(found))
     if failed:
-        raise typer.Exit(1)
+        raise typer.Exit(status.FINDINGS)
 
 
 @app.command(name="filter")
@@ -100,7 +102,7 @@ def filter_(
 ) -> None:
     """Hide objects in frames in which they are small beside the largest. Exit status 1 if a track file is damaged."""
     if _filter(tracks, out, ratio, per_label, hysteresis):
-        raise typer.Exit(1)
+        raise typer.Exit(status.FINDINGS)
 
 
 def _filter(tracks: Path, out: Path, ratio: float, per_label: bool, hysteresis: float) -> int:
@@ -196,7 +198,9 @@ def run(
     ray: OnRay = False,
     gpus: Gpus = 0,
 ) -> None:
-    """All stages: track the videos of a set, hide small objects, find the targets, build the rows. Each is resumed."""
+    """All stages: track the videos of a set, hide small objects, find the targets, build the rows. Each is resumed.
+    Exit status 1 if a video failed; the rows are those of the others.
+    """
     from data_builders import build
     from data_builders.objects import pipeline
     from data_builders.objects.track import Options
@@ -207,8 +211,8 @@ def run(
     names = sorted({path for path in build.videos_of(job).values() if path})
     models = pipeline.Models(detector, segmenter, confidence)
     options = Options(step=step, mode=_mode(classes), bidirectional=bidirectional, faithful=faithful)
-    _follow(pipeline.track_all(videos, names, out / "tracks", models, options, workers, ray, gpus), len(names))
-    _filter(out / "tracks", out / "shown", ratio, per_label, hysteresis)
+    failed = _follow(pipeline.track_all(videos, names, out / "tracks", models, options, workers, ray, gpus), len(names))
+    failed += _filter(out / "tracks", out / "shown", ratio, per_label, hysteresis)
     targets = out / "targets.jsonl"
     assign(dataset, annotations, videos, out / "shown", targets, split, min_share, min_iou, faithful)
     manifest = build.build(dataclasses.replace(job, targets=targets, tracks=out / "shown"))
@@ -216,6 +220,8 @@ def run(
         logger.info("%s: %d rows", out / "rows" / f"{part}.parquet", counts["rows"])
         for reason, count in counts["dropped"].items():
             logger.warning("  %d left out: %s", count, reason)
+    if failed:
+        raise typer.Exit(status.FINDINGS)
 
 
 def _mode(classes: str) -> str | tuple[str, ...]:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from verl_stvg import recipe_names, status
+
 logger = logging.getLogger(__name__)
 
 
@@ -31,8 +33,9 @@ def plan(
     out: Annotated[Path | None, typer.Option(help="Everything as JSON too.")] = None,
 ) -> None:
     """Say what a recipe will take: tokens of a prompt, memory of a GPU, seconds of a step, hours of an epoch, disk; and
-    warn of what would fail. Estimates: every assumption is printed with its value and can be replaced.
+    warn of what would fail (exit status 1). Estimates: every assumption is printed with its value and can be replaced.
     """
+    recipe_names.check(recipe, context.args)
     from rich.console import Console
     from rich.table import Table
 
@@ -88,19 +91,19 @@ def plan(
         everything = {"recipe": recipe, "gpus": gpus, "hbm_gb": hbm, **found.as_dict()}
         everything["assumptions"] = {field.name: value for field, value in given.listed()}
         out.write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
+    if found.warnings:
+        raise typer.Exit(status.FINDINGS)
 
 
 def compose(recipe: str, overrides: list[str]):
     """A recipe's configuration, as `python -m verl.trainer.main_ppo` composes it.
 
     Raises:
-        ValueError: no such recipe, or an override that does not fit.
+        ValueError: an override does not fit.
     """
     import hydra
     from hydra.errors import HydraException
 
-    if not (Path(__file__).parent.parent / "recipes" / recipe / f"{recipe}.yaml").is_file():
-        raise ValueError(f"no recipe {recipe!r} below recipes/")
     with hydra.initialize_config_module(f"recipes.{recipe}", version_base=None):
         try:
             return hydra.compose(recipe, overrides)

@@ -1,22 +1,35 @@
 """Checks of a run's configuration before anything is started, so that a mistake costs seconds and ends in one message.
 
-Runs inside verl's own ``validate_config``, on the driver, for every run whose dataset class is ours: keys, paths,
-Ray's CPUs and memory first, then every row (its video, the length of its prompt, its ground truth). Rows that passed
-here are not decoded a second time when verl builds its dataset.
+Runs inside verl's own ``validate_config``, on the driver, for every run whose dataset class is ours: keys, values and
+names (`verl_stvg.config_checks`), paths, Ray's CPUs and memory first, then every row (its video, the length of its
+prompt, its ground truth). Rows that passed here are not decoded a second time when verl builds its dataset.
 """
 
 import difflib
 import importlib.util
+import inspect
 import logging
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from verl_stvg import nodes, python, watch
+from verl_stvg.config_checks import (
+    REWARD_OPTIONS,
+    clip_ratio_that_is_not_read,
+    defaults,
+    other_kinds,
+    row_files,
+    rows_beyond,
+    too_few_rows,
+    unknown_names,
+    unknown_reward_options,
+    unusable_cache,
+    unusable_files,
+)
 from verl_stvg.resume import too_little_disk, unusable_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -46,6 +59,7 @@ ADDED_KEYS = {
     "data.check_videos",
     "data.curriculum",
     "data.draw",
+    "data.filter_unusable_videos",
     "data.rollouts",
     "data.video_cache",
     "data.video_root",
@@ -87,21 +101,31 @@ def is_ours(config: DictConfig) -> bool:
 
 def check(config: DictConfig) -> None:
     """Raise `PreflightError` that lists everything wrong with the configuration and this machine."""
-    problems = [
-        *unknown_keys(config),
-        *missing_files(config),
-        *indivisible_batches(config),
-        *longer_than_the_rollout(config),
-        *too_few_gpus(config),
-        *attention_that_cannot_run(config),
-        *cache_without_manager(config),
-        *too_few_cpus(config),
-        *too_little_memory(),
-        *unusable_checkpoint(config),
-        *too_little_disk(config),
-    ] or differing_nodes(config)
-    if problems:
+    of_another_kind = other_kinds(config)
+    problems = [*unknown_keys(config), *of_another_kind]
+    if not of_another_kind:  # the other checks reckon with these values
+        problems += [
+            *unknown_names(config),
+            *unknown_reward_options(config),
+            *unusable_files(config),
+            *too_few_rows(config),
+            *indivisible_batches(config),
+            *groups_of_one(config),
+            *other_prompts(config),
+            *longer_than_the_rollout(config),
+            *too_few_gpus(config),
+            *attention_that_cannot_run(config),
+            *unusable_cache(config),
+            *cache_without_manager(config),
+            *too_few_cpus(config),
+            *too_little_memory(),
+            *unusable_checkpoint(config),
+            *too_little_disk(config),
+        ]
+    if problems := problems or differing_nodes(config):
         raise PreflightError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    for warning in (*clip_ratio_that_is_not_read(config), *rows_beyond(config)):
+        logger.warning("%s", warning)
     check_rows(config)
 
 
@@ -114,6 +138,8 @@ def check_rows(config: DictConfig) -> None:
     from verl.utils import hf_processor, hf_tokenizer
     from verl.utils.import_utils import load_extern_object
 
+    from verl_stvg.best_answer import BestAnswers
+    from verl_stvg.chat_template import settle
     from verl_stvg.dataset import RowError, row_uid
     from verl_stvg.reward import find_recipe
     from verl_stvg.video.plan import MERGE, PATCH, QWEN3_PATCH
@@ -129,23 +155,39 @@ def check_rows(config: DictConfig) -> None:
             f"{model} makes one token of {side}x{side} pixels, and sampling plans are for {PATCH * MERGE} (Qwen2-VL "
             f"and Qwen2.5-VL) and {QWEN3_PATCH * MERGE} (Qwen3-VL); train one of these"
         )
+    settle(processor, config.actor_rollout_ref.model.get("custom_chat_template"))
     dataset_class = load_extern_object(config.data.custom_cls.path, config.data.custom_cls.name)
     ours = "verl_stvg.reward" in str(OmegaConf.select(config, "reward.custom_reward_function.path") or "")
-    options = OmegaConf.select(config, "reward.custom_reward_function.reward_kwargs") or {}
+    options = OmegaConf.select(config, "reward.custom_reward_function.reward_kwargs") or OmegaConf.create()
+    options = OmegaConf.to_container(options, resolve=True)
     for files, limit in (("train_files", "train_max_samples"), ("val_files", "val_max_samples")):
         dataset = dataset_class(config.data[files], tokenizer, config.data, processor, config.data.get(limit, -1))
-        wrong = []
+        if files == "train_files" and (problems := too_few_rows(config, len(dataset))):
+            raise RowError(f"{config.data[files]}: {problems[0]}")
+        wrong, best = [], BestAnswers(options, dataset.opened)
         for index, row in enumerate(dataset.dataframe if ours else ()):
             try:
                 recipe = find_recipe(row["data_source"], options.get("recipe"))
                 recipe.check(row["reward_model"]["ground_truth"], row_uid(row))
             except ValueError as error:
                 wrong.append(f"  row {index}: {error}")
+                continue
+            try:
+                best.add(index, row, row_uid(row))
+            except ValueError as error:
+                raise RowError(f"{config.data[files]}: row {index}: {REWARD_OPTIONS}: {error}") from error
         if wrong:
             raise RowError(
                 f"{config.data[files]}: {len(wrong)} of {len(dataset.dataframe)} rows have no usable ground truth\n"
                 + "\n".join(wrong[:5])
             )
+        if best.unpaid:
+            lines = "\n".join(f"  {problem}" for problem in best.unpaid.values())
+            raise RowError(f"{config.data[files]}: no answer can earn all of the reward\n{lines}")
+        if overlong := best.overlong(tokenizer, int(config.data.max_response_length)):
+            if files == "train_files":
+                raise RowError(f"{config.data[files]}: {overlong}")
+            logger.warning("%s: %s", config.data[files], overlong)
     with open_dict(config):
         config.data.check_videos = "exist"
 
@@ -168,13 +210,7 @@ def cache_without_manager(config: DictConfig) -> list[str]:
 
 def unknown_keys(config: DictConfig) -> list[str]:
     """Keys of the composed configuration that neither verl's yaml nor verl_stvg knows."""
-    import verl
-
-    reference = (
-        Path(verl.__file__).parent / "trainer/config/_generated_ppo_trainer.yaml"
-    )  # verl's own composition, in full
-    base = OmegaConf.load(reference)
-    known = _leaves(base)
+    known = _leaves(defaults())
     groups = {key.rsplit(".", i)[0] for key in known for i in range(1, key.count(".") + 1)}
     problems = []
     for key in sorted(_leaves(config) - known):
@@ -201,26 +237,6 @@ def _leaves(config, prefix: str = "") -> set[str]:
     return found
 
 
-def row_files(config: DictConfig) -> Iterator[tuple[str, str]]:
-    """The run's row files, each with the key that names it; those in remote places are left out."""
-    for key in ("data.train_files", "data.val_files"):
-        files = OmegaConf.select(config, key)
-        yield from ((key, file) for file in ([files] if isinstance(files, str) else files or []) if "://" not in file)
-
-
-def missing_files(config: DictConfig) -> list[str]:
-    """Row files and model folders that are not there; names of remote places are left to verl."""
-    problems = [
-        f"{key}: {file} does not exist; build the rows first, or correct the path"
-        for key, file in row_files(config)
-        if not Path(file).expanduser().is_file()
-    ]
-    model = OmegaConf.select(config, "actor_rollout_ref.model.path")
-    if model and "://" not in model and Path(model).is_absolute() and not (Path(model) / "config.json").is_file():
-        problems.append(f"actor_rollout_ref.model.path: {model} holds no model (config.json); correct the path")
-    return problems
-
-
 def indivisible_batches(config: DictConfig) -> list[str]:
     """Micro batches that do not divide what a GPU is given in a step; verl asserts it in the workers, minutes later."""
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
@@ -243,6 +259,49 @@ def indivisible_batches(config: DictConfig) -> list[str]:
     return problems
 
 
+def groups_of_one(config: DictConfig) -> list[str]:
+    """Whether each prompt has one answer only, where the advantage is taken within the answers to a prompt.
+
+    verl 0.9.1 then takes the reward itself, so that every answer is reinforced, wrong ones too; or 0, for some.
+    """
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+
+    name, answers = str(config.algorithm.adv_estimator), int(config.actor_rollout_ref.rollout.n)
+    estimator = ADV_ESTIMATOR_REGISTRY.get(name)
+    if answers > 1 or estimator is None or "index" not in inspect.signature(estimator).parameters:
+        return []
+    return [
+        f"actor_rollout_ref.rollout.n={answers} with algorithm.adv_estimator={name}: the advantage compares the "
+        "answers to a prompt, and one answer has none to be compared with (verl would reinforce it whatever its "
+        "reward); set rollout.n to at least 2"
+    ]
+
+
+def other_prompts(config: DictConfig) -> list[str]:
+    """Keys that would change a prompt in training where the checks, evaluation and data selection do not know them."""
+    from verl_stvg.dataset import template_options
+    from verl_stvg.rollout import AGENT_NAME
+
+    problems = []
+    if given := OmegaConf.select(config, "data.mm_processor_kwargs"):
+        problems.append(
+            f"data.mm_processor_kwargs={given}: the frames of a video, their size and their times follow from its row; "
+            "remove it, and build the rows with other fps or max_pixels"
+        )
+    if config.actor_rollout_ref.rollout.agent.default_agent_loop == AGENT_NAME:
+        for key in ("tool_config_path", "function_tool_path"):
+            if OmegaConf.select(config, f"data.{key}"):
+                problems.append(
+                    f"data.{key}: the agent loop {AGENT_NAME} has one turn and calls no tools; remove it, or show "
+                    "tools in the prompt with data.apply_chat_template_kwargs.tools"
+                )
+    try:
+        template_options(config.data)
+    except ValueError as error:
+        problems.append(f"data.apply_chat_template_kwargs: {error}")
+    return problems
+
+
 def longer_than_the_rollout(config: DictConfig) -> list[str]:
     """Whether the longest prompt and the longest answer fit into vLLM's window together."""
     window = OmegaConf.select(config, "actor_rollout_ref.rollout.max_model_len")
@@ -256,18 +315,40 @@ def longer_than_the_rollout(config: DictConfig) -> list[str]:
 
 
 def too_few_gpus(config: DictConfig) -> list[str]:
-    """Whether this machine has the GPUs of a run that joins no cluster."""
+    """Whether this machine has the GPUs of a run that joins no cluster, or is a CPU that the run is meant for."""
     import torch
 
     from verl_stvg import cpu
 
     asked = int(config.trainer.n_gpus_per_node) * int(config.trainer.nnodes)
-    if cpu.wanted() or cluster_address(config) or asked <= torch.cuda.device_count():
+    if cluster_address(config):
+        return []
+    if cpu.wanted():
+        return _cpu_run(config, asked)
+    if asked <= torch.cuda.device_count():
         return []
     return [
         f"trainer.n_gpus_per_node x trainer.nnodes = {asked} GPUs and this machine has {torch.cuda.device_count()}; "
         "lower them, or start a Ray cluster and set RAY_ADDRESS"
     ]
+
+
+def _cpu_run(config: DictConfig, workers: int) -> list[str]:
+    """What a run on a CPU needs to be told: the device, and a logical GPU for each worker."""
+    problems, logical = [], int(OmegaConf.select(config, "ray_kwargs.ray_init.num_gpus") or 0)
+    if config.trainer.device != "cpu":
+        problems.append(
+            f"trainer.device={config.trainer.device} and verl runs on the CPU here, because no GPU is visible and vLLM "
+            "is the CPU build, or VERL_PLATFORM says so; train on a machine with GPUs, or set trainer.device=cpu as "
+            "+variant=tiny does"
+        )
+    if workers > logical:
+        problems.append(
+            f"trainer.n_gpus_per_node x trainer.nnodes = {workers} workers and Ray is started with {logical} GPUs, of "
+            "which each takes one, a mere count on a CPU; lower them, or set "
+            f"ray_kwargs.ray_init.num_gpus={workers}"
+        )
+    return problems
 
 
 def attention_that_cannot_run(config: DictConfig) -> list[str]:
@@ -342,7 +423,7 @@ def files_of_a_run(config: DictConfig) -> list[str]:
     """Row files, the first video of each, and the model if it is a folder: what every node reads."""
     from pyarrow import parquet
 
-    from verl_stvg.video.build import located, root_of
+    from verl_stvg.video.build import entries_of, root_of
 
     paths = []
     for _, file in row_files(config):
@@ -351,7 +432,7 @@ def files_of_a_run(config: DictConfig) -> list[str]:
         if "videos" in table.schema_arrow.names and table.metadata.num_rows:
             root = root_of(Path(file).expanduser().resolve(), OmegaConf.select(config, "data.video_root"))
             videos = next(table.iter_batches(1, columns=["videos"])).to_pylist()[0]["videos"]
-            paths += [located(video, root)["video"] for video in videos[:1]]
+            paths += [entry["video"] for entry in entries_of(videos, root, f"{file}: row 0")[:1]]
     model = config.actor_rollout_ref.model.path
     return paths + [model] if Path(model).exists() else paths
 

@@ -1,12 +1,26 @@
 """``verl-stvg score``: predictions of any program against the rows they answer."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from verl_stvg import status
+
 logger = logging.getLogger(__name__)
+
+LOST = ("missing", "errors", "extra", "duplicates", "half_written", "not_finite")
+"""Counts of `eval.score` of what is no answer to a row; a reply that cannot be read is one, and counts as wrong."""
+
+
+def judge(counts: Mapping[str, int]) -> None:
+    """End with `status.FINDINGS` where answers are missing, or where there are some that answer nothing."""
+    if any(counts.get(name) for name in LOST):
+        told = ", ".join(f"{name} {counts[name]}" for name in LOST if counts.get(name))
+        logger.warning("not all rows have one answer: %s", told)
+        raise typer.Exit(status.FINDINGS)
 
 
 def score(
@@ -22,7 +36,7 @@ def score(
         typer.Option(
             "--format",
             help="auto, answers, verl, lines, by_uid, annotation, hc_stvg, stvg_r1, time_r1, temporal_r1, videomind, "
-            "moment_detr.",
+            "moment_detr, timechat, lmms_eval.",
         ),
     ] = "auto",
     tracks: Annotated[
@@ -40,7 +54,9 @@ def score(
         Path | None, typer.Option(help="Folder of the scores; default: beside the predictions, with -scores added.")
     ] = None,
 ) -> None:
-    """Score predictions: table, intervals, groups and baselines (scores.json), and every row (items.jsonl)."""
+    """Score predictions: table, intervals, groups and baselines (scores.json), and every row (items.jsonl). Exit status
+    1 if rows have no prediction, or predictions no row.
+    """
     from eval import foreign
     from eval.benchmarks.items import item_of, read_rows
     from eval.score import rewards as mean_rewards
@@ -50,13 +66,13 @@ def score(
     if len(predictions) == 1 and predictions[0].is_dir():
         if rows or form != "auto" or out or rewards:
             raise ValueError(f"{predictions[0]}: a folder of answers knows rows, format and place; leave them out")
-        score_run(predictions[0], benchmark, tracks, masks, tuple(train or ()))
+        judge(score_run(predictions[0], benchmark, tracks, masks, tuple(train or ()))["counts"])
         return
     if not rows:
         raise ValueError("predictions are scored against the rows they answer: give --rows FILE.parquet")
     found = foreign.read(predictions, [item_of(row) for row in read_rows(rows)], form)
-    scores = score_files(rows, found.answers, benchmark, tracks, masks, tuple(train or ()), found.counts)
-    scores.made_by["predictions"] = [str(file) for file in predictions]
+    scores = score_files(rows, found.answers, benchmark, tracks, masks, tuple(train or ()), found.counts, found.notes)
+    scores.made_by.update(predictions=[str(file) for file in predictions], format=list(found.forms))
     folder = out or predictions[0].with_name(f"{predictions[0].stem}-scores")
     scores.write(folder)
     logger.info("%s", scores.table())
@@ -65,3 +81,4 @@ def score(
         for source, parts in mean_rewards(read_rows(rows), texts).items():
             logger.info("%s: %s", source, ", ".join(f"{part} {value:.4f}" for part, value in parts.items()))
     logger.info("scores and items: %s", folder)
+    judge(scores.counts)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from verl_stvg import status
+
 if TYPE_CHECKING:
     from data_builders.selection.folder import Stage
     from verl_stvg.generate import Settings
@@ -37,6 +39,13 @@ def _settings(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    template_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE for the chat template, as data.apply_chat_template_kwargs.KEY in training; may be given "
+            "several times. Default: those of the training that made the checkpoint."
+        ),
+    ] = None,
     max_model_len: Annotated[
         int | None, typer.Option(help="Tokens of prompt and answer together; default: the model's.")
     ] = None,
@@ -59,6 +68,7 @@ def _settings(
     """How rows are answered; None where they are not."""
     if model is None:
         return None
+    from verl_stvg.chat_template import options_for
     from verl_stvg.generate import Settings
     from verl_stvg.video.store import FrameStore, default_folder
 
@@ -69,6 +79,7 @@ def _settings(
         temperature=temperature,
         max_tokens=max_tokens,
         seed=seed,
+        template=options_for(model, template_option or ()),
         max_model_len=max_model_len,
         dtype=dtype,
         tensor_parallel=tensor_parallel,
@@ -181,7 +192,9 @@ def subset(
     seed: int = 42,
     video_root: VideoRootOption = None,
 ) -> None:
-    """The rows to train on: a share of what the stages left, spread over sets and difficulties as these are."""
+    """The rows to train on: a share of what the stages left, spread over sets and difficulties as these are. Exit
+    status 1 if fewer are left than --size.
+    """
     from data_builders.selection import subset as chooser
 
     found = chooser.Judgements(reflection, difficulty, variance, uids)
@@ -191,6 +204,8 @@ def subset(
     if manifest["chosen"] < manifest["asked"]:
         logger.warning("%d rows were asked for and only %d are left", manifest["asked"], manifest["chosen"])
     logger.info("%d of %d rows: %s", manifest["chosen"], manifest["rows"], out / chooser.TRAIN)
+    if size is not None and manifest["chosen"] < size:
+        raise typer.Exit(status.FINDINGS)
 
 
 @app.command("time-r1")
@@ -229,22 +244,31 @@ def _run(stage: "Stage", rows: list[Path], out: Path, video_root: Path | None, s
     from data_builders.selection import report as page
 
     folder.prepare(stage, rows, out, video_root)
+    failed = 0
     if settings:
         from verl_stvg.generate import generate
 
         name = "all" if settings.fold_size is None else f"fold{settings.fold_index}"
-        generate([out / folder.ROWS], out / folder.ANSWERS / name, settings)
+        failed = generate([out / folder.ROWS], out / folder.ANSWERS / name, settings).errors
     try:
         folder.judge(stage, out)
     except folder.MissingAnswers as missing:
         if settings is None or settings.fold_size is None:
             raise
         logger.info("fold %d is answered; %s", settings.fold_index, missing)
+        _judge(failed)
         return
     page.write([out], out / REPORT)
     for note in folder.read_summary(out)["notes"]:
         logger.info(note)
     logger.info("judgements: %s; a page of them: %s", out / folder.JUDGED, out / REPORT)
+    _judge(failed)
+
+
+def _judge(failed: int) -> None:
+    """Findings are rows that the model could not be asked about; the judgements leave them out."""
+    if failed:
+        raise typer.Exit(status.FINDINGS)
 
 
 def _quotas(given: list[str]) -> dict[str, int]:

@@ -1,0 +1,47 @@
+"""Which recipes and variants there are, looked up in their folder: a misspelt name costs no start-up of verl."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+VARIANTS = "variant"
+
+
+def recipes() -> list[str]:
+    """Names of the recipes: folders with a yaml of their name."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/*.yaml") if path.stem == path.parent.name)
+
+
+def check(recipe: str, overrides: Sequence[str] = (), config_name: str | None = None) -> None:
+    """Refuse a recipe, or a variant in the arguments for verl, that is not there.
+
+    Variants are looked up below ``recipes/variant`` only where the arguments name no other place to search.
+
+    Args:
+        recipe: folder below ``recipes/``.
+        overrides: arguments for verl, such as ``+variant=[tiny,lora]``.
+        config_name: yaml in the folder; default: the recipe's own name.
+
+    Raises:
+        ValueError: names what there is instead.
+    """
+    if not (FOLDER / recipe / f"{config_name or recipe}.yaml").is_file():
+        yamls = sorted(path.stem for path in (FOLDER / recipe).glob("*.yaml"))
+        if config_name and yamls:
+            raise ValueError(f"recipe {recipe} has no {config_name}.yaml; it has {', '.join(yamls)}")
+        raise ValueError(f"no recipe {recipe!r} below recipes/; {_instead(recipe, recipes())}")
+    if any("searchpath" in text or text.startswith(("--config-dir", "-cd")) for text in overrides):
+        return
+    known = sorted(path.stem for path in (FOLDER / VARIANTS).glob("*.yaml"))
+    for text in overrides:
+        key, _, value = text.partition("=")
+        names = [name.strip(" '\"") for name in value.strip("[]").split(",")]
+        for name in names if key.lstrip("+") == VARIANTS else ():
+            if name not in (*known, "null"):
+                raise ValueError(f"{text}: no variant {name!r} below recipes/{VARIANTS}/; {_instead(name, known)}")
+
+
+def _instead(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{f'did you mean {near[0]}? There' if near else 'there'} are {', '.join(known)}"
