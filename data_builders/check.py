@@ -10,15 +10,18 @@ import functools
 import hashlib
 import json
 import math
+import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_builders import tubes
 from data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
 from data_builders.records import Interval
 from data_builders.row import counted, hull, misnumbered
@@ -26,9 +29,11 @@ from data_builders.templates import perfect_answer
 from data_builders.videos import Facts
 from verl_stvg.parallel import work
 from verl_stvg.reward import find_recipe
-from verl_stvg.video.build import located, plan_of, root_of
+from verl_stvg.row_shape import row_shape_problems
+from verl_stvg.video.build import entry_of, listed, located, plan_of, root_of, which
 from verl_stvg.video.cache import hash_file
-from verl_stvg.video.child import Decoder
+from verl_stvg.video.child import shared_decoder
+from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.decode import VideoInfo
 from verl_stvg.video.identity import ENDINGS
 from verl_stvg.video.plan import SamplingPlan
@@ -49,7 +54,7 @@ class Finding:
 
     Attributes:
         file: parquet file, as given.
-        row: position in it.
+        row: position in it; None for the file as a whole.
         uid: of the row.
         problem: kind, the same words for the same kind.
         detail: what it is here.
@@ -57,14 +62,15 @@ class Finding:
     """
 
     file: str
-    row: int
+    row: int | None
     uid: str
     problem: str
     detail: str
     serious: bool = True
 
     def __str__(self) -> str:
-        return f"{self.file} row {self.row} ({self.uid}): {self.problem}: {self.detail}"
+        where = self.file if self.row is None else f"{self.file} row {self.row} ({self.uid})"
+        return f"{where}: {self.problem}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -86,9 +92,11 @@ class _Said:
         times: whether the times of all frames are recorded.
         numbered: something in the row has frame numbers: boxes, IDs, tracks.
         hull: from the first start to the last end.
-        tube: its first frame, and the one after its last.
+        tube: its first frame, and the one after its last, as the row counts them.
+        first_frame_of: what they count in, see `FrameClock.in_file`.
         count: of frames, as annotated.
         size: (width, height) of the pictures on which the boxes are annotated.
+        unrecorded: arguments of `tubes.faults`, where the row does not record its file.
     """
 
     duration: float | None = None
@@ -98,25 +106,33 @@ class _Said:
     numbered: bool = False
     hull: Interval | None = None
     tube: tuple[int, int] | None = None
+    first_frame_of: str | None = None
     count: float | None = None
     size: Size | None = None
+    unrecorded: tuple[dict, dict, dict] | None = None
 
 
 @dataclass
 class _Seen:
-    """What is remembered of a row: enough for comparisons, small enough for a hundred thousand."""
+    """What is remembered of a video of a row: enough for comparisons, small enough for a hundred thousand.
+
+    What a row says of its video, it says of the first. A row without a video has one of these, too, without a name.
+    """
 
     file: int
     row: int
     uid: str
     video: str
     name: str  # of the video: its path in the row
-    same: bytes  # hash of part and query
+    same: bytes  # hash of part, query and all further videos
     truth: bytes  # hash of the interval and the target besides
     evaluation: bool
     end: float | None
     plan: tuple
     said: _Said = _Said()
+    place: int = 0  # in the row
+    which: str = ""  # how a detail begins: nothing where the row has one video
+    wrong: str = ""  # why nothing can be known of the video
 
 
 def check(
@@ -126,8 +142,12 @@ def check(
     workers: int = 1,
     on_ray: bool = False,
     progress: Callable[[int, int], None] = lambda *_: None,
+    videos: bool = True,
 ) -> tuple[list[Finding], Counts]:
     """Look for everything that `Finding` can be, in the order of files and rows.
+
+    A row that is none (`row_shape_problems`) is a finding, and nothing more is asked of it. Where none of the videos
+    of a file is there, that is one finding, too.
 
     Args:
         files: parquet files; those of training and evaluation together, so that they can be compared.
@@ -136,20 +156,36 @@ def check(
         workers: see `verl_stvg.parallel.work`.
         on_ray: see `verl_stvg.parallel.work`.
         progress: called with videos done and their number.
+        videos: look into them; else only what the rows say is looked at.
 
     Raises:
         ValueError: a file that is missing or has no rows of ours.
     """
     findings: list[Finding] = []
     seen: list[_Seen] = []
+    lost: set[str] = set()
+    malformed = 0
     for number, file in enumerate(files):
         root = root_of(file.resolve(), video_root)
+        before = len(seen)
         for position, row in enumerate(rows_of(file)):
+            if wrong := row_shape_problems(row):
+                findings += (Finding(str(file), position, uid_of(row), "row", text) for text in wrong)
+                malformed += 1
+                continue
             findings += (Finding(str(file), position, *found) for found in row_problems(row))
-            seen.append(_remember(row, number, position, root))
+            seen += _remember(row, number, position, root)
+        named = dict.fromkeys(one.video for one in seen[before:] if one.video)
+        if videos and named and _none_is_there(named, root):
+            detail = (
+                f"none of the {len(named):,} videos of these rows is there, such as {next(iter(named))}; correct "
+                f"--video-root (it is {root}), or check the rows alone, with --no-videos"
+            )
+            findings.append(Finding(str(file), None, "", "videos", detail))
+            lost.update(named)
     plans: dict[str, list[tuple]] = defaultdict(list)
-    for one in seen:
-        if one.plan not in plans[one.video]:
+    for one in seen if videos else ():
+        if one.video and one.video not in lost and one.plan not in plans[one.video]:
             plans[one.video].append(one.plan)
     looks: dict[str, tuple[Facts | str, dict[tuple, str]]] = {}
     for found in work(functools.partial(_look, decode), list(plans.items()), workers, on_ray):
@@ -160,8 +196,14 @@ def check(
     findings += _twins(files, seen, looks)
     findings += _leaks(files, seen, looks)
     order = {str(file): k for k, file in enumerate(files)}
-    findings.sort(key=lambda finding: (order[finding.file], finding.row))
-    return findings, Counts(len(seen), len(plans))
+    findings.sort(key=lambda finding: (order[finding.file], -1 if finding.row is None else finding.row))
+    return findings, Counts(malformed + sum(not one.place for one in seen), len(plans))
+
+
+def _none_is_there(videos: Iterable[str], root: Path) -> bool:
+    """Whether all videos of a file are missing because nobody put them there; one alone may just be lost."""
+    found = list(videos)
+    return (len(found) > 1 or not root.is_dir()) and not any(map(os.path.isfile, found))
 
 
 def tally(findings: list[Finding]) -> dict[str, int]:
@@ -184,11 +226,16 @@ def rows_of(file: Path) -> Iterator[dict]:
     """
     if not file.is_file():
         raise ValueError(f"{file}: no such file; build the rows first, or correct the path")
-    with pq.ParquetFile(file) as table:
-        if missing := [name for name in COLUMNS if name not in table.schema_arrow.names]:
-            raise ValueError(f"{file}: has no column {', '.join(missing)}; build the rows again")
-        for batch in table.iter_batches(1000, columns=list(COLUMNS)):
-            yield from batch.to_pylist()
+    try:
+        with pq.ParquetFile(file) as table:
+            missing = [name for name in COLUMNS if name not in table.schema_arrow.names]
+            batches = () if missing else table.iter_batches(1000, columns=list(COLUMNS))
+            for rows in map(pa.RecordBatch.to_pylist, batches):
+                yield from rows
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: not a readable parquet file of rows ({error}); build the rows again") from error
+    if missing:
+        raise ValueError(f"{file}: has no column {', '.join(missing)}; build the rows again")
 
 
 # --- one row ----------------------------------------------------------------------------------------------------------
@@ -196,13 +243,14 @@ def rows_of(file: Path) -> Iterator[dict]:
 
 def row_problems(row: dict) -> Iterator[tuple]:
     """(uid, problem, detail, serious) of what can be seen without the video."""
-    uid, truth = _uid(row), _truth(row)
+    uid, truth = uid_of(row), truth_of(row)
     text = "".join(turn["content"] for turn in row["prompt"] or ())
     if text.count("<video>") != len(row["videos"] or ()) or not row["videos"]:
         yield uid, "placeholders", f"{text.count('<video>')} <video> for {len(row['videos'] or ())} videos", True
     if truth.get("start") is None and truth.get("option") is None and truth.get("answer") is None:
         yield uid, "no ground truth", "cannot be trained on or scored here", not _is_evaluation(row)
         return
+    yield from ((uid, *found) for found in _tube_problems(row, truth))
     try:
         recipe = find_recipe(row["data_source"])
         recipe.check(truth, uid)
@@ -221,11 +269,36 @@ def row_problems(row: dict) -> Iterator[tuple]:
             not _is_evaluation(row),
         )
     for start, end in truth.get("intervals") or ():
-        if truth["duration"] and end > truth["duration"]:
+        if truth.get("duration") and end > truth["duration"]:
             over = f"ends at {end:.2f} s, the video is said to last {truth['duration']:.2f} s"
             yield uid, "past the stated end", over, False
         if start < 0:
             yield uid, "before the start", f"begins at {start:.2f} s", False
+
+
+def _tube_problems(row: dict, truth: dict) -> Iterator[tuple]:
+    """(problem, detail, serious) of a row's tube, as far as the row records its file; `_contradictions` has the rest.
+
+    Where the answer has no boxes they are what evaluation scores, and a published truth is nobody's to correct.
+    """
+    extra, entry = row["extra_info"] or {}, next((entry for _, entry, _ in read_entries(row["videos"])), {})
+    asked = "boxes" in row["data_source"].partition("/")[0]
+    if asked and truth.get("boxes") and entry.get("video_start") and extra.get("first_frame_of") != "shown":
+        begin = f"{entry['video_start']:g} s"
+        detail = f"first_frame counts frames of the file, and the row shows it from {begin} on; build the rows again"
+        yield "frame numbers", detail, True
+    clock = _recorded_clock(extra)
+    if clock is not None:
+        for problem, detail, serious in tubes.faults(truth, extra, entry, clock):
+            yield problem, detail, serious and not _is_evaluation(row)
+
+
+def _recorded_clock(extra: dict) -> FrameClock | None:
+    """The clock of a row's file; None where the row does not record it, or an older version did."""
+    constant, times = extra.get("constant_rate"), extra.get("frame_times")
+    if constant is None or not extra.get("num_frames") or not extra.get("source_fps") or not (constant or times):
+        return None
+    return FrameClock(extra["num_frames"], extra["source_fps"], times and tuple(times), extra.get("file_end"))
 
 
 def _from_zero(truth: dict) -> dict:
@@ -235,26 +308,56 @@ def _from_zero(truth: dict) -> dict:
     return truth | times | ({"intervals": spans} if spans else {})
 
 
-def _remember(row: dict, file: int, position: int, root: Path) -> _Seen:
-    truth, video = _truth(row), (row["videos"] or [{}])[0]
-    name = video.get("video") or ""
-    part = (video.get("video_start"), video.get("video_end"))
+def read_entries(videos: object) -> list[tuple[str, dict, str]]:
+    """Of each of a row's ``videos``: how a detail about it begins, its entry (`entry_of`), and what is wrong with it.
+
+    The beginning is empty where there is one video, the entry where something is wrong.
+    """
+    try:
+        videos = listed(videos)
+    except ValueError as error:
+        return [("", {}, str(error))]
+    found = []
+    for place, video in enumerate(videos):
+        try:
+            entry, wrong = entry_of(video), ""
+        except ValueError as error:
+            entry, wrong = {}, str(error)
+        found.append((which(place, len(videos)), entry, wrong))
+    return found
+
+
+def _remember(row: dict, file: int, position: int, root: Path) -> Iterator[_Seen]:
+    truth, entries = truth_of(row), read_entries(row["videos"]) or [("", {}, "")]
+    parts = [(entry.get("video_start"), entry.get("video_end")) for _, entry, _ in entries]
+    further = [entry.get("video") for _, entry, _ in entries[1:]]
     query = (row["extra_info"] or {}).get("sentence") or (row["extra_info"] or {}).get("query") or ""
     target = [truth.get(key) for key in ("start", "end", "object_id", "option")]
     ends = [end for _, end in truth.get("intervals") or ()] or [e for e in [truth.get("end")] if e is not None]
-    return _Seen(
-        file,
-        position,
-        _uid(row),
-        str(root / name) if name else "",
-        name,
-        _digest(part, query.strip().lower().rstrip(".")),
-        _digest(target),
-        _is_evaluation(row),
-        max(ends, default=None),
-        tuple(sorted((key, value) for key, value in located(video, root).items() if key != "video")),
-        _said(row["extra_info"] or {}, truth, video),
-    )
+    known = not any(wrong for _, _, wrong in entries)
+    same = _digest(parts, further, query.strip().lower().rstrip(".")) if known else _digest(file, position)
+    for place, (beginning, entry, wrong) in enumerate(entries):
+        there = located(entry, root) if entry else {}
+        yield _Seen(
+            file,
+            position,
+            uid_of(row),
+            there.pop("video", ""),
+            entry.get("video", ""),
+            same,
+            _digest(target),
+            _is_evaluation(row),
+            max(ends, default=None),
+            tuple(sorted((key, _frozen(value)) for key, value in there.items())),
+            _said(row["extra_info"] or {}, truth, entry),
+            place,
+            beginning,
+            wrong,
+        )
+
+
+def _frozen(value: object) -> object:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _said(extra: dict, truth: dict, video: dict) -> _Said:
@@ -271,8 +374,10 @@ def _said(extra: dict, truth: dict, video: dict) -> _Said:
         numbered,
         hull(truth.get("intervals") or single),
         tube,
+        extra.get("first_frame_of"),
         counted(annotated) if numbered else None,
         annotated_size(annotated) if tube else None,
+        (truth, extra, video) if tube and _recorded_clock(extra) is None else None,
     )
 
 
@@ -280,12 +385,14 @@ def _digest(*parts: object) -> bytes:
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
 
 
-def _uid(row: dict) -> str:
-    extra = row["extra_info"] or {}
-    return str(extra.get("uid") or extra.get("index"))
+def uid_of(row: dict) -> str:
+    """What messages call a row, whatever it is."""
+    extra = row["extra_info"] if isinstance(row["extra_info"], dict) else {}
+    return f"{extra.get('uid') or extra.get('index')!s:.200}"
 
 
-def _truth(row: dict) -> dict:
+def truth_of(row: dict) -> dict:
+    """The ground truth of a row without what is empty; nothing where there is none."""
     found = (row["reward_model"] or {}).get("ground_truth")
     return {key: value for key, value in found.items() if value is not None} if isinstance(found, dict) else {}
 
@@ -304,46 +411,41 @@ def _look(decode: bool, jobs: list[tuple[str, list[tuple]]]) -> list[tuple[str, 
 
 def _look_at(path: str, plans: list[tuple], decode: bool) -> tuple[Facts | str, dict[tuple, str]]:
     try:
-        info = _decoder().probe(path)
+        info = shared_decoder().probe(path)
         facts = Facts.of(info, hash_file(path))
     except (ValueError, OSError) as error:
         return str(error), {}
     wrong = {}
     for options in plans:
         try:
-            plan = plan_of(dict(options), info)
+            chosen = dict(options)
+            plan = plan_of(chosen, info).masked(chosen.get("hidden"), chosen.get("shown"))
             if decode:
-                _decoder().read(path, plan)
+                shared_decoder().try_out(path, plan.whole)
         except (ValueError, OSError) as error:
             wrong[options] = str(error)
     return facts, wrong
 
 
-@functools.cache
-def _decoder() -> Decoder:
-    return Decoder(threads=1)
-
-
 def _video_problems(one: _Seen, looks: dict) -> Iterator[tuple]:
-    """(problem, detail, serious) of a row's video."""
-    if not one.video:
-        return
-    facts, wrong = looks[one.video]
+    """(problem, detail, serious) of one of a row's videos."""
+    if one.wrong:
+        yield "video entry", one.which + one.wrong, True
+    if one.video in looks:
+        for problem, detail, serious in _problems_of_video(one, *looks[one.video]):
+            yield problem, one.which + detail, serious
+
+
+def _problems_of_video(one: _Seen, facts: Facts | str, wrong: dict[tuple, str]) -> Iterator[tuple]:
     if isinstance(facts, str):
         yield "video", facts, True
         return
     if one.plan in wrong:
         yield "frames", wrong[one.plan], True
-    shown = _shown_seconds(dict(one.plan), facts.info)
-    if one.end is not None and one.end > shown + SLACK:
-        detail = f"the interval ends at {one.end:.2f} s and the video at {shown:.2f} s"
-        yield "not covered", detail, not one.evaluation
-    if one.said.duration is not None and abs(one.said.duration - shown) > SLACK:
-        detail = f"the row says {one.said.duration:.2f} s, and the file shows {shown:.2f} s"
-        yield "length", detail, False
+    if not one.place:
+        yield from _against_video(one, facts)
     for note in facts.notes:
         yield "unusual video", note, False
-    yield from _contradictions(one, facts)
     options = dict(one.plan)
     if options.get("rule") == "qwen_vl_utils" and facts.times is not None and one.plan not in wrong:
         off = drift(plan_of(options | {"tracks": None}, facts.info), options.get("video_start") or 0.0)
@@ -355,16 +457,35 @@ def _video_problems(one: _Seen, looks: dict) -> Iterator[tuple]:
             yield "clock", detail, off > SLACK and not one.evaluation
 
 
+def _against_video(one: _Seen, facts: Facts) -> Iterator[tuple]:
+    """What a row says of its (first) video and the file does not confirm."""
+    shown = _shown_seconds(dict(one.plan), facts.info)
+    if one.end is not None and one.end > shown + SLACK:
+        detail = f"the interval ends at {one.end:.2f} s and the video at {shown:.2f} s"
+        yield "not covered", detail, not one.evaluation
+    if one.said.duration is not None and abs(one.said.duration - shown) > SLACK:
+        detail = f"the row says {one.said.duration:.2f} s, and the file shows {shown:.2f} s"
+        yield "length", detail, False
+    yield from _contradictions(one, facts)
+
+
 def _contradictions(one: _Seen, facts: Facts) -> Iterator[tuple]:
     """What the file says against frame numbers, sizes and recorded facts of a row."""
     said, begin = one.said, dict(one.plan).get("video_start") or 0.0
     span = said.hull and hull([said.hull], begin)
-    if said.numbered and (found := misnumbered(facts.clock, said.tube, span, said.count)):
+    first = said.tube and facts.clock.in_file(said.tube[0], begin, said.first_frame_of)
+    tube = said.tube and (first, first + said.tube[1] - said.tube[0])
+    if said.numbered and (found := misnumbered(facts.clock, tube, span, said.count)):
         yield "frame numbers", f"{found[0]}: {found[1]}", True
     try:
         scales(said.size, (facts.width, facts.height))
     except TurnedBoxes as error:
         yield "turned boxes", str(error), True
+    if said.unrecorded is not None:
+        truth, extra, video = said.unrecorded
+        extra = extra | {"width": facts.width, "height": facts.height}
+        for problem, detail, serious in tubes.faults(truth, extra, video, facts.clock):
+            yield problem, detail, serious and not one.evaluation
     if None not in said.facts and not _same(said.facts, facts):
         detail = f"the row says {_words(said.facts)}, and the file has {_words(_recorded(facts))}; build the rows again"
         yield "another video", detail, said.numbered or bool(said.constant)
@@ -430,6 +551,8 @@ def _twins(files: list[Path], seen: list[_Seen], looks: dict) -> Iterator[Findin
     uids: dict[str, _Seen] = {}
     asked: dict[tuple, _Seen] = {}
     for one in seen:
+        if one.place:
+            continue
         first = uids.setdefault(one.uid, one)
         if first is not one:
             yield _beside(files, one, "uid twice", first, True)
@@ -465,12 +588,13 @@ def _leaks(files: list[Path], seen: list[_Seen], looks: dict) -> Iterator[Findin
             continue
         for mark in _marks(one, looks):
             if (other := evaluated.get(mark)) and (mark[0] != "name" or not _differ(one, other, looks)):
-                yield _beside(files, one, "evaluation video in training", other, True, f"same {mark[0]} ")
+                yield _beside(files, one, "evaluation video in training", other, True, f"{one.which}same {mark[0]} ")
                 break
         else:
             if other := stems.get(_stem(one.name)):
                 bytes_ = "other bytes" if _differ(one, other, looks) else "bytes that could not be compared"
-                yield _beside(files, one, "name of an evaluation video", other, False, f"same name but {bytes_} ")
+                what = f"{one.which}same name but {bytes_} "
+                yield _beside(files, one, "name of an evaluation video", other, False, what)
 
 
 def _differ(one: _Seen, other: _Seen, looks: dict) -> bool:

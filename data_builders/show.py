@@ -5,7 +5,9 @@ says about it; filters by set, split and problem. All markup stands in `show.htm
 """
 
 import json
+import logging
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +15,15 @@ import jinja2
 
 from data_builders import check
 from data_builders.objects.boxes import TurnedBoxes, annotated_size, scaled
+from data_builders.read import json_lines
+from verl_stvg.lock import write_whole
+from verl_stvg.row_shape import row_shape_problems
 from verl_stvg.video.build import root_of
-from verl_stvg.video.decode import VideoError, VideoInfo, probe
+from verl_stvg.video.child import shared_decoder
+from verl_stvg.video.decode import VideoError, VideoInfo
 from verl_stvg.video.thumbnails import thumbnails
+
+logger = logging.getLogger(__name__)
 
 PICTURES = 8
 SIDE = 200
@@ -39,7 +47,8 @@ def write(
 ) -> int:
     """Write the page and return how many rows are on it.
 
-    Rows with a problem come first, up to half of the limit; the rest is spread evenly over the files.
+    Rows with a problem come first, up to half of the limit; the rest is spread evenly over the files. A row or a video
+    that cannot be shown is a card that says why.
 
     Args:
         files: parquet files of rows.
@@ -50,7 +59,7 @@ def write(
             shown that need no video.
 
     Raises:
-        ValueError: a file that is missing or has no rows of ours.
+        ValueError: a file that is missing or has no rows of ours, findings that are none.
     """
     names, files = [str(file) for file in files], [file.resolve() for file in files]  # `check` may have said another
     problems: dict[_Place, list[str]] = defaultdict(list)
@@ -58,12 +67,12 @@ def write(
     for file in files:
         for number, row in enumerate(check.rows_of(file)):
             places.append(_Place(file, number))
-            problems[places[-1]] += [f"{problem}: {detail}" for _, problem, detail, _ in check.row_problems(row)]
-    for line in findings.read_text(encoding="utf-8").splitlines() if findings else ():
-        found = json.loads(line)
-        text = f"{found['problem']}: {found['detail']}"
-        place = _Place(Path(found["file"]).resolve(), found["row"])
-        if place in problems and text not in problems[place]:
+            problems[places[-1]] += _problems(row)
+    for file, number, text in _found(findings) if findings else ():
+        place = _Place(file.resolve(), number)
+        if number is None:
+            logger.warning("%s: %s", file, text)
+        elif place in problems and text not in problems[place]:
             problems[place].append(text)
     chosen = _choose(places, problems, limit)
     budget = PAGE_BYTES // max(1, len(chosen) * PICTURES)
@@ -89,9 +98,25 @@ def write(
         kinds=sorted(kinds),
         trouble=sum(bool(found) for found in problems.values()),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8", newline="\n")
+    write_whole(out, page)
     return len(cards)
+
+
+def _problems(row: dict) -> list[str]:
+    """What is wrong with a row, as far as it shows without its video."""
+    if wrong := row_shape_problems(row):
+        return [f"row: {text}" for text in wrong]
+    found = [f"{problem}: {detail}" for _, problem, detail, _ in check.row_problems(row)]
+    return found + [f"video entry: {which}{text}" for which, _, text in check.read_entries(row["videos"]) if text]
+
+
+def _found(findings: Path) -> Iterator[tuple[Path, int | None, str]]:
+    """File, row and text of every line that `data_builders.check.write` wrote."""
+    for number, line in json_lines(findings):
+        try:
+            yield Path(line["file"]), line["row"], f"{line['problem']}: {line['detail']}"
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{findings}: line {number} is no finding ({error!r}); run the check again") from error
 
 
 def _choose(places: list[_Place], problems: dict[_Place, list[str]], limit: int) -> set[_Place]:
@@ -104,19 +129,25 @@ def _choose(places: list[_Place], problems: dict[_Place, list[str]], limit: int)
 
 
 def _card(row: dict, root: Path, problems: list[str], budget: int) -> dict:
-    extra, truth = row["extra_info"], row["reward_model"]["ground_truth"]
-    video = row["videos"][0]
+    if row_shape_problems(row):  # nothing of it can be relied on but its name
+        row = {"data_source": "", "videos": None, "reward_model": None, "extra_info": {"uid": check.uid_of(row)}}
+    extra, truth = row["extra_info"], check.truth_of(row)
+    _, video, _ = (check.read_entries(row["videos"]) or [("", {}, "")])[0]
+    name = video.get("video", "")
     begin = video.get("video_start") or 0.0
     duration = extra.get("duration") or truth.get("duration")
-    path, pictures, size = root / video["video"], [], (3, 2)
+    path, pictures, size = root / name, [], (3, 2)
     try:
-        info = probe(path)
+        if not name:
+            raise VideoError("the row names none that can be shown")
+        info = shared_decoder().probe(path)
         duration = duration or info.duration
         pictures, size = thumbnails(path, PICTURES, SIDE, budget, begin, begin + duration)
         shown = info.clock.on_show([one.time for one in pictures]).tolist()
-        boxes = _boxes(truth, extra.get("annotated"), shown, info)
+        first = info.clock.in_file(truth.get("first_frame") or 0, begin, extra.get("first_frame_of"))
+        boxes = _boxes(truth.get("boxes") or [], first, extra.get("annotated"), shown, info)
     except VideoError as error:
-        problems = [*problems, f"video: {str(error).replace(str(path), video['video'])}"]
+        problems = [*problems, f"video: {str(error).replace(str(path), name)}"]
         boxes = []
     except TurnedBoxes as error:
         problems = [*problems, f"turned boxes: {error}"]
@@ -124,15 +155,15 @@ def _card(row: dict, root: Path, problems: list[str], budget: int) -> dict:
     single = [[truth["start"], truth["end"]]] if truth.get("start") is not None else []
     intervals = truth.get("intervals") or single
     return {
-        "uid": extra["uid"],
+        "uid": check.uid_of(row),
         "dataset": extra.get("dataset") or row["data_source"],
-        "split": extra["split"],
+        "split": extra.get("split") or "",
         "template": extra.get("template") or "",
-        "query": extra.get("sentence") or extra["query"],
+        "query": extra.get("sentence") or extra.get("query") or "",
         "options": extra.get("options") or [],
         "answer": truth.get("answer") or "",
         "target": truth.get("object_id"),
-        "video": video["video"],
+        "video": name,
         "where": extra.get("annotation") or "",
         "duration": duration,
         "size": size,
@@ -151,13 +182,19 @@ def _card(row: dict, root: Path, problems: list[str], budget: int) -> dict:
     }
 
 
-def _boxes(truth: dict, annotated: str | None, frames: list[int], info: VideoInfo) -> list[dict | None]:
+def _boxes(found: list, first: int, annotated: str | None, frames: list[int], info: VideoInfo) -> list[dict | None]:
     """The target's box in each of some frames, in per cent of the picture and cut at its border.
+
+    Args:
+        found: boxes of the tube.
+        first: frame of the file of the first of them.
+        annotated: the row's JSON text of further fields.
+        frames: of the file.
+        info: of the file.
 
     Raises:
         TurnedBoxes: see `data_builders.objects.boxes.scales`.
     """
-    found, first = truth.get("boxes") or [], truth.get("first_frame") or 0
     size = annotated_size(json.loads(annotated) if annotated else {})
     there = scaled(found, size, (info.width, info.height))
     return [_box(there[k - first], info) if first <= k < first + len(there) else None for k in frames]

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from verl_stvg.parallel import work
 from verl_stvg.video.cache import hash_file
-from verl_stvg.video.child import Decoder
+from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.decode import VideoInfo
 from verl_stvg.video.identity import ENDINGS, identity
@@ -310,17 +310,12 @@ def _look(root: str, names: list[str]) -> list[tuple[str, list[int], Facts | str
         path = Path(root, name)
         state = identity(path)
         try:
-            info = _decoder().probe(path)
+            info = shared_decoder().probe(path)
             facts = Facts.of(info, hash_file(str(path)))
         except (ValueError, OSError) as error:
             facts = str(error)
         found.append((name, state, facts))
     return found
-
-
-@functools.cache
-def _decoder() -> Decoder:
-    return Decoder(threads=1)
 
 
 def _read_journal(root: Path, journal: Path) -> Iterator[tuple[str, Facts | str]]:

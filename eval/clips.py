@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
 from eval import charts
 from eval.replies import Reply
+from verl_stvg.row_shape import row_shape_problems
 from verl_stvg.video import tracks as track_files
-from verl_stvg.video.build import located, plan_of, root_of
-from verl_stvg.video.decode import probe, read_frames
+from verl_stvg.video.build import entries_of, plan_of, root_of
+from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.thumbnails import jpeg
 
 PICK = 8
@@ -130,6 +131,18 @@ class Row:
     data_source: str
     folder: Path
 
+    @property
+    def asked(self) -> dict:
+        """The row as `eval.benchmarks.items.item_of` takes it."""
+        truth = {"ground_truth": self.truth}
+        videos = [self.entry] if self.entry else []
+        return {
+            "data_source": self.data_source,
+            "videos": videos,
+            "reward_model": truth,
+            "extra_info": self.extra,
+        }
+
 
 class Rows:
     """Rows of parquet files, found by uid; files that are gone are told in `notices`."""
@@ -144,8 +157,11 @@ class Rows:
                 continue
             try:
                 table = pq.read_table(file, columns=["data_source", "videos", "reward_model", "extra_info"])
-            except pa.ArrowInvalid as error:
+            except (pa.ArrowException, OSError) as error:
                 raise ValueError(f"{file}: not a parquet file of rows ({error}); build the rows again") from error
+            kind = table.schema.field("extra_info").type
+            if not pa.types.is_struct(kind) or kind.get_field_index("uid") < 0:
+                raise ValueError(f"{file}: its column extra_info has no uid ({kind}); build the rows again")
             uids = table.column("extra_info").combine_chunks().field("uid").to_pylist()
             self._found.update((str(uid), (len(self._tables), k)) for k, uid in enumerate(uids))
             self._tables.append((file, root_of(file, video_root), table))
@@ -160,15 +176,20 @@ class Rows:
         place, k = self._found[uid]
         file, root, table = self._tables[place]
         row = table.slice(k, 1).to_pylist()[0]
-        entry = located(row["videos"][0], root) if row["videos"] else {}
-        truth = (row["reward_model"] or {}).get("ground_truth") or {}
-        return Row(entry, row["extra_info"], truth, row["data_source"], file.parent)
+        if wrong := row_shape_problems({**row, "prompt": []}):
+            raise ValueError(f"{file}: row {k}: {wrong[0]}")
+        entry = (entries_of(row["videos"], root, f"{file}: row {k}") or [{}])[0]
+        truth = (row["reward_model"] or {}).get("ground_truth")
+        return Row(entry, row["extra_info"], truth if isinstance(truth, dict) else {}, row["data_source"], file.parent)
 
     def videos(self) -> dict[str, str]:
         """Path of each row's video by uid."""
         paths = [
-            [(entries or [{}])[0].get("video") for entries in table.column("videos").to_pylist()]
-            for _, _, table in self._tables
+            [
+                (entries_of(videos, where=f"{file}: row {k}") or [{}])[0].get("video")
+                for k, videos in enumerate(table.column("videos").to_pylist())
+            ]
+            for file, _, table in self._tables
         ]
         return {uid: str(paths[place][k]) for uid, (place, k) in self._found.items()}
 
@@ -187,8 +208,11 @@ def draw(clips: Sequence[Clip], voices: Sequence[Voice], rows: Rows, budget: int
     """
     drawn, unseen, untracked, turned = [], [], [], []
     for clip in clips:
-        row = rows[clip.uid] if clip.uid in rows else None
-        frames, size, objects, factors = [], (3, 2), None, None
+        row, frames, size, objects, factors = None, [], (3, 2), None, None
+        try:
+            row = rows[clip.uid] if clip.uid in rows else None
+        except ValueError as error:
+            unseen.append(str(error))
         if row is not None and row.entry:
             video = Path(row.entry["video"])
             try:
@@ -278,9 +302,10 @@ def _frames(entry: Mapping, budget: int) -> tuple[list[dict], tuple[int, int]]:
     """Some of the frames that the model is given, evenly spread, and the video's (width, height).
 
     Raises:
-        ValueError: the video cannot be decoded, or no plan can be made for it.
+        ValueError: the video cannot be decoded within the limits of `verl_stvg.video.child`, or no plan can be made.
     """
-    info = probe(entry["video"])
+    decoder = shared_decoder()
+    info = decoder.probe(entry["video"])
     plan = plan_of(entry, info)
     count = min(NUM_FRAMES, plan.num_frames)
     places = [(2 * k + 1) * plan.num_frames // (2 * count) for k in range(count)]
@@ -296,7 +321,7 @@ def _frames(entry: Mapping, budget: int) -> tuple[list[dict], tuple[int, int]]:
     frames = [
         {"time": time - begin, "text": f"{time - begin:.1f}", "index": index, "source": jpeg(image, budget)}
         for index, time, image in zip(
-            small.frame_indices, small.timestamps, read_frames(entry["video"], small), strict=True
+            small.frame_indices, small.timestamps, decoder.read(entry["video"], small), strict=True
         )
     ]
     return frames, (info.width, info.height)
@@ -315,6 +340,7 @@ def _objects(row: Row) -> _Objects | None:
 
     Raises:
         TrackError: a track file that cannot be read.
+        VideoError: the video of a tube in a part of it cannot be read.
     """
     ids, at = frozenset(), None
     beside = row.folder / "tracks" / f"{Path(row.entry['video']).stem}.json"
@@ -335,6 +361,8 @@ def _objects(row: Row) -> _Objects | None:
     tube, first = row.truth.get("boxes") or [], row.truth.get("first_frame") or 0
     if not tube:
         return _Objects(ids, at) if at is not None else None
+    if begin := row.entry.get("video_start"):
+        first = shared_decoder().probe(row.entry["video"]).clock.in_file(first, begin, row.extra.get("first_frame_of"))
     return _Objects(
         ids,
         lambda index: {

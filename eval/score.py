@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from eval import baselines
-from eval.benchmarks import Benchmark, find
+from eval.benchmarks import Benchmark, find, tubes
 from eval.benchmarks.items import Item, Prediction, Stored, item_of, read_answer, read_rows
 from eval.benchmarks.masks import Masks, annotated
 from eval.benchmarks.tubes import Library
@@ -28,6 +28,7 @@ from eval.metrics.rows import SHOWN, by_id
 from verl_stvg import answers as answer_files
 from verl_stvg.answers import Answer
 from verl_stvg.generate import chosen
+from verl_stvg.lock import turn, write_whole
 from verl_stvg.reward import compute_score
 
 logger = logging.getLogger(__name__)
@@ -76,11 +77,11 @@ class Scores:
         return found | {"rows": len(self.items)} | {name: getattr(self, name) for name in rest}
 
     def write(self, folder: Path) -> None:
-        """Write ``scores.json`` and ``items.jsonl``."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write ``scores.json`` and ``items.jsonl``, both of one scoring however many processes do so."""
         lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in self.items)
-        (folder / ITEMS).write_text(lines, encoding="utf-8")
-        (folder / SCORES).write_text(json.dumps(self.summary(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with turn(folder):
+            write_whole(folder / ITEMS, lines)
+            write_whole(folder / SCORES, json.dumps(self.summary(), indent=2, ensure_ascii=False) + "\n")
 
     def table(self) -> str:
         """The table in plain text: percent, the interval, and the baselines."""
@@ -110,6 +111,7 @@ def score(
     masks: Mapping[str, Masks] | None = None,
     train: Iterable[Mapping[str, Any]] | None = None,
     counts: Mapping[str, int] | None = None,
+    notes: Sequence[str] = (),
 ) -> Scores:
     """Score answers to rows.
 
@@ -125,13 +127,14 @@ def score(
         masks: annotated masks by uid, for MeViS.
         train: rows that the constant window of the baseline is fitted on; None for the rows that are scored.
         counts: of what was found while the answers were read, to be told with the rest.
+        notes: sentences on it, likewise.
 
     Raises:
         ValueError: no rows, a row twice, of several sets or without ground truth, answers to other rows only, track
             files that are missing or of another video.
     """
     with _uncollected():
-        return _scored(rows, answers, benchmark, tracks, masks, train, counts or {})
+        return _scored(rows, answers, benchmark, tracks, masks, train, counts or {}, notes)
 
 
 @contextlib.contextmanager
@@ -154,6 +157,7 @@ def _scored(
     masks: Mapping[str, Masks] | None,
     train: Iterable[Mapping[str, Any]] | None,
     counts: Mapping[str, int],
+    told_before: Sequence[str],
 ) -> Scores:
     items = list(by_id(map(item_of, rows), lambda item: item.uid).values())
     if not isinstance(benchmark, Benchmark):
@@ -174,7 +178,7 @@ def _scored(
     values |= benchmark.variants(items, said, texts, library if "m_vIoU" in values else None, stored)
     if any(name.endswith("(lenient)") for name in values):
         notes.append("Some answers are not in the prompt's form; columns (lenient) hold what they mean.")
-    notes = [*_notes(items, beyond, benchmark, answers, told), *notes]
+    notes = [*told_before, *_notes(items, beyond, benchmark, answers, told), *notes]
     matrix = np.stack(list(values.values()), axis=1)
     videos = [item.video for item in items]
     middle, low, high = bootstrap(matrix, groups=videos if len(set(videos)) < len(videos) else None).tolist()
@@ -203,13 +207,14 @@ def score_files(
     masks: Path | None = None,
     train: Sequence[Path] = (),
     counts: Mapping[str, int] | None = None,
+    notes: Sequence[str] = (),
 ) -> Scores:
     """Score answers to the rows of files; `masks` is the folder of the annotations that hold them (MeViS).
 
     Raises:
         ValueError: as `score`, or a file that cannot be read.
     """
-    return _score(read_rows(files), files, answers, benchmark, tracks, masks, train, counts)
+    return _score(read_rows(files), files, answers, benchmark, tracks, masks, train, counts, notes)
 
 
 def _score(
@@ -221,6 +226,7 @@ def _score(
     masks: Path | None,
     train: Sequence[Path],
     counts: Mapping[str, int] | None,
+    notes: Sequence[str] = (),
 ) -> Scores:
     truth = None
     if masks is not None:
@@ -228,7 +234,7 @@ def _score(
         info = rows[0]["extra_info"] if rows else {}
         truth = annotated(info.get("dataset"), info.get("split"), masks)
     fitted = read_rows(train) if train else None
-    found = score(rows, answers, benchmark, tracks, masks=truth, train=fitted, counts=counts)
+    found = score(rows, answers, benchmark, tracks, masks=truth, train=fitted, counts=counts, notes=notes)
     found.made_by["rows"] = [str(Path(file).expanduser().resolve()) for file in files]
     return found
 
@@ -371,6 +377,13 @@ def _notes(
     if hopeless := sum(bool(item.intervals) and all(end <= start for start, end in item.intervals) for item in items):
         told["unanswerable"] = hopeless
         notes.append(f"{hopeless:,} rows have an annotated interval of no length, which no answer can meet.")
+    lost_boxes, of_rows = tubes.out_of_reach(items) if benchmark.kind == "tubes" else (0, 0)
+    if lost_boxes:
+        told["boxes_out_of_reach"] = lost_boxes
+        notes.append(
+            f"{lost_boxes:,} annotated boxes of {of_rows:,} rows lie outside of the picture or have no area, and no "
+            "answer can meet them."
+        )
     if any(item.object_id is not None or item.object_ids for item in items):
         unknown = sum(item.object_id is None and not item.object_ids for item in items)
         if unknown:

@@ -366,7 +366,10 @@ def test_targets_and_tubes():
     )
     with pytest.raises(row.Drop, match="no target ID"):
         maker("stvg_r1").rows(with_tube, row.Video("v.mp4"))
-    [found] = maker("stvg_boxes").rows(with_tube, row.Video("v.mp4"))
+    with pytest.raises(row.Drop, match="give --videos"):
+        maker("stvg_boxes").rows(with_tube, row.Video("v.mp4"))
+    seen = row.Video("v.mp4", row.Facts(300, 24.0, 64, 48, "0" * 32))
+    [found] = maker("stvg_boxes").rows(with_tube, seen)
     truth = found["reward_model"]["ground_truth"]
     assert (truth["first_frame"], truth["boxes"]) == (3, [[0.0, 0.0, 10.0, 20.0], [1.0, 0.0, 11.0, 20.0]])
     with pytest.raises(row.Drop, match="needs a tube"):
@@ -431,7 +434,7 @@ def test_every_template_has_a_reward_that_reads_its_answer(name):
 def test_a_perfect_answer_earns_everything(name):
     truth = {"object_id": 2, "object_ids": [2, 5], "start": 1.25, "end": 3.5, "duration": 10.0, "visible": [[0, 10]]}
     truth |= {"intervals": [[1.25, 3.5], [5.0, 6.0]], "option": "B", "answer": "B"}
-    truth |= {"first_frame": 10, "boxes": [[1.0, 2.0, 30.0, 40.0], [1.0, 2.0, 31.0, 40.0]]}
+    truth |= {"first_frame": 10, "boxes": [[1.0, 2.0, 30.0, 40.0], [1.0, 2.0, 31.0, 40.0]], "picture": [64, 48]}
     recipe = find_recipe(recipe=name)
     recipe.check(truth)
     best = sum(weight for _, weight in recipe.parts.values())

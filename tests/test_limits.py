@@ -5,16 +5,22 @@ import os
 import re
 import resource
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_stvg.video import child
+from benchmarks import fuzz
+from data_builders import show
+from eval import clips
+from verl_stvg.video import child, thumbnails
 from verl_stvg.video.child import Decoder, Limit, decoding_rate
 from verl_stvg.video.decode import VideoError, probe
 from verl_stvg.video.plan import SamplingPlan, plan_video
@@ -185,6 +191,56 @@ def test_reading_is_limited_by_the_size_of_the_file(long_video, tmp_path, monkey
 def large_video(tmp_path_factory) -> Path:
     """20 pictures of 4K, eight of which the decoder keeps to predict others."""
     return write_video(tmp_path_factory.mktemp("large") / "large.mp4", 20, 3840, 2160, grain=8, refs="8")
+
+
+@pytest.fixture
+def tight(monkeypatch) -> Iterator[Decoder]:
+    """What pages decode with, under a bound that is far too low for large pictures."""
+    with Decoder(threads=1, memory=48 * 2**20) as decoder:
+        for page in (thumbnails, show, clips):
+            monkeypatch.setattr(page, "shared_decoder", lambda: decoder)
+        yield decoder
+
+
+def page_rows(folder: Path, *videos: Path) -> Path:
+    """A file of rows, each about one of the videos."""
+    rows = [fuzz.good_row(k, "time_r1") for k in range(len(videos))]
+    for row, video in zip(rows, videos, strict=True):
+        row["videos"][0] |= {"video": str(video), "fps": 10.0}
+        row["extra_info"] |= {"duration": None}
+    pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+def test_a_page_of_rows_goes_on_past_a_video_over_the_limits(tight, large_video, tmp_path):
+    second = write_video(tmp_path / "second.mp4", 60, 16, 16)
+    reason = f"{large_video}: needs more memory to decode than 0.047 GiB"
+    with pytest.raises(VideoError, match=reason):
+        thumbnails.thumbnails(large_video, 8, 200, 10_000)
+    assert len(thumbnails.thumbnails(second, 8, 200, 10_000)[0]) == 8
+    file = page_rows(tmp_path, large_video, second)
+    assert show.write([file], tmp_path / "rows.html") == 2
+    page = (tmp_path / "rows.html").read_text(encoding="utf-8")
+    assert reason in page and page.count("data:image/jpeg") == 8
+
+
+def test_a_page_of_clips_goes_on_past_a_video_over_the_limits(tight, large_video, tmp_path):
+    second = write_video(tmp_path / "second.mp4", 60, 16, 16)
+    rows = clips.Rows([page_rows(tmp_path, large_video, second)])
+    found = [clips.Clip(f"fuzz/train/{k}", "", 2.0, None, {}, (), 0.0, None) for k in range(2)]
+    (large, small), notices = clips.draw(found, (), rows, 10_000)
+    assert large["frames"] == [] and small["frames"][0]["source"].startswith("data:image/jpeg")
+    assert "The frames of 1 of 2 clips cannot be shown" in notices[0] and "needs more memory" in notices[0]
+
+
+def test_frames_are_tried_out_without_taking_them(long_video, tmp_path, monkeypatch):
+    monkeypatch.setattr(child.tempfile, "tempdir", str(tmp_path))
+    with Decoder() as decoder:
+        assert decoder.try_out(long_video, first(60)) is None
+        (tmp_path / "broken.mp4").write_bytes(b"no video")
+        with pytest.raises(VideoError, match="broken.mp4"):
+            decoder.try_out(tmp_path / "broken.mp4", first(60))
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.mp4"]
 
 
 def child_pid(decoder: Decoder) -> int:

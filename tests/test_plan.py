@@ -1,6 +1,7 @@
 """The sampling plan: the exact grid, qwen-vl-utils' rule, the sizes, and the token count the processor arrives at."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +85,15 @@ def test_metadata_gives_the_processor_the_plans_rate():
         (dict(rule="qwen_vl_utils", num_frames=1), "2 are needed"),
         (dict(rule="qwen_vl_utils", max_frames=1), "raise max_frames"),
         (dict(rule="qwen_vl_utils", max_pixels=10), "impossible"),
+        (dict(min_frames=21), "20 frames at 2.0 fps and under min_frames=21; raise fps"),
+        (dict(nframes=8), "set rule to 'qwen_vl_utils', or fps in place of nframes"),
+        (dict(rule="qwen_vl_utils", nframes=8, fps=2.0), "exclude each other"),
+        (dict(rule="qwen_vl_utils", nframes=1), "are needed; correct nframes"),
+        (dict(rule="qwen_vl_utils", nframes=302), "asks for 302 frames of a video of 300"),
+        (dict(rule="qwen_vl_utils", nframes=100, video_start=9.0), "asks for 100 frames of a video of 30,"),
+        (dict(resized_height=140), "resized_height needs resized_width beside it"),
+        (dict(resized_width=140), "resized_width needs resized_height beside it"),
+        (dict(resized_height=28, resized_width=28_000), "aspect ratio"),
     ],
 )
 def test_impossible_plans_say_what_to_do(arguments, word):
@@ -127,6 +137,37 @@ def test_frame_counts_are_the_librarys(qwen, frames, source_fps, options):
         assert expected % 2 == 0 and 2 <= expected <= frames
 
 
+@given(frames=st.integers(1, 400), nframes=st.integers(1, 500) | st.floats(0.1, 500))
+def test_a_chosen_number_of_frames_is_the_librarys(qwen, frames, nframes):
+    try:
+        expected = qwen.smart_nframes({"nframes": nframes}, frames, 25.0)
+    except ValueError:
+        with pytest.raises(ValueError, match="are needed; correct nframes"):
+            plan_qwen(frames, 25.0, 320, 180, nframes=nframes)
+    else:
+        plan = plan_qwen(frames, 25.0, 320, 180, nframes=nframes, min_frames=6, max_frames=10)
+        assert plan.num_frames == expected
+        assert plan.fps == expected / frames * 25.0  # its sample_fps
+        assert plan.frame_indices == spread(frames, expected)
+
+
+@given(
+    height=st.integers(1, 8000),
+    width=st.integers(1, 8000),
+    patch=st.sampled_from([14, 16]),
+    rule=st.sampled_from(["grid", "qwen_vl_utils"]),
+)
+def test_a_chosen_size_is_the_librarys(qwen, height, width, patch, rule):
+    """Both sides are needed, and budgets in pixels then say nothing."""
+    assume(max(height, width) / min(height, width) <= 200)
+    size = {"resized_height": height, "resized_width": width, "patch": patch}
+    plan = plan_video(300, 25.0, 320, 180, rule=rule, **size, total_pixels=10**6, max_pixels=50_176)
+    expected = qwen.smart_resize(height, width, 2 * patch)
+    assert (plan.height, plan.width) == tuple(max(side, 2 * patch) for side in expected)
+    part = plan_video(300, 25.0, 320, 180, rule=rule, **size, video_start=2.0)
+    assert (part.height, part.width) == (plan.height, plan.width)
+
+
 @given(
     height=st.integers(1, 4000),
     width=st.integers(1, 4000),
@@ -166,6 +207,31 @@ def test_the_frame_budget_is_the_librarys(qwen, count, low, options):
         qwen.fetch_video({"video": "x", "min_pixels": low, **options})
     total, most = options.get("total_pixels", TOTAL_PIXELS), options.get("max_pixels", math.inf)
     assert asked == [frame_budget(count, low, most, total)]
+
+
+@pytest.mark.parametrize("options", [{"nframes": 7}, {"fps": 1.0}, {"nframes": 12, "video_start": 2.0}])
+def test_frames_and_sizes_are_the_librarys(qwen, tmp_path, options):
+    """`fetch_video` on a file; where a part of it begins and ends, the readers of the library differ."""
+    torch = pytest.importorskip("torch")
+    path = write_counting_video(tmp_path / "count.mp4", frames=61, rate=10)
+    info = probe(path)
+    options = options | {"resized_height": 70, "resized_width": 100}
+    plan = plan_qwen(info.num_frames, info.fps, info.width, info.height, **options)
+    frames = torch.from_numpy(read_frames(path, replace(plan, height=info.height, width=info.width)))
+
+    def read(video):
+        first = round(video.get("video_start", 0) * 10)
+        count = qwen.smart_nframes(video, 61 - first, 10.0)
+        indices = torch.linspace(first, 60, count).round().long()
+        assert indices.tolist() == list(plan.frame_indices)
+        return frames.permute(0, 3, 1, 2), {}, count / (61 - first) * 10.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qwen, "get_video_reader_backend", lambda: "ours")
+        patch.setitem(qwen.VIDEO_READER_BACKENDS, "ours", read)
+        video, rate = qwen.fetch_video({"video": str(path), **options}, return_video_sample_fps=True)
+    assert tuple(video.shape) == (plan.num_frames, 3, plan.height, plan.width)
+    assert rate == plan.fps
 
 
 def test_defaults_are_the_librarys(qwen):

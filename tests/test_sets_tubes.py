@@ -384,6 +384,23 @@ def test_vidstg_truncated_boxes_name_their_file(tmp_path):
         list(vidstg.read((path, tmp_path / "vidor"), "train"))
 
 
+def test_vidstg_reads_the_boxes_of_a_video_once(tmp_path, monkeypatch):
+    """However often, in which order and in which splits its entries come; a file that changed is read again."""
+    read, folder, vids = [], tmp_path / "vidor", [str(k) for k in range(3)]
+    monkeypatch.setattr(vidstg, "json_whole", lambda path: read.append(path.stem) or json.loads(path.read_text()))
+    for vid in vids:
+        write(folder / f"0004/{vid}.json", vidor())
+    entries = [changed(STG, ["vid"], vid) for vid in vids * 5]
+    path = write(tmp_path / "train_annotations.json", entries)
+    first, *others = [list(vidstg.read((path, folder), split)) for split in ("train", "train", "val")]
+    assert read == vids and len(first) == 45 and all(isinstance(one, Record) for one in first)
+    assert others == [first, first]
+    assert {one.tube.boxes[0] for one in first} == {(75.0, 0.0, 95.0, 30.0), (75.0, 70.0, 95.0, 100.0)}
+    write(folder / "0004/1.json", vidor(tids=(7,)))
+    assert sum(isinstance(one, Problem) for one in vidstg.read((path, folder), "train")) == 10
+    assert read == [*vids, "1"]
+
+
 def test_vidstg_sources_use_vidor_training_for_val(tmp_path):
     splits = SETS["vidstg"].splits
     assert [splits[name][1].names[0] for name in ("train", "val", "test")] == [

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from data_builders.read import json_entries, text_lines
+from data_builders.read import AnnotationError, csv_rows, json_entries, text_lines
 from data_builders.records import Entries, Problem, record
 from data_builders.sets import AnnotationSet, Source
 from data_builders.sets.activitynet import known_durations, sentences
@@ -11,14 +11,15 @@ from data_builders.sets.activitynet import known_durations, sentences
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
     """Text lines ``VIDEO start end##sentence``, or JSON of the form that `activitynet.sentences` reads.
 
-    Pitfalls: 14 % of the training intervals end after the video, 4 are reversed; the text form has no durations (a
-    ``durations.json`` beside it, or else the video, says them); the OOD and IID files say ``video_duration``.
+    Pitfalls: 14 % of the training intervals end after the video, 4 are reversed; the text form has no durations: a
+    ``durations.json`` beside it says them, or the list of videos that Charades is published with
+    (``Charades_v1_train.csv``), or else the video; the OOD and IID files say ``video_duration``.
     """
     path, durations = files
+    known = _lengths(durations) if durations and durations.suffix == ".csv" else known_durations(durations)
     if path.suffix == ".json":
-        yield from sentences(json_entries(path), "video_duration", known_durations(durations))
+        yield from sentences(json_entries(path), "video_duration", known)
         return
-    known = known_durations(durations)
     counts: dict[str, int] = {}
     for number, line in text_lines(path):
         where = f"line {number}"
@@ -44,6 +45,28 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
         )
 
 
+def _lengths(path: Path) -> dict[str, float]:
+    """Seconds of each video of Charades, from columns ``id`` and ``length`` of its list of videos.
+
+    Raises:
+        AnnotationError: no such columns, or a length that is no number.
+    """
+    found: dict[str, float] = {}
+    for number, row in csv_rows(path, ("id", "length")):
+        try:
+            found[row["id"]] = float(row["length"])
+        except (TypeError, ValueError) as error:
+            raise AnnotationError(
+                f"{path}: line {number}: length is no number of seconds, found {row['length']!r:.60}; download it again"
+            ) from error
+    return found
+
+
+def _durations(part: str) -> Source:
+    table = f"Charades_v1_{part}.csv"
+    return Source(("durations.json", table, f"Charades/{table}"), required=False)
+
+
 SETS = (
     AnnotationSet(
         "charades_sta",
@@ -52,11 +75,11 @@ SETS = (
         {
             "train": (
                 Source(("charades_sta_train.txt", "charades_train.json", "train.json")),
-                Source(("durations.json",), required=False),
+                _durations("train"),
             ),
             "test": (
                 Source(("charades_sta_test.txt", "charades_test.json", "test.json", "val.json")),
-                Source(("durations.json",), required=False),
+                _durations("test"),
             ),
         },
         read,

@@ -1,19 +1,22 @@
 """VidSTG: declarative and interrogative sentences about things in VidOR videos, with the frames and boxes of a tube."""
 
+import os
+import tempfile
 from array import array
 from bisect import bisect_left
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data_builders.read import AnnotationError, json_items, json_whole
 from data_builders.records import Entries, Problem, Record, is_number, record
 from data_builders.sets import AnnotationSet, Source
+from verl_stvg.video.identity import identity
 
 _KINDS = {"captions": "declarative", "questions": "interrogative"}
-_VIDEOS_HELD = 256
-"""Videos whose boxes are kept: the entries of one video are scattered over the file."""
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
@@ -32,7 +35,6 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
     if not folder.is_dir():
         raise AnnotationError(f"{folder}: no such folder; put VidOR's box annotation there")
     boxes_of = {file.stem: file for file in sorted(folder.glob("*/*.json"))}
-    tracks = lru_cache(_VIDEOS_HELD)(_tracks)
     counts: dict[str, int] = {}
     for number, entry in json_items(path):
         vid = entry.get("vid") if isinstance(entry, dict) else None
@@ -56,7 +58,6 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
                     sentence,
                     kind,
                     boxes_of[vid],
-                    tracks,
                 )
 
 
@@ -74,15 +75,15 @@ def _malformed(entry: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _record(where: str, key: str, entry: dict, sentence: Any, kind: str, file: Path, tracks) -> Record | Problem:
+def _record(where: str, key: str, entry: dict, sentence: Any, kind: str, file: Path) -> Record | Problem:
     if not isinstance(sentence, dict) or type(target := sentence.get("target_id")) is not int:
         return Problem(where, f"target_id: missing, or no whole number: {sentence!r:.60}")
     begin, end = entry["temporal_gt"]["begin_fid"], entry["temporal_gt"]["end_fid"]
     first, last = entry["used_segment"]["begin_fid"], entry["used_segment"]["end_fid"]
-    found = tracks(file)
+    found = _box_files().track(file, target)
     if isinstance(found, str):
         return Problem(where, found)
-    frames, sides = found.get(target, ((), ()))
+    frames, sides = found
     at, to = bisect_left(frames, begin), bisect_left(frames, end)
     there = set(frames[at:to])
     if missing := end - begin - len(there):
@@ -103,7 +104,7 @@ def _record(where: str, key: str, entry: dict, sentence: Any, kind: str, file: P
         intervals=(((begin - first) / fps, (end - first) / fps),),
         duration=(last + 1 - first) / fps,
         clip=(first / fps, (last + 1) / fps),
-        tube={"first_frame": begin, "boxes": tuple(tuple(sides[4 * k : 4 * k + 4]) for k in range(at, to))},
+        tube={"first_frame": begin, "boxes": tuple(map(tuple, sides[at:to].tolist()))},
         extra={
             "kind": kind,
             "target_id": target,
@@ -122,20 +123,58 @@ def _category(things: Any, target: int) -> Any:
     return next((one.get("category") for one in things if isinstance(one, dict) and one.get("tid") == target), None)
 
 
-def _tracks(file: Path) -> dict[int, tuple[array, array]] | str:
-    """Frames and sides (xyxy, one after the other) of each object of a VidOR file, or what is wrong with the file.
+class _BoxFiles:
+    """Tracks of VidOR's files, each of which is read once, however often and in which order it is asked for.
 
-    Arrays, because many videos are held at a time and the dictionaries of a file take many times the memory.
+    The entries of one video are scattered over an annotation, which is read twice, and all tracks together are large.
+    So they are kept in a temporary file: VidOR's training split takes about a gigabyte there.
     """
+
+    def __init__(self):
+        self._kept = tempfile.TemporaryFile(prefix="verl-stvg-")
+        self._known: dict[tuple, dict[int, tuple[int, int]] | str] = {}
+
+    def track(self, file: Path, target: int) -> tuple[list[int], np.ndarray] | str:
+        """Frames and boxes xyxy (T, 4) of an object, none where it is not there; or what is wrong with the file.
+
+        Raises:
+            AnnotationError: it cannot be read.
+        """
+        key = (str(file), *identity(file))
+        if key not in self._known:
+            found = _tracks(file)
+            self._known[key] = found if isinstance(found, str) else {k: self._keep(*one) for k, one in found.items()}
+            self._kept.flush()
+        places = self._known[key]
+        if isinstance(places, str):
+            return places
+        place, count = places.get(target, (0, 0))
+        data = os.pread(self._kept.fileno(), 40 * count, place)
+        sides = np.frombuffer(data[8 * count :], np.float64)
+        return np.frombuffer(data[: 8 * count], np.int64).tolist(), sides.reshape(-1, 4)
+
+    def _keep(self, frames: array, sides: array) -> tuple[int, int]:
+        place = self._kept.tell()
+        self._kept.write(frames.tobytes() + sides.tobytes())
+        return place, len(frames)
+
+
+@cache
+def _box_files() -> _BoxFiles:
+    return _BoxFiles()
+
+
+def _tracks(file: Path) -> dict[int, tuple[array, array]] | str:
+    """Frames and sides (xyxy, one after the other) of each object of a VidOR file, or what is wrong with the file."""
     tracks: dict[int, tuple[array, array]] = {}
     found = json_whole(file)
     try:
         for frame, boxes in enumerate(found["trajectories"]):
             for box in boxes:
-                frames, sides = tracks.setdefault(box["tid"], (array("l"), array("d")))
+                frames, sides = tracks.setdefault(box["tid"], (array("q"), array("d")))
                 frames.append(frame)
                 sides.extend(box["bbox"][side] for side in ("xmin", "ymin", "xmax", "ymax"))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         return f"{file}: trajectories are not lists of {{tid, bbox: {{xmin, ymin, xmax, ymax}}}} ({error!r})"
     return tracks
 

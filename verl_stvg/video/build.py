@@ -3,42 +3,53 @@
 It knows rows and videos but neither verl nor torch, so that a worker starts in half a second.
 """
 
+import difflib
 import functools
-import json
+import math
+import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from verl_stvg import nesting
 from verl_stvg.parallel import work
 from verl_stvg.video.cache import CacheError, hash_file
 from verl_stvg.video.decode import VideoInfo
 from verl_stvg.video.identity import identity
 from verl_stvg.video.markers import STYLES
-from verl_stvg.video.plan import PATCH, SamplingPlan, plan_video
+from verl_stvg.video.plan import PATCH, SamplingPlan, plan_video, refuse_contradictions
 from verl_stvg.video.quarantine import Quarantine
 from verl_stvg.video.store import FrameStore
 
 PLAN_KEYS = (
-    *("rule", "fps", "min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels"),
+    *("rule", "fps", "nframes", "min_frames", "max_frames"),
+    *("min_pixels", "max_pixels", "total_pixels", "resized_height", "resized_width"),
     *("video_start", "video_end"),
 )
 """Keys of an entry of ``videos`` that `plan_video` knows."""
 MARK_KEYS = ("tracks", "marker_style")
 """Keys that say which IDs are drawn on the frames, and how."""
+MASK_KEYS = ("hidden", "shown")
+"""Keys that say which temporal units the model sees, see `SamplingPlan.masked`."""
+VIDEO_KEYS = ("video", *PLAN_KEYS, *MARK_KEYS, *MASK_KEYS)
+"""All keys that an entry of ``videos`` may have."""
 VIDEO_COLUMN = "videos"
+_MOST = 1e18  # size of a number in an entry of `videos`; with more, arithmetic ends
 QUARANTINE = "quarantine.jsonl"
 
 
 @dataclass(frozen=True)
 class Job:
     """A video (absolute path) and what its row says about the plan, as (key, value) pairs of `PLAN_KEYS`
-    and `MARK_KEYS`."""
+    and `MARK_KEYS`; or why a row's ``videos`` cannot be read, and no video."""
 
     video: str
     options: tuple[tuple[str, float | str], ...]
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,26 +104,163 @@ def recorded_info(row: Mapping) -> VideoInfo | None:
     return None if times is None or end is None else VideoInfo(*facts, tuple(times), end)
 
 
-def located(video: dict, root: str | Path) -> dict:
-    """An entry of a row's ``videos`` without its empty keys, paths absolute."""
+def entry_of(video: object) -> dict:
+    """One entry of a row's ``videos`` in the one form that all else knows: those of `VIDEO_KEYS` that are not empty.
+
+    A name alone is a video without options. Keys whose value is None are absent: a parquet file gives every entry the
+    keys of all others.
+
+    Raises:
+        ValueError: another form (a list of frames, the Video feature of ``datasets``), no name, a key that is not of
+            `VIDEO_KEYS`, a value that its key cannot have, or keys that contradict each other.
+    """
+    if isinstance(video, str | os.PathLike):
+        video = {"video": os.fspath(video)}
+    frames = video.get("video") if isinstance(video, Mapping) else video
+    if isinstance(frames, list | tuple):
+        raise ValueError(
+            f"a list of {len(frames)} frames is no video; encode them as one file, at the rate at which they were "
+            "taken (ffmpeg -framerate 2 -i %05d.jpg a.mp4), and name that file"
+        )
+    if not isinstance(video, Mapping):
+        raise ValueError(f'{type(video).__name__} is no form of a video; write {{"video": "a.mp4"}}')
     entry = {key: value for key, value in video.items() if value is not None}
+    if entry.get("type") == "video":  # as in a message
+        del entry["type"]
+    if feature := [key for key in ("path", "bytes") if key in entry]:
+        raise ValueError(
+            f"a video with {' and '.join(map(repr, feature))} (the Video feature of `datasets`) is not read; write "
+            'bytes to a file, and name the file by {"video": "a.mp4"}'
+        )
+    if unknown := [key for key in entry if key not in VIDEO_KEYS]:
+        raise ValueError("; ".join(map(_unknown, unknown)))
+    for key, value in entry.items():
+        if wanted := _wanted(key, value):
+            raise ValueError(f"{key} must be {wanted}, got {value!r:.200}; correct the row")
+    if not entry.get("video"):
+        raise ValueError('a video has no file name; write {"video": "a.mp4"}')
+    if "://" in entry["video"]:
+        raise ValueError(
+            f"video {entry['video']!r} is a URL, and files are read; download what is elsewhere, and give its path, "
+            "without 'file://'"
+        )
+    refuse_contradictions(**{key: entry[key] for key in PLAN_KEYS if key in entry})
+    return entry
+
+
+def _unknown(key: str) -> str:
+    near = difflib.get_close_matches(key, VIDEO_KEYS, 1)
+    return f"{key!r} is no key of a video; " + (
+        f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(VIDEO_KEYS)}"
+    )
+
+
+def _wanted(key: str, value: object) -> str:
+    """What a value must be and is not; empty where nothing is wrong with it."""
+    if key in ("video", "rule", *MARK_KEYS) and not isinstance(value, str):
+        return "a text"
+    if key in ("video", "tracks") and not _is_name(value):
+        return "a path that file systems know, of at most 255 bytes between slashes"
+    if key in ("video", "rule", *MARK_KEYS):
+        return ""
+    if key == "shown":
+        return "" if _is_run(value) else "[first, last] of temporal units"
+    if key == "hidden":
+        runs = isinstance(value, list | tuple) and all(map(_is_run, value))
+        return "" if runs else "a list of [first, last] of temporal units"
+    number = _is_number(value)
+    if number and abs(value) > _MOST:
+        return f"of a size up to {_MOST:g}"
+    if key in ("video_start", "video_end"):
+        return "" if number else "a number of seconds"
+    return "" if number and value > 0 else "a positive number"
+
+
+def _is_name(path: str) -> bool:
+    parts = path.encode("utf-8", "surrogatepass").split(b"/")
+    return b"\0" not in b"/".join(parts) and max(map(len, parts)) <= 255 and sum(map(len, parts)) <= 3072
+
+
+def _is_run(value: object) -> bool:
+    pair = isinstance(value, list | tuple) and len(value) == 2
+    return pair and all(_is_number(unit) and unit == int(unit) for unit in value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | Real) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def located(video: object, root: str | Path) -> dict:
+    """An entry of a row's ``videos`` as `entry_of` has it, paths absolute."""
+    entry = entry_of(video)
     return entry | {key: str(Path(root, entry[key])) for key in ("video", "tracks") if key in entry}
+
+
+def listed(videos: object, where: str = "") -> Sequence:
+    """The entries of a row's ``videos`` as they are; none for None.
+
+    Raises:
+        ValueError: no list; the message begins with ``where``.
+    """
+    if videos is not None and not isinstance(videos, list | tuple):
+        raise ValueError(f'{where}{VIDEO_COLUMN} is no list; write [{{"video": "a.mp4"}}], also for one video')
+    return videos or ()
+
+
+def which(place: int, count: int) -> str:
+    """How a message begins that is about one of a row's ``count`` videos: with nothing if it is the only one."""
+    return f"{VIDEO_COLUMN}[{place}]: " if count > 1 else ""
+
+
+def entries_of(videos: object, root: str | Path | None = None, where: str = "") -> list[dict]:
+    """All entries of a row's ``videos``, each as `entry_of` has it.
+
+    Args:
+        videos: of a row; None for none.
+        root: folder that relative paths start from, see `located`; None leaves paths as they are.
+        where: file and row, with which a message begins.
+
+    Raises:
+        ValueError: see `entry_of`; of several videos it says which.
+    """
+    where = f"{where}: " if where else ""
+    videos, found = listed(videos, where), []
+    for place, video in enumerate(videos):
+        try:
+            found.append(entry_of(video) if root is None else located(video, root))
+        except ValueError as error:
+            raise ValueError(f"{where}{which(place, len(videos))}{error}") from error
+    return found
 
 
 def root_of(file: Path, given: str | Path | None = None) -> Path:
     """Folder that relative paths of a parquet file's videos start from.
 
     The given one; else the one that the ``manifest.json`` beside the file names; else the file's own.
+
+    Raises:
+        ValueError: that file cannot be read.
     """
     if given:
         return Path(given).expanduser().resolve()
     manifest = file.parent / "manifest.json"
-    root = json.loads(manifest.read_text(encoding="utf-8")).get("video_root") if manifest.is_file() else None
+    root = _named_root(manifest) if manifest.is_file() else None
     return (file.parent / (root or ".")).resolve()
 
 
+def _named_root(manifest: Path) -> str | None:
+    try:
+        found = nesting.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{manifest}: no JSON ({error}); build the rows again, or give --video-root") from error
+    root = found.get("video_root") if isinstance(found, dict) else None
+    if root is not None and not isinstance(root, str):
+        raise ValueError(f"{manifest}: video_root is no text, found {root!r:.60}; correct it, or give --video-root")
+    return root
+
+
 def read_jobs(files: Iterable[str | Path], video_root: str | Path | None = None, patch: int = PATCH) -> list[Job]:
-    """Every distinct video and plan of the rows, in their order.
+    """Every distinct video and plan of the rows, in their order; a row whose videos are none (`entry_of`) is one, too.
 
     Args:
         files: parquet files with a column ``videos``, as `verl_stvg.dataset` reads them.
@@ -129,9 +277,13 @@ def read_jobs(files: Iterable[str | Path], video_root: str | Path | None = None,
         if VIDEO_COLUMN not in pq.read_schema(file).names:
             raise ValueError(f"{file}: has no column {VIDEO_COLUMN!r}; build the rows again")
         root = root_of(file, video_root)
-        for videos in pq.read_table(file, columns=[VIDEO_COLUMN])[VIDEO_COLUMN].to_pylist():
-            for video in videos or ():
-                entry = located(video, root)
+        for number, videos in enumerate(pq.read_table(file, columns=[VIDEO_COLUMN])[VIDEO_COLUMN].to_pylist()):
+            try:
+                entries = entries_of(videos, root, f"{file}: row {number}")
+            except ValueError as error:
+                jobs[Job("", (), str(error))] = None
+                continue
+            for entry in entries:
                 options = tuple((key, entry[key]) for key in (*PLAN_KEYS, *MARK_KEYS) if key in entry)
                 jobs[Job(entry["video"], options if patch == PATCH else (*options, ("patch", patch)))] = None
     return list(jobs)
@@ -178,6 +330,8 @@ def build_chunk(jobs: list[Job], store: FrameStore, made: bool = False) -> list[
 
 
 def _build_one(store: FrameStore, job: Job) -> Outcome:
+    if job.refused:
+        return Outcome(job, "failed", reason=job.refused)
     before = store.cache.decodes
     try:
         plan = plan_of(dict(job.options), store.probe(job.video))
@@ -185,17 +339,28 @@ def _build_one(store: FrameStore, job: Job) -> Outcome:
     except CacheError:
         raise
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and _is_about(error, Path(store.folder)):
+            raise CacheError(
+                f"{store.folder}: cannot take the frames of {job.video} ({error}); something removed or moved a part "
+                "of that folder while it was filled: see to it that nothing does, and start again"
+            ) from error
         return Outcome(job, "failed", reason=str(error))
     return Outcome(job, "built" if store.cache.decodes > before else "present", size)
 
 
+def _is_about(error: OSError, folder: Path) -> bool:
+    """Whether an error is the fault of a folder, which is gone or holds the file that the error names."""
+    return not folder.is_dir() or f"{folder}{os.sep}" in str(error)
+
+
 def note_failures(folder: Path, outcomes: list[Outcome]) -> Path:
-    """Bring the quarantine of a cache up to date: failures go in, videos of which nothing failed come out.
+    """Bring the quarantine of a cache up to date: failed videos go in, those of which nothing failed come out.
 
     Returns:
         path of the file.
     """
     quarantine = Quarantine(folder / QUARANTINE)
+    outcomes = [outcome for outcome in outcomes if not outcome.job.refused]
     failed = {outcome.job.video: outcome.reason for outcome in outcomes if outcome.state == "failed"}
     for video, reason in failed.items():
         quarantine.add(video, reason, "build")

@@ -202,6 +202,17 @@ class Decoder:
             self.read_into(path, plan, file.name, needs=needs)
             return np.fromfile(file.name, np.uint8).reshape(plan.num_frames, plan.height, plan.width, 3)
 
+    def try_out(self, path: str | Path, plan: SamplingPlan) -> None:
+        """See that the frames of a plan decode, without taking their pixels into this process.
+
+        Raises:
+            VideoError: the video cannot be used, crashes the decoder, takes too long or too much memory.
+            DecoderError: the decoder cannot be used at all.
+            OSError: no space for the pixels in the temporary folder.
+        """
+        with tempfile.NamedTemporaryFile(prefix="verl-stvg-") as file:
+            self.read_into(path, plan, file.name)
+
     def read_into(
         self,
         path: str | Path,
@@ -284,6 +295,12 @@ class Decoder:
         if "error" in answer:
             raise _ERRORS[answer["error"]](answer["message"])
         return answer
+
+
+@cache
+def shared_decoder() -> Decoder:
+    """The decoder of this process for whoever looks at one video after another: builds, checks and pages."""
+    return Decoder(threads=1)
 
 
 class _Child:

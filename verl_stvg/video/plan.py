@@ -37,6 +37,8 @@ MAX_PIXELS = 768 * FACTOR * FACTOR
 pixels for patches of `PATCH`; other patches have as many tokens, and so more or fewer pixels."""
 MAX_FRAMES = 768
 MAX_RATIO = 200
+MAX_TOKENS = 2**20
+"""Visual tokens of a video: as many as the longest context of any of these models, or 5 GB of frames."""
 
 RULES = ("grid", "qwen_vl_utils")
 MIN_FRAMES = 4
@@ -46,6 +48,7 @@ TOTAL_PIXELS = 128_000 * FACTOR * FACTOR * 0.9
 PROCESSOR_MIN_PIXELS = 4 * FACTOR * FACTOR
 PROCESSOR_MAX_PIXELS = 16384 * FACTOR * FACTOR
 """Frames outside of these limits are resized again by Qwen2.5-VL's processor."""
+_MANY = 1e15  # frames of a grid: more are as good as any number of them, and none of them is planned
 
 
 @dataclass(frozen=True)
@@ -178,10 +181,15 @@ def smart_resize(height: int, width: int, min_pixels: int, max_pixels: float, fa
 
 
 def smart_nframes(
-    num_frames: int, source_fps: float, fps: float = 2.0, min_frames: int = MIN_FRAMES, max_frames: int = MAX_FRAMES
+    num_frames: int,
+    source_fps: float,
+    fps: float = 2.0,
+    min_frames: int = MIN_FRAMES,
+    max_frames: int = MAX_FRAMES,
+    nframes: int | None = None,
 ) -> int:
     """How many frames qwen-vl-utils (0.0.10 to 0.0.14) samples: the video's duration at ``fps``, clamped, rounded down
-    to an even number.
+    to an even number; or ``nframes``, rounded to the nearest even number.
 
     Version 0.0.8 and VideoMind's copy of it round to the nearest even number instead.
 
@@ -191,10 +199,21 @@ def smart_nframes(
         fps: wanted rate.
         min_frames: rounded up to an even number; sampled even from a video too short for it at ``fps``.
         max_frames: rounded down to an even number; a longer video is sampled more thinly.
+        nframes: this many frames instead, whatever ``fps``, ``min_frames`` and ``max_frames`` are. Halfway between two
+            even numbers it becomes a multiple of 4, as Python rounds.
 
     Raises:
-        ValueError: fewer than two frames to sample from, or ``max_frames`` below 2.
+        ValueError: fewer than two frames to sample from, ``max_frames`` below 2, or ``nframes`` that is rounded to 0 or
+            to more than the frames of the video.
     """
+    if nframes is not None:
+        count = round(nframes / TEMPORAL_PATCH) * TEMPORAL_PATCH
+        if not TEMPORAL_PATCH <= count <= num_frames:
+            raise ValueError(
+                f"nframes={nframes} asks for {count} frames of a video of {num_frames}, and from {TEMPORAL_PATCH} to "
+                "the number of its frames are needed; correct nframes of the row, or drop the row"
+            )
+        return count
     low = math.ceil(min_frames / TEMPORAL_PATCH) * TEMPORAL_PATCH
     high = max_frames - max_frames % TEMPORAL_PATCH
     wanted = min(max(num_frames / source_fps * fps, low), high, num_frames)
@@ -232,19 +251,52 @@ def frame_budget(count: int, min_pixels: int, max_pixels: float, total_pixels: f
     return min(max_pixels, max(share, int(min_pixels * 1.05)))
 
 
+def refuse_contradictions(
+    rule: str = "grid",
+    fps: float | None = None,
+    nframes: float | None = None,
+    resized_height: float | None = None,
+    resized_width: float | None = None,
+    **others: object,
+) -> None:
+    """See that the options of `plan_video` fit together, whatever the video.
+
+    Raises:
+        ValueError: an unknown rule, a rate that is not positive, ``nframes`` beside ``fps`` or in the grid, one side of
+            a frame without the other.
+    """
+    if rule not in RULES:
+        raise ValueError(f"sampling rule {rule!r} is unknown; choose one of {', '.join(RULES)}")
+    if fps is not None and not fps > 0:
+        raise ValueError(f"fps must be positive, got {fps}")
+    if nframes is not None and rule == "grid":
+        raise ValueError(
+            f"nframes={nframes} fixes the number of frames, and rule 'grid' (the default) fixes their distance; set "
+            "rule to 'qwen_vl_utils', or fps in place of nframes"
+        )
+    if nframes is not None and fps is not None:
+        raise ValueError(f"nframes={nframes} and fps={fps} exclude each other; leave one of them out")
+    if (resized_height is None) != (resized_width is None):
+        given, lacking = ("height", "width") if resized_width is None else ("width", "height")
+        raise ValueError(f"resized_{given} needs resized_{lacking} beside it; give both, or neither")
+
+
 def plan_video(
     num_frames: int,
     source_fps: float,
     width: int,
     height: int,
     *,
-    fps: float = 2.0,
+    fps: float | None = None,
     max_frames: int = MAX_FRAMES,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
     total_pixels: int | None = None,
-    min_frames: int = MIN_FRAMES,
+    min_frames: int | None = None,
     rule: str = "grid",
+    nframes: int | None = None,
+    resized_height: int | None = None,
+    resized_width: int | None = None,
     video_start: float = 0.0,
     video_end: float | None = None,
     patch: int = PATCH,
@@ -260,67 +312,90 @@ def plan_video(
         source_fps: frames per second of the source.
         width: of the source, pixels.
         height: of the source, pixels.
-        fps: grid rate; 2.0 keeps one temporal unit at one second. Under ``qwen_vl_utils`` the rate to come close to.
+        fps: grid rate; 2.0, the default, keeps one temporal unit at one second. Under ``qwen_vl_utils`` the rate to
+            come close to.
         max_frames: upper bound on T. A longer video is an error in the grid, and under ``qwen_vl_utils`` sampled at a
             lower rate.
         min_pixels: per frame; default: 128 tokens.
         max_pixels: per frame; default: 768 tokens.
         total_pixels: over all frames, counted as qwen-vl-utils does (two frames share one temporal patch).
-        min_frames: lower bound on T under ``qwen_vl_utils``; the grid has none.
+        min_frames: lower bound on T. A shorter video is an error in the grid, which has none by default, and under
+            ``qwen_vl_utils`` (default: `MIN_FRAMES`) sampled at a higher rate.
         rule: ``grid`` or ``qwen_vl_utils``.
+        nframes: T under ``qwen_vl_utils``, see `smart_nframes`; ``min_frames`` and ``max_frames`` then say nothing. It
+            excludes ``fps``.
+        resized_height: of every frame, pixels, rounded to a multiple of twice ``patch`` and, together with the width,
+            brought within 4 to 16,384 tokens. The budgets in pixels then say nothing.
+        resized_width: likewise.
         video_start: seconds of the file at which what the model sees begins; its clock starts from 0 there.
         video_end: seconds of the file at which it ends, at most a second after the file does; None: with the file.
         patch: side of a patch of the model, pixels: `PATCH` or `QWEN3_PATCH`.
         clock: when the frames are on show; None: at a constant rate of ``source_fps``.
 
     Raises:
-        ValueError: an unknown rule, an empty video, a part that is empty or outside of the video, a non-positive rate,
-            a video with fewer than two grid points, or one whose grid needs more than ``max_frames`` frames.
+        ValueError: options that contradict each other (`refuse_contradictions`), an empty video, a part that is empty
+            or outside of the video, a video with fewer than two grid points, one whose grid needs more than
+            ``max_frames`` or fewer than ``min_frames`` frames, one with fewer frames than ``nframes``, or a plan of
+            more than `MAX_TOKENS`.
     """
-    if rule not in RULES:
-        raise ValueError(f"sampling rule {rule!r} is unknown; choose one of {', '.join(RULES)}")
+    refuse_contradictions(rule, fps, nframes, resized_height, resized_width)
     if num_frames < 1 or not source_fps > 0:
         raise ValueError(f"video has {num_frames} frames at {source_fps} fps; it is empty or its header is damaged")
-    if not fps > 0:
-        raise ValueError(f"fps must be positive, got {fps}")
     factor = patch * MERGE
     min_pixels = _pixels(MIN_PIXELS, factor) if min_pixels is None else min_pixels
     max_pixels = _pixels(MAX_PIXELS, factor) if max_pixels is None else max_pixels
     clock = clock or FrameClock(num_frames, source_fps)
     if video_start or video_end is not None:
         offset, first, part = _part(clock, video_start, video_end)
-        limits = {
+        options = {
+            "rule": rule,
+            "fps": fps,
+            "nframes": nframes,
             "max_frames": max_frames,
             "min_frames": min_frames,
             "min_pixels": min_pixels,
             "max_pixels": max_pixels,
+            "total_pixels": total_pixels,
+            "resized_height": resized_height,
+            "resized_width": resized_width,
             "patch": patch,
             "clock": part,
         }
-        plan = plan_video(
-            part.num_frames, part.fps, width, height, fps=fps, total_pixels=total_pixels, rule=rule, **limits
-        )
+        plan = plan_video(part.num_frames, part.fps, width, height, **options)
         return replace(
             plan,
             frame_indices=tuple(first + k for k in plan.frame_indices),
             timestamps=tuple(offset + time for time in plan.timestamps),
         )
+    fps = 2.0 if fps is None else fps
+    sized = resized_height is not None and resized_width is not None
+    if sized:
+        height, width, total_pixels = resized_height, resized_width, None
+        min_pixels, max_pixels = _pixels(PROCESSOR_MIN_PIXELS, factor), _pixels(PROCESSOR_MAX_PIXELS, factor)
     if rule == "qwen_vl_utils":
-        count = smart_nframes(num_frames, source_fps, fps, min_frames, max_frames)
-        total = _pixels(TOTAL_PIXELS, factor) if total_pixels is None else total_pixels
-        budget = frame_budget(count, min_pixels, max_pixels, total, factor)
-        h, w = smart_resize(height, width, min_pixels, budget, factor)
+        least = MIN_FRAMES if min_frames is None else min_frames
+        count = smart_nframes(num_frames, source_fps, fps, least, max_frames, nframes)
+        if not sized:
+            total = _pixels(TOTAL_PIXELS, factor) if total_pixels is None else total_pixels
+            max_pixels = frame_budget(count, min_pixels, max_pixels, total, factor)
+        h, w = smart_resize(height, width, min_pixels, max_pixels, factor)
         if patch == PATCH and h * w < PROCESSOR_MIN_PIXELS:
             h, w = smart_resize(h, w, PROCESSOR_MIN_PIXELS, PROCESSOR_MAX_PIXELS)
+        _refuse_excess(count, h, w, factor)
         indices = spread(num_frames, count)
         times = tuple(clock.seconds(i) for i in indices)
         return SamplingPlan(indices, times, h, w, count / num_frames * source_fps, patch=patch, by_index=True)
-    count = math.floor(clock.duration * fps + 1e-6)
+    count = math.floor(min(clock.duration * fps, _MANY) + 1e-6)
     count -= count % TEMPORAL_PATCH
     if count < TEMPORAL_PATCH:
         raise ValueError(
             f"video lasts {clock.duration:.2f} s, which is less than {TEMPORAL_PATCH} frames at {fps} fps; "
             "raise fps for this row or drop it"
+        )
+    if min_frames is not None and count < min_frames:
+        raise ValueError(
+            f"video lasts {clock.duration:.2f} s, which is {count} frames at {fps} fps and under "
+            f"min_frames={min_frames}; raise fps, lower min_frames, or drop the row"
         )
     if count > max_frames:
         raise ValueError(
@@ -330,8 +405,19 @@ def plan_video(
     if total_pixels is not None:
         max_pixels = max(min(max_pixels, total_pixels * TEMPORAL_PATCH // count), int(min_pixels * 1.05))
     h, w = smart_resize(height, width, min_pixels, max_pixels, factor)
+    _refuse_excess(count, h, w, factor)
     times = tuple(k / fps for k in range(count))
     return SamplingPlan(tuple(clock.on_show(times).tolist()), times, h, w, float(fps), patch=patch)
+
+
+def _refuse_excess(count: int, height: int, width: int, factor: int) -> None:
+    """Refuse a plan before its lists of frames are made: what a row asks for may be anything."""
+    tokens = count // TEMPORAL_PATCH * (height // factor) * (width // factor)
+    if tokens > MAX_TOKENS:
+        raise ValueError(
+            f"{count:,} frames of {width}x{height} are {tokens:,} visual tokens, more than {MAX_TOKENS:,}, which no "
+            "model reads; lower fps, max_frames, min_pixels or the size of the row's video"
+        )
 
 
 def _pixels(area: float, factor: int) -> float:

@@ -1,4 +1,8 @@
-"""Small pictures of a video for pages to look at, each with its time."""
+"""Small pictures of a video for pages to look at, each with its time.
+
+They are decoded in a process of its own, within the limits of `verl_stvg.video.child`: a page is made of whatever
+videos there are, and one that hangs, crashes or eats memory costs its own pictures and not the page.
+"""
 
 import base64
 from dataclasses import dataclass
@@ -7,7 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from verl_stvg.video.decode import VideoError, probe, read_frames
+from verl_stvg.video.child import shared_decoder
+from verl_stvg.video.decode import VideoError
 from verl_stvg.video.plan import SamplingPlan
 
 
@@ -33,9 +38,9 @@ def thumbnails(
         end: of the part, seconds; None or later than the video's end: the video's end.
 
     Raises:
-        VideoError: the video cannot be decoded, or ends before the part begins.
+        VideoError: the video cannot be decoded within the limits, or ends before the part begins.
     """
-    info = probe(path)
+    info = shared_decoder().probe(path)
     scale = min(1.0, side / max(info.width, info.height))
     width, height = max(1, round(info.width * scale)), max(1, round(info.height * scale))
     length = min(info.duration if end is None else end, info.duration) - start
@@ -43,7 +48,7 @@ def thumbnails(
         raise VideoError(f"{path}: ends at {info.duration:.2f} s, and the part to show begins at {start:.2f} s")
     times = tuple(start + (k + 0.5) * length / count for k in range(count))
     plan = SamplingPlan(tuple(info.clock.on_show(times).tolist()), times, height, width, count / length)
-    frames = read_frames(path, plan)
+    frames = shared_decoder().read(path, plan)
     return [Thumbnail(time, jpeg(image, budget)) for time, image in zip(times, frames, strict=True)], (width, height)
 
 

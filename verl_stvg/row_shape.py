@@ -1,0 +1,161 @@
+"""What a row is at the least, looked at once where rows are read, so that nothing behind that has to ask again.
+
+Rows come from many hands: a column of another type, a time that is missing within an interval, a number that no clock
+knows. What is wrong with a row's video says `verl_stvg.video.build.entry_of`, and what is wrong with a ground truth
+says its reward; here is only what both, and whoever draws a row, take for granted.
+"""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from verl_stvg import nesting
+
+FAR = 1e9
+"""Largest size of a time (seconds) or a coordinate (pixels) of a row: 30 years."""
+_LONGEST = 4096  # characters of a uid: it stands in messages and names
+_LEAST, _MOST = 1e-9, 1e100  # size of a number that an annotation brought along, unless it is 0
+
+
+def _as_annotated(text: str) -> str:
+    found = nesting.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("should be a JSON object")
+    for name, value in found.items():
+        if type(value) in (int, float) and value and not _LEAST <= abs(value) <= _MOST:
+            raise ValueError(f"{name} should be 0 or of a size from {_LEAST:g} to {_MOST:g}")
+    return text
+
+
+def _is_ascending(times: list[float]) -> list[float]:
+    if not all(a <= b for a, b in pairwise(times)):
+        raise ValueError("should ascend")
+    return times
+
+
+def _is_name(uid: object) -> object:
+    if uid is not None and type(uid) not in (str, int):
+        raise ValueError("should be a text or a whole number")
+    if isinstance(uid, str) and len(uid) > _LONGEST:
+        raise ValueError(f"should have at most {_LONGEST} characters")
+    return uid
+
+
+_Number = Annotated[float, Field(ge=-FAR, le=FAR, allow_inf_nan=False)]
+_Pair = Annotated[list[_Number], Field(min_length=2, max_length=2)]
+_Box = Annotated[list[_Number], Field(min_length=4, max_length=4)]
+_Size = Annotated[list[Annotated[_Number, Field(ge=1)]], Field(min_length=2, max_length=2)]
+_Length = Annotated[_Number, Field(ge=1e-3)]
+_Side = Annotated[int, Field(ge=1, le=10**6)]
+_Name = Annotated[Any, AfterValidator(_is_name)]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Turn(_Shape):
+    role: str
+    content: str
+
+
+class _Truth(_Shape):
+    duration: _Length | None = None
+    start: _Number | None = None
+    end: _Number | None = None
+    intervals: list[_Pair] | None = None
+    visible: list[_Pair] | None = None
+    object_id: int | None = None
+    object_ids: list[int] | None = None
+    first_frame: Annotated[int, Field(ge=-FAR, le=FAR)] | None = None
+    boxes: list[_Box] | None = None
+    picture: _Size | None = None
+    answer: str | None = None
+    option: str | None = None
+
+    @model_validator(mode="after")
+    def _both_ends(self) -> "_Truth":
+        if (self.start is None) != (self.end is None):
+            raise ValueError("start and end need each other")
+        return self
+
+
+class _Extra(_Shape):
+    uid: _Name = None
+    index: _Name = None
+    dataset: str | None = None
+    split: str | None = None
+    template: str | None = None
+    annotation: str | None = None
+    query: str | None = None
+    sentence: str | None = None
+    options: list[str] | None = None
+    duration: _Length | None = None
+    num_frames: Annotated[int, Field(ge=1, le=10**7)] | None = None
+    source_fps: Annotated[float, Field(ge=1e-3, le=1e6)] | None = None
+    width: _Side | None = None
+    height: _Side | None = None
+    constant_rate: bool | None = None
+    first_frame_of: str | None = None
+    frame_times: Annotated[list[_Number], AfterValidator(_is_ascending)] | None = None
+    file_end: _Number | None = None
+    annotated: Annotated[str, AfterValidator(_as_annotated)] | None = None
+
+    @model_validator(mode="after")
+    def _one_time_each(self) -> "_Extra":
+        if self.frame_times and self.num_frames and len(self.frame_times) != self.num_frames:
+            raise ValueError(f"{len(self.frame_times)} frame_times of {self.num_frames} frames")
+        return self
+
+
+class _RewardModel(_Shape):
+    ground_truth: Annotated[_Truth | None, BeforeValidator(lambda found: found if isinstance(found, dict) else None)]
+
+
+class _Row(_Shape):
+    data_source: str
+    prompt: list[_Turn]
+    reward_model: _RewardModel | None
+    extra_info: _Extra
+
+
+def row_shape_problems(row: Mapping[str, Any]) -> list[str]:
+    """What keeps a row from being looked at, one problem for each of its fields; nothing: all may be relied on.
+
+    A row has a data source (text), a prompt (a list of turns, ``role`` and ``content``, both text) and ``extra_info``.
+    What else it has of `data_builders.row.ROW_SCHEMA` has the type given there, and numbers are finite and no larger
+    than `FAR`. A ground truth that is no object is none, which is said elsewhere.
+
+    Args:
+        row: as a parquet file has it.
+    """
+    try:
+        _Row.model_validate(row)
+    except ValidationError as error:
+        found: dict[tuple[str, ...], str] = {}
+        for one in error.errors():
+            field = tuple(part for part in one["loc"] if isinstance(part, str))
+            found.setdefault(field, f"{'.'.join(map(str, one['loc']))}: {_said(one)}")
+        return list(found.values())
+    return []
+
+
+_WORDS = {
+    "missing": "is missing",
+    "model_type": "should be an object",
+    "list_type": "should be a list",
+    "string_type": "should be a text",
+    "float_type": "should be a number",
+    "int_type": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "bool_type": "should be true or false",
+}
+"""In our words what pydantic finds most often."""
+
+
+def _said(one: Mapping[str, Any]) -> str:
+    what = one["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    what = _WORDS.get(one["type"], what[:1].lower() + what[1:])
+    return f"{what}, found {one['input']!r:.60}; correct the row or build it again"
