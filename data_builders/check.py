@@ -298,7 +298,7 @@ def _recorded_clock(extra: dict) -> FrameClock | None:
     constant, times = extra.get("constant_rate"), extra.get("frame_times")
     if constant is None or not extra.get("num_frames") or not extra.get("source_fps") or not (constant or times):
         return None
-    return FrameClock(extra["num_frames"], extra["source_fps"], times and tuple(times), extra.get("file_end"))
+    return FrameClock(int(extra["num_frames"]), extra["source_fps"], times and tuple(times), extra.get("file_end"))
 
 
 def _from_zero(truth: dict) -> dict:
@@ -362,7 +362,7 @@ def _frozen(value: object) -> object:
 
 def _said(extra: dict, truth: dict, video: dict) -> _Said:
     first, boxes = truth.get("first_frame"), truth.get("boxes")
-    tube = (first, first + len(boxes)) if first is not None and boxes else None
+    tube = (int(first), int(first) + len(boxes)) if first is not None and boxes else None
     annotated = json.loads(extra["annotated"]) if extra.get("annotated") else {}
     numbered = bool(tube or video.get("tracks") or "object_id" in truth or "object_ids" in truth)
     single = [(truth["start"], truth["end"])] if "start" in truth and "end" in truth else []

@@ -153,7 +153,7 @@ class RowMaker:
                 f"template {self.template.name} says how many frames a second has and how large a picture is, and "
                 "counts frames in what is shown, which only the video knows: give --videos"
             )
-        if self.split == "train" and facts and record.tube.first_frame < facts.clock.first_shown(clip and clip[0]):
+        if self._must_have_truth and facts and record.tube.first_frame < facts.clock.first_shown(clip and clip[0]):
             raise Drop("the tube begins before the part that is shown")
 
     def _clip(self, record: Record, facts: Facts | None) -> Interval | None:

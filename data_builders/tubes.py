@@ -19,6 +19,9 @@ COVERED = 0.9
 APART = 0.75
 """IoU of the two below which training is spoilt: reward and time then disagree about a quarter of the frames."""
 
+FEW = 0.1
+"""Share of a tube's boxes up to which odd ones are worth knowing and no more."""
+
 Fault = tuple[str, str, bool]
 """Problem, detail, and whether it spoils training; otherwise it is worth knowing."""
 
@@ -38,12 +41,13 @@ def faults(
     if not boxes or truth.get("first_frame") is None:
         return
     size = extra.get("width"), extra.get("height")
-    picture = annotated_size(json.loads(extra.get("annotated") or "{}")) or (size if all(size) else None)
+    annotated = truth.get("picture") or annotated_size(json.loads(extra.get("annotated") or "{}"))
+    picture = tuple(annotated) if annotated else size if all(size) else None
     yield from _shape(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), picture)
     if clock is None:
         return
     shift = clock.first_shown(begin)
-    first = clock.in_file(truth["first_frame"], begin, extra.get("first_frame_of")) - shift
+    first = clock.in_file(int(truth["first_frame"]), begin, extra.get("first_frame_of")) - shift
     spans = truth.get("intervals") or ([[truth["start"], truth["end"]]] if truth.get("start") is not None else [])
     frames = [(clock.nearest(begin + start) - shift, clock.nearest(begin + end) - shift) for start, end in spans]
     end = video.get("video_end")
@@ -58,15 +62,20 @@ def faults(
 def _shape(boxes: np.ndarray, picture: tuple[float, float] | None) -> Iterator[Fault]:
     """What the numbers of boxes (T, 4) say by themselves and beside the picture's (width, height)."""
     count, sides = len(boxes), boxes[:, 2:] - boxes[:, :2]
+    few = FEW * count
     flat = out_of_reach(boxes, None)
     if outside := out_of_reach(boxes, picture) - flat:
         size = f"{picture[0]:g}x{picture[1]:g}"
-        yield "boxes", f"{outside} of {count} boxes lie outside of {size}, and no answer can meet them", True
+        yield (
+            "boxes",
+            f"{outside} of {count} boxes lie outside of {size}, and no answer can meet them",
+            outside > few,
+        )
     if flat:
-        yield "boxes", f"{flat} of {count} boxes have no area, and no answer can meet them", True
+        yield "boxes", f"{flat} of {count} boxes have no area, and no answer can meet them", flat > few
     if small := int(np.count_nonzero(((sides > 0) & (sides < 1)).any(axis=1))):
         unit = "; boxes are pixels, and these look like shares of the picture" if boxes.max() <= 1 else ""
-        yield "boxes", f"{small} of {count} boxes are under one pixel{unit}", True
+        yield "boxes", f"{small} of {count} boxes are under one pixel{unit}", boxes.max() <= 1 or small > few
     whole = (boxes == np.round(boxes)).all()
     if picture and min(picture) > 100 and not whole and boxes.min() >= 0 and 1 < boxes.max() <= 100:
         detail = "all coordinates lie within 0 to 100 and are not whole; boxes are pixels: are these per cent?"
@@ -80,7 +89,7 @@ def _place(tube: tuple[int, int], stop: int, slack: float) -> Iterator[Fault]:
         yield "tube", f"{min(count, -tube[0])} of {count} boxes before the first frame that is shown", True
     if tube[1] > stop:
         late = min(count, tube[1] - stop)
-        yield "tube", f"{late} of {count} boxes after the last frame that is shown, {stop - 1}", late > slack
+        yield "tube", f"{late} of {count} boxes after the last frame that is shown, {stop - 1}", late > max(1, slack)
 
 
 def _times(tube: tuple[int, int], spans: Sequence[tuple[int, int]]) -> Iterator[Fault]:

@@ -182,16 +182,24 @@ class Rows:
         truth = (row["reward_model"] or {}).get("ground_truth")
         return Row(entry, row["extra_info"], truth if isinstance(truth, dict) else {}, row["data_source"], file.parent)
 
+    def get(self, uid: str) -> Row | None:
+        """A row; None if it is not there, or not one that can be read, which `draw` tells."""
+        try:
+            return self[uid] if uid in self else None
+        except ValueError:
+            return None
+
     def videos(self) -> dict[str, str]:
-        """Path of each row's video by uid."""
-        paths = [
-            [
-                (entries_of(videos, where=f"{file}: row {k}") or [{}])[0].get("video")
-                for k, videos in enumerate(table.column("videos").to_pylist())
-            ]
-            for file, _, table in self._tables
-        ]
-        return {uid: str(paths[place][k]) for uid, (place, k) in self._found.items()}
+        """Path of each row's video by uid; the uid itself where the row cannot be read."""
+        paths = [[_path(videos) for videos in table.column("videos").to_pylist()] for _, _, table in self._tables]
+        return {uid: paths[place][k] or uid for uid, (place, k) in self._found.items()}
+
+
+def _path(videos: object) -> str | None:
+    try:
+        return (entries_of(videos) or [{}])[0].get("video")
+    except ValueError:
+        return None
 
 
 # --- what is drawn ----------------------------------------------------------------------------------------------------

@@ -158,12 +158,14 @@ def read(files: Sequence[Path], items: Sequence[Item], form: str = "auto") -> Fo
                 f"{file}: not of the format {chosen} ({error!r}); name the right one with --format"
             ) from error
     ambiguous: list[Entry] = []
+    in_order = 0
     for uids, entries in alike.items():
         if len(entries) % len(uids):  # not one for each of them
             ambiguous += [entry for entry, _ in entries]
             continue
         for number, (entry, chosen) in enumerate(entries):  # in the order of the rows, as both come from one annotation
             keep(entry, uids[number % len(uids)], chosen)
+        in_order += len(entries)
     counts["extra"] += len(strangers)
     counts["ambiguous"] += len(ambiguous)
     if (strangers or ambiguous) and not found:
@@ -177,11 +179,17 @@ def read(files: Sequence[Path], items: Sequence[Item], form: str = "auto") -> Fo
         raise ValueError(f"{files[0]}: holds no predictions; was the program ended before its first one?")
     if found and forms.keys() - {"verl", "answers"}:
         _check_readable(files[0], items, next(iter(forms)), first, found)
-    return Found(found, dict(+counts), tuple(forms), _notes(forms, strangers, ambiguous))
+    return Found(found, dict(+counts), tuple(forms), _notes(forms, strangers, ambiguous, in_order))
 
 
-def _notes(forms: Iterable[str], strangers: Sequence[Entry], ambiguous: Sequence[Entry]) -> tuple[str, ...]:
+def _notes(
+    forms: Iterable[str], strangers: Sequence[Entry], ambiguous: Sequence[Entry], in_order: int
+) -> tuple[str, ...]:
     notes = [f"Predictions are read as: {', '.join(forms)}."]
+    if in_order:
+        notes.append(
+            f"{in_order:,} predictions of rows with the same video and query are taken in the order of the rows."
+        )
     for lost, why in ((strangers, "fit no row"), (ambiguous, "fit several rows that cannot be told apart")):
         if lost:
             quoted = "; ".join(_short(str(entry)) for entry in lost[:SHOWN])
@@ -363,12 +371,12 @@ def _without_ending(name: str) -> str:
     return name[: -len(path.suffix)] if path.suffix.lower() in ENDINGS else name
 
 
-def _stem(video: str) -> str:
-    return _without_ending(PurePosixPath(video).name).removesuffix("-cam-002")
+def _stem(video: object) -> str:
+    return _without_ending(PurePosixPath(str(video)).name).removesuffix("-cam-002")
 
 
-def _plain(query: str) -> str:
-    return " ".join(query.lower().split()).strip(" .?!")
+def _plain(query: object) -> str:
+    return " ".join(str(query).lower().split()).strip(" .?!")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def read(recipe: str, text: str, num_options: int = 0, row: Mapping[str, Any] | 
     """
     item = Item("", "", "", recipe, "", "", 0.0, size=(1000, 1000))
     if row is not None and (row["extra_info"] or {}).get("uid") and row["extra_info"].get("duration"):
-        item = replace(item_of(row), recipe=recipe)
+        item = item_of({**row, "data_source": f"{recipe}/{row['data_source']}"})  # a source may name no recipe
     item = replace(item, num_options=num_options or _LETTERS)
     found: Prediction | None = read_answer(item, text)
     if found is None:

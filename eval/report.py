@@ -240,7 +240,7 @@ def _said(one: Evaluation, uid: str, rows: Rows) -> Said:
     text = (answer.texts[0] if answer.texts else answer.error or "") if answer is not None else ""
     reply = replies.of_record(item.prediction)
     if reply is not None and "frames" in item.prediction and (recipe := _recipe_of(rows, uid)) is not None:
-        again = replies.read(recipe, text, row=rows[uid].asked)  # the boxes are in the answer alone
+        again = replies.read(recipe, text, row=_asked(rows, uid))  # the boxes are in the answer alone
         reply = replace(reply, tube=again.tube) if again is not None else reply
     shown = [name for name in item.values if not evaluations.is_variant(name) and "@0" not in name]
     values = [(name, charts.hundredths(item.values[name])) for name in shown]
@@ -453,7 +453,7 @@ def _run_clips(run: Run, count: int) -> _Looked:
         first, last = before[uid], after.get(uid)
         recipe = run.recipes[0] if len(run.recipes) == 1 else _recipe_of(rows, uid)
         said = {
-            voice.kind: _answered(answers[uid], recipe, run, rows[uid].asked if uid in rows else None)
+            voice.kind: _answered(answers[uid], recipe, run, _asked(rows, uid))
             for voice, answers in zip(voices, (before, after), strict=False)
         }
         gain = now[uid] - then[uid] if last is not None else None
@@ -473,7 +473,13 @@ def _val_files(run: Run) -> list[Path]:
 
 def _recipe_of(rows: Rows, uid: str) -> str | None:
     """Recipe that a row's answers are scored by, as its data source says; None if that is not known."""
-    return runs.recipe_of(rows[uid].data_source) if uid in rows else None
+    row = rows.get(uid)
+    return None if row is None else runs.recipe_of(row.data_source)
+
+
+def _asked(rows: Rows, uid: str) -> Mapping | None:
+    row = rows.get(uid)
+    return None if row is None else row.asked
 
 
 def _answered(answer: runs.Answer, recipe: str | None, run: Run, row: Mapping | None) -> Said:

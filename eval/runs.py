@@ -19,6 +19,7 @@ from reward_fns import RECIPES, Recipe
 from verl_stvg import held_out
 from verl_stvg.chat_template import of_dump
 from verl_stvg.held_out import HeldOut
+from verl_stvg.recipe_names import values
 from verl_stvg.reward import find_recipe
 
 RESAMPLES = 5000
@@ -78,7 +79,7 @@ class Run:
     @property
     def arguments(self) -> dict[str, str]:
         """The run's KEY=VALUE arguments."""
-        return _arguments(self.record)
+        return values(self.record.get("arguments") or ())
 
     @property
     def full_score(self) -> float | None:
@@ -156,11 +157,6 @@ def _dumped_mean(run: Run, step: int, part: str) -> float | None:
     return math.fsum(values) / (len(values) + run.unanswered(step, part)) if values else None
 
 
-def _arguments(record: Mapping) -> dict[str, str]:
-    pairs = (str(argument).lstrip("+").split("=", 1) for argument in record.get("arguments") or ())
-    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
-
-
 def recipe_of(data_source: str) -> str | None:
     """Recipe that rows of a data source are scored by; None for a reward of the user's own."""
     try:
@@ -192,7 +188,7 @@ def read_run(run_dir: Path) -> Run:
     if record is None:
         notices.append("There is no run.json in the run's folder, so its arguments and videos are not known.")
     sources = sorted({source for sets in logged.values() for source in sets})
-    recipes = _recipes(_arguments(record or {}), sources)
+    recipes = _recipes(values((record or {}).get("arguments") or ()), sources)
     composition = RECIPES[recipes[0]] if len(recipes) == 1 else None
     validations: dict[int, dict[str, Answer]] = {}
     for path in sorted(run_dir.glob("validation/*.jsonl"), key=lambda path: (len(path.stem), path.stem)):

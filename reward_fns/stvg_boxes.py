@@ -28,6 +28,7 @@ from reward_fns.parsing import Interval
 from reward_fns.recipe import Recipe
 from reward_fns.thinking import optional_parts
 
+_THOUSAND = (1000.0, 1000.0)  # without a picture, which `check` refuses, true boxes are thousandths themselves
 _FAR = 1e12  # frames; beyond it no video is so long, and the arithmetic stays exact
 _LONGEST = 86_400  # seconds
 
@@ -90,7 +91,7 @@ def spatial_seconds(completion: str, ground_truth: Mapping[str, Any]) -> float:
     first, last = whole_seconds((ground_truth["start"], ground_truth["end"]))
     start, end = whole_seconds(span)
     low, high = max(start, first), min(end, last)
-    width, height = (side / 1000.0 for side in ground_truth["picture"])
+    width, height = (side / 1000.0 for side in ground_truth.get("picture") or _THOUSAND)
     total, astray = 0.0, 0
     for second, found in tube.items():
         if low <= second <= high:
@@ -124,7 +125,7 @@ def boxes_by_second(ground_truth: Mapping[str, Any]) -> dict[str, list[float]]:
     Of a time that is longer than any video (a day) only the boxes of the first day.
     """
     first, last = whole_seconds((ground_truth["start"], ground_truth["end"]))
-    width, height = (side / 1000.0 for side in ground_truth["picture"])
+    width, height = (side / 1000.0 for side in ground_truth.get("picture") or _THOUSAND)
     found = {}
     first = max(first, 0)
     for second in range(first, min(last, first + _LONGEST) + 1):

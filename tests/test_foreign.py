@@ -398,6 +398,19 @@ def test_tacos_of_2d_tan_against_rows_of_the_other_selection(tmp_path):
 # --- which form, and what fits no row ---------------------------------------------------------------------------------
 
 
+def test_names_may_be_numbers_and_an_order_that_is_relied_on_is_said(tmp_path):
+    write(tmp_path / "charades_sta_test.txt", "5 1.0 5.0##person sits.\n5 2.0 6.0##person sits.\n")
+    write(tmp_path / "durations.json", {"5": 20.0})
+    file = made(tmp_path, "charades_sta", "test")
+    lines = [{"vid": 5, "query": "person sits.", "start": start, "end": start + 4.0} for start in (1.0, 2.0)]
+    predictions = tmp_path / "p.jsonl"
+    predictions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert command(predictions, "--rows", file, "--out", tmp_path / "out")[0] == 0
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["metrics"]["mIoU"]["value"] == pytest.approx(1)
+    assert any("in the order of the rows" in note for note in scores["notes"])
+
+
 def test_the_page_names_the_form_and_quotes_what_is_left_out(tmp_path):
     file = tmp_path / "rows.parquet"
     write(tmp_path / "charades_sta_test.txt", "V1 1.0 5.0##person opens door.\nV1 2.0 6.0##person sits.\n")

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from verl_stvg import launch
+from verl_stvg import launch, recipe_names
 
 # starts a grandchild that detaches itself as Ray and vLLM do, and tells its id
 DETACHED = """
@@ -292,6 +292,17 @@ def test_a_finished_run_is_known_by_its_arguments_where_no_number_of_steps_is_gi
     assert trained("trainer.total_epochs=2", steps="3") == 0 and contents(trained.folder) != before
 
 
+def test_a_finished_run_whose_rows_were_built_again_goes_on(trained, tmp_path):
+    rows = tmp_path / "train.parquet"
+    rows.write_text("rows")
+    assert trained(f"data.train_files={rows}", saved=2) == 0
+    before = contents(trained.folder)
+    assert trained(f"data.train_files={rows}") == 0 and contents(trained.folder) == before
+    later = (trained.folder / "run.json").stat().st_mtime + 5
+    os.utime(rows, (later, later))
+    assert trained(f"data.train_files={rows}", steps="3") == 0 and contents(trained.folder) != before
+
+
 def test_a_failed_run_goes_on(trained):
     assert trained("a=1", status=1, saved=2) == 1
     assert trained("a=1", steps="3") == 0
@@ -335,3 +346,8 @@ def test_files_of_a_run_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert launch.absolute_paths("a/b.parquet") == f"{tmp_path}/a/b.parquet"
     assert launch.absolute_paths("[a.parquet, '/d/b.parquet']") == [f"{tmp_path}/a.parquet", "/d/b.parquet"]
+
+
+def test_arguments_are_read_without_hydras_quotes():
+    given = ["+trainer.a='/x,y/b'", 'b="c=d"', "e=[f,g]", "--config-name", "h='"]
+    assert recipe_names.values(given) == {"trainer.a": "/x,y/b", "b": "c=d", "e": "[f,g]", "h": "'"}

@@ -1,6 +1,7 @@
 """Two processes that write into one place: one waits or is refused by name, and what stands there is whole."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -55,6 +56,16 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def hidden(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+
+
+def test_where_files_cannot_be_locked_work_goes_on(tmp_path, monkeypatch, caplog):
+    def lockf(*given):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("verl_stvg.lock.fcntl.lockf", lockf)
+    with alone(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+    assert "files cannot be locked there" in caplog.text
 
 
 # --- the lock ---------------------------------------------------------------------------------------------------------

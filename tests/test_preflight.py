@@ -425,6 +425,7 @@ def test_words_of_the_command_line_are_not_truth_values(config):
         ("actor_rollout_ref.rollout.over_sample_rate", 0.5, None),  # 0 in verl's yaml, a float in its dataclass
         ("actor_rollout_ref.rollout.max_model_len", None, None),
         ("actor_rollout_ref.model.target_modules", ["q_proj"], None),
+        ("algorithm.rollout_correction.rollout_is_threshold", "0.5_2.0", None),  # a number or a text
         ("trainer.experiment_name", "no", None),
         ("trainer.logger", "console", None),
     ],

@@ -734,6 +734,27 @@ def test_a_reward_of_ones_own_has_a_page(run_dir):
     assert set(report.summarise(run_dir)) >= {"closeness", "luck", "rhyme"}
 
 
+def test_a_source_of_ones_own_is_read_by_the_recipe_of_the_run():
+    row = {
+        "data_source": "mine/clips",
+        "reward_model": {"ground_truth": {"start": 1.0, "end": 2.0}},
+        "extra_info": {"uid": "a", "duration": 9.0},
+        "videos": None,
+    }
+    read = replies.read("timezero", "<think>x</think><answer>1.00 to 2.00</answer>", row=row)
+    assert read.intervals == ((1.0, 2.0),)
+
+
+def test_rows_that_cannot_be_read_are_told_on_the_page(tmp_path, data):
+    rows = pq.read_table(data / "val.parquet").to_pylist()
+    rows[0]["videos"][0]["max_pixel"] = 100
+    uids = [row["extra_info"]["uid"] for row in rows[:2]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    found = clips.Rows([tmp_path / "rows.parquet"])
+    assert found.get(uids[0]) is None and found.get(uids[1]) is not None and found.get("other") is None
+    assert found.videos()[uids[0]] == uids[0]
+
+
 # --- what validations are over, long logs, broken numbers -------------------------------------------------------------
 
 

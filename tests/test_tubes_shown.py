@@ -22,8 +22,10 @@ from reward_fns import RECIPES
 from reward_fns.perfect import perfect_answer
 from tests.test_decode import write_counting_video
 from verl_stvg.answers import Answer
+from verl_stvg.row_shape import row_shape_problems
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.decode import probe
+from verl_stvg.video.plan import plan_video
 
 FACTS = Facts(96, 12.0, 336, 224, "0" * 32)
 MOVING = tuple((10.0 + k / 4, 20.0, 60.0 + k / 4, 120.0) for k in range(96))  # three pixels a second
@@ -207,6 +209,16 @@ def test_the_unit_of_an_answer_is_the_one_that_fits_its_time(time, keys, seconds
     assert read_answer(item_of(found), text).by_second is seconds
 
 
+def test_one_box_for_each_frame_is_never_taken_for_seconds():
+    """Where frames are a second apart the two units differ by less than one."""
+    facts = replace(FACTS, num_frames=40, fps=1.0)
+    for begin in (0.3, 3.3, 5.5):
+        one = record(8, MOVING[:6], 8.0 - begin, 14.0 - begin, clip=(begin, 40.0))
+        found = made(one, split="test", facts=facts)
+        read = read_answer(item_of(found), perfect_answer("stvg_boxes", truth_of(found)))
+        assert not read.by_second and min(read.tube) == 8
+
+
 def test_each_prompt_has_its_pixels_and_wins_where_units_fit_alike():
     found = made(record(0, MOVING[:24], 0.0, 2.0), "stvg_boxes_seconds", "test")
     thousandths = answered((0, 2), {0: [100, 100, 200, 200], 1: [100, 100, 200, 200]})
@@ -242,6 +254,39 @@ def test_answers_far_outside_of_the_video_are_read_in_no_time():
         assert value(found, text) == pytest.approx(0, abs=1e-6)
 
 
+@given(st.floats(0, 7.5, allow_nan=False), st.sampled_from((5.0, 12.0, 25.0, 29.97)), st.booleans())
+def test_the_frame_that_is_number_0_is_the_first_of_the_plan(begin, fps, uneven):
+    times = tuple(k / fps + (0.3 / fps if k % 2 else 0.0) for k in range(int(10 * fps))) if uneven else None
+    clock = FrameClock(int(10 * fps), fps, times, 10.0 if uneven else None)
+    plan = plan_video(clock.num_frames, fps, 336, 224, video_start=begin, clock=clock)
+    assert plan.frame_indices[0] == clock.first_shown(begin)
+
+
+def test_a_tube_before_the_part_is_dropped_wherever_a_truth_is_needed():
+    early = record(10, MOVING[:24], 0.0, 2.0, clip=(2.0, 6.0))
+    for split, policies in (("train", row.Policies()), ("test", row.Policies(unusable_truth="drop"))):
+        with pytest.raises(row.Drop, match="the tube begins before the part that is shown"):
+            made(early, split=split, policies=policies)
+
+
+def test_whole_numbers_may_be_doubles():
+    """As Arrow returns them of a column that was one of doubles."""
+    found = made(record(), split="test")
+    text = perfect_answer("stvg_boxes", truth_of(found))
+    found["extra_info"]["num_frames"] = 96.0
+    found["reward_model"]["ground_truth"]["first_frame"] = 24.0
+    assert row_shape_problems(found) == [] and problems(found) == [] and value(found, text) == pytest.approx(1)
+    found["reward_model"]["ground_truth"]["first_frame"] = 24.5
+    assert "should be a whole number" in row_shape_problems(found)[0]
+
+
+def test_thousandths_are_of_the_picture_that_the_truth_names():
+    found = made(record(0, MOVING[:24], 0.0, 2.0), "stvg_boxes_seconds", "test")
+    found["extra_info"] |= {"width": None, "height": None, "annotated": None}
+    text = perfect_answer("stvg_boxes_seconds", truth_of(found))
+    assert value(found, text) > 0.97 and replies.read("stvg_boxes_seconds", text, row=found) is not None
+
+
 # --- what speaks against a tube ---------------------------------------------------------------------------------------
 
 
@@ -266,7 +311,9 @@ CONTRADICTIONS = [
     (record(24, PER_CENT), "boxes", "all coordinates lie within 0 to 100 and are not whole", False),
     (record(24, SHARES), "boxes", "24 of 24 boxes are under one pixel; boxes are pixels, and these look like", True),
     (record(24, shaped(1, 1, 900)), "boxes", "24 of 24 boxes lie outside of 336x224", True),
-    (record(24, [(9.0, 9.0, 9.0, 30.0), *MOVING[1:24]]), "boxes", "1 of 24 boxes have no area", True),
+    (record(24, [(9.0, 9.0, 9.0, 30.0), *MOVING[1:24]]), "boxes", "1 of 24 boxes have no area", False),
+    (record(24, [(9.0, 9.0, 9.0, 30.0)] * 3 + list(MOVING[3:24])), "boxes", "3 of 24 boxes have no area", True),
+    (record(24, [(0.0, 9.0, 0.4, 30.0), *MOVING[1:24]]), "boxes", "1 of 24 boxes are under one pixel", False),
 ]
 
 

@@ -79,7 +79,7 @@ def _other_kinds(
         elif isinstance(value, str) and value not in WORDS.get(key, ()):
             yield from _text_instead(key, value, kinds, bool(below) or key in added, name in default and usual is None)
         elif isinstance(value, float) and kinds == {int}:
-            yield f"{key}={value} is no whole number; write {key}={value:.0f}"
+            yield f"{key}={value} is no whole number to verl; write {key}={value:.0f}"
 
 
 def _refers(section: DictConfig, name: str) -> bool:
@@ -92,7 +92,8 @@ def _refers(section: DictConfig, name: str) -> bool:
 def _types_below(below: Mapping[str, Any], hint: Any) -> dict[str, Any]:
     """Types of the keys of a section: those of the dataclass that verl makes of it."""
     kind = get_class(below["_target_"]) if below.get("_target_") else hint
-    return typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+    kinds = [one for one in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(one)]  # it may be optional
+    return typing.get_type_hints(kinds[0]) if kinds else {}
 
 
 def _kinds(hint: Any) -> set[type]:
@@ -147,9 +148,12 @@ def unknown_names(config: DictConfig) -> list[str]:
     """Names of algorithms and programs that verl does not know, where it looks them up during the run."""
     from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
+    from verl.utils.import_utils import import_external_libs
     from verl.utils.tracking import Tracking
     from verl.workers.rollout.replica import RolloutReplicaRegistry
 
+    libraries = OmegaConf.select(config, "actor_rollout_ref.model.external_lib")  # may register names of their own
+    import_external_libs(OmegaConf.to_container(libraries) if OmegaConf.is_config(libraries) else libraries)
     estimates = [*KL_ESTIMATES, *(f"{name}+" for name in KL_ESTIMATES)]
     known = {
         "algorithm.adv_estimator": ADV_ESTIMATOR_REGISTRY,

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from verl_stvg import held_out, python
+from verl_stvg import held_out, python, recipe_names
 from verl_stvg.lock import alone
 from verl_stvg.resume import APPEND_METRICS, keep_metrics, replaced, resumed_step
 
@@ -52,10 +52,11 @@ def train(arguments: list[str], run_dir: Path) -> int:
 
 
 def _train(arguments: list[str], run_dir: Path) -> int:
-    given = dict(argument.lstrip("+").split("=", 1) for argument in arguments if "=" in argument)
+    given = recipe_names.values(arguments)
     if "trainer.default_local_dir" not in given:
-        given["trainer.default_local_dir"] = str(run_dir.absolute() / "checkpoints")
-        arguments = [*arguments, f"trainer.default_local_dir={given['trainer.default_local_dir']}"]
+        folder = given["trainer.default_local_dir"] = str(run_dir.absolute() / "checkpoints")
+        quote = "'" * any(sign in folder for sign in ",[]{}()")  # hydra would take it apart
+        arguments = [*arguments, f"trainer.default_local_dir={quote}{folder}{quote}"]
     resumed = resumed_step({key.removeprefix("trainer."): value for key, value in given.items()})
     if at_its_end(run_dir / "run.json", arguments, given, resumed):
         logger.info(
@@ -108,6 +109,8 @@ def absolute_paths(value: str) -> str | list[str]:
 def at_its_end(path: Path, arguments: list[str], given: dict[str, str], resumed: int | None) -> bool:
     """Whether a run has come to its end and these arguments ask for no further steps.
 
+    Without ``trainer.total_training_steps`` they do not if they, the recipes and the training rows are what they were.
+
     Args:
         path: its ``run.json``.
         arguments: of the start that is asked for.
@@ -128,7 +131,12 @@ def at_its_end(path: Path, arguments: list[str], given: dict[str, str], resumed:
     if given.get("trainer.val_only", "false").lower() == "true":
         return False
     total = given.get("trainer.total_training_steps", "")
-    return int(total) <= resumed if total.isdecimal() else earlier.get("arguments") == arguments
+    if total.isdecimal():
+        return int(total) <= resumed
+    named = absolute_paths(given["data.train_files"]) if "data.train_files" in given else []
+    sources = [*recipe_names.FOLDER.rglob("*.yaml"), *map(Path, [named] if isinstance(named, str) else named)]
+    changed = max(source.stat().st_mtime for source in sources if source.exists())
+    return earlier.get("arguments") == arguments and changed <= path.stat().st_mtime
 
 
 EARLIER = re.compile(r"(?:train|run|metrics|validation)\.(\d+)(?:\.\w+)?")

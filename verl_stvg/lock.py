@@ -6,7 +6,9 @@ renamed. Whoever comes second is refused by name, or waits, or finds the finishe
 """
 
 import contextlib
+import errno
 import fcntl
+import logging
 import os
 import shutil
 import uuid
@@ -14,6 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+logger = logging.getLogger(__name__)
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without locks say."""
 NAME = ".lock"
 """The file that is locked. Only its holder may remove it: whoever waits for it then finds that it is another one."""
 
@@ -62,6 +68,11 @@ def _locked(folder: Path, wait: bool) -> TextIO | None:
         raise FolderInUse(
             f"{folder}: another process is writing into this folder; wait for it, or choose another folder"
         ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning("%s: files cannot be locked there, so nobody notices another process that writes there", folder)
+        return lock
     lock.close()
     return None
 

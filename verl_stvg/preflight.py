@@ -266,6 +266,8 @@ def groups_of_one(config: DictConfig) -> list[str]:
     """
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
+    if config.trainer.get("val_only"):
+        return []
     name, answers = str(config.algorithm.adv_estimator), int(config.actor_rollout_ref.rollout.n)
     estimator = ADV_ESTIMATOR_REGISTRY.get(name)
     if answers > 1 or estimator is None or "index" not in inspect.signature(estimator).parameters:

@@ -1,7 +1,7 @@
 """Which recipes and variants there are, looked up in their folder: a misspelt name costs no start-up of verl."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
@@ -40,6 +40,17 @@ def check(recipe: str, overrides: Sequence[str] = (), config_name: str | None = 
         for name in names if key.lstrip("+") == VARIANTS else ():
             if name not in (*known, "null"):
                 raise ValueError(f"{text}: no variant {name!r} below recipes/{VARIANTS}/; {_instead(name, known)}")
+
+
+def values(overrides: Iterable[object]) -> dict[str, str]:
+    """What arguments for verl set, by key: texts, without the quotes that hydra wants around some."""
+    pairs = (str(text).lstrip("+").partition("=") for text in overrides)
+    return {key: _unquoted(value) for key, equals, value in pairs if equals}
+
+
+def _unquoted(value: str) -> str:
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if quoted else value
 
 
 def _instead(name: str, known: Sequence[str]) -> str:

@@ -16,7 +16,9 @@ from verl_stvg import nesting
 FAR = 1e9
 """Largest size of a time (seconds) or a coordinate (pixels) of a row: 30 years."""
 _LONGEST = 4096  # characters of a uid: it stands in messages and names
-_LEAST, _MOST = 1e-9, 1e100  # size of a number that an annotation brought along, unless it is 0
+_RECKONED = ("fps", "width", "height", "num_frames", "frame_count", "img_num", "split_first", "split_last", "entry")
+"""Names of what an annotation brought along and is reckoned with."""
+_LEAST, _MOST = 1e-9, 1e100  # size of such a number, unless it is 0
 
 
 def _as_annotated(text: str) -> str:
@@ -24,7 +26,7 @@ def _as_annotated(text: str) -> str:
     if not isinstance(found, dict):
         raise ValueError("should be a JSON object")
     for name, value in found.items():
-        if type(value) in (int, float) and value and not _LEAST <= abs(value) <= _MOST:
+        if name in _RECKONED and type(value) in (int, float) and value and not _LEAST <= abs(value) <= _MOST:
             raise ValueError(f"{name} should be 0 or of a size from {_LEAST:g} to {_MOST:g}")
     return text
 
@@ -43,12 +45,18 @@ def _is_name(uid: object) -> object:
     return uid
 
 
+def _whole(number: object) -> object:
+    """Arrow returns whole numbers as doubles where a column has an empty place or was one of doubles."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+_Int = Annotated[int, BeforeValidator(_whole)]
 _Number = Annotated[float, Field(ge=-FAR, le=FAR, allow_inf_nan=False)]
 _Pair = Annotated[list[_Number], Field(min_length=2, max_length=2)]
 _Box = Annotated[list[_Number], Field(min_length=4, max_length=4)]
 _Size = Annotated[list[Annotated[_Number, Field(ge=1)]], Field(min_length=2, max_length=2)]
 _Length = Annotated[_Number, Field(ge=1e-3)]
-_Side = Annotated[int, Field(ge=1, le=10**6)]
+_Side = Annotated[_Int, Field(ge=1, le=10**6)]
 _Name = Annotated[Any, AfterValidator(_is_name)]
 
 
@@ -67,9 +75,9 @@ class _Truth(_Shape):
     end: _Number | None = None
     intervals: list[_Pair] | None = None
     visible: list[_Pair] | None = None
-    object_id: int | None = None
-    object_ids: list[int] | None = None
-    first_frame: Annotated[int, Field(ge=-FAR, le=FAR)] | None = None
+    object_id: _Int | None = None
+    object_ids: list[_Int] | None = None
+    first_frame: Annotated[_Int, Field(ge=-FAR, le=FAR)] | None = None
     boxes: list[_Box] | None = None
     picture: _Size | None = None
     answer: str | None = None
@@ -93,7 +101,7 @@ class _Extra(_Shape):
     sentence: str | None = None
     options: list[str] | None = None
     duration: _Length | None = None
-    num_frames: Annotated[int, Field(ge=1, le=10**7)] | None = None
+    num_frames: Annotated[_Int, Field(ge=1, le=10**7)] | None = None
     source_fps: Annotated[float, Field(ge=1e-3, le=1e6)] | None = None
     width: _Side | None = None
     height: _Side | None = None

@@ -76,6 +76,7 @@ class Item:
         annotated: the row's JSON text of further fields.
         times: seconds at which the frames of the file appear; None at a constant rate.
         file_end: seconds at which the last one goes, likewise.
+        picture: (width, height) that answered thousandths are of; None: the annotation's, else the file's.
     """
 
     uid: str
@@ -100,6 +101,7 @@ class Item:
     annotated: str | None = None
     times: tuple[float, ...] | None = field(default=None, repr=False)
     file_end: float | None = None
+    picture: tuple[float, float] | None = None
 
     @cached_property
     def extra(self) -> Mapping[str, Any]:
@@ -222,8 +224,9 @@ def read_rows(files: Iterable[Path], video_root: str | Path | None = None) -> It
                 )
             _check_types(table.schema_arrow, file)
             columns = list(_COLUMNS)
-            if "videos" in names and not _names_videos(table.schema_arrow.field("videos").type):
-                columns.append("videos")  # of another form, for `entry_of` to read or refuse
+            paths = {table.schema.column(place).path for place in range(len(table.schema))}
+            if "videos" in names and "videos.list.element.video" not in paths:
+                columns.append("videos")  # of another form, or written with another name of what is in a list
             number = 0
             for batch in table.iter_batches(_BATCH, columns=columns):
                 yield from _rows(batch, root, file, number)
@@ -241,10 +244,6 @@ def _check_types(schema: pa.Schema, file: Path) -> None:
 
 def _has(kind: pa.DataType, name: str) -> bool:
     return pa.types.is_struct(kind) and kind.get_field_index(name) >= 0
-
-
-def _names_videos(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) and _has(kind.value_type, "video")
 
 
 def _rows(batch: pa.RecordBatch, root: Path, file: Path, number: int) -> Iterator[dict]:
@@ -303,6 +302,11 @@ def _numbers(values: pa.Array, kind: type) -> np.ndarray:
     return np.frombuffer(values.buffers()[1], dtype=kind, count=len(values), offset=values.offset * kind().itemsize)
 
 
+def _int(number: float | None) -> int | None:
+    """Arrow returns whole numbers of some columns as doubles."""
+    return None if number is None else int(number)
+
+
 def item_of(row: Mapping[str, Any]) -> Item:
     """The item that a row is; see `read_rows` and `data_builders.row.ROW_SCHEMA` for its keys.
 
@@ -327,19 +331,21 @@ def item_of(row: Mapping[str, Any]) -> Item:
         _intervals(truth),
         truth.get("object_id"),
         tuple(truth.get("object_ids") or ()),
-        truth.get("first_frame"),
+        _int(truth.get("first_frame")),
         None if boxes is None or not len(boxes) else np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
         len(info.get("options") or ()),
         truth.get("answer"),
         info.get("source_fps"),
         video.get("video_start") or 0.0,
-        info.get("num_frames"),
+        _int(info.get("num_frames")),
         size if all(size) else None,
         Path(video["tracks"]) if video.get("tracks") else None,
         info.get("annotated"),
         _times(info),
         info.get("file_end"),
     )
+    if truth.get("picture"):
+        item = replace(item, picture=tuple(truth["picture"]))
     if not item.fps and item.annotated:
         item = replace(item, fps=item.extra.get("fps"))
     if item.first_frame is None or not item.shown or item.clock is None:
@@ -406,7 +412,7 @@ def _tube(item: Item, text: str) -> Prediction | None:
     if not _all_boxes(boxes):  # what is no box counts as a frame without overlap, as in the reward
         boxes = {frame: parsing.box(box) or _NO_BOX for frame, box in boxes.items()}
     if item.recipe == _BY_SECOND:
-        picture = annotated_size(item.extra) or item.size
+        picture = item.picture or annotated_size(item.extra) or item.size
         if picture is None:
             raise ValueError(f"row {item.uid}: boxes are thousandths of the picture, whose size the row does not say")
         frames, sides = as_arrays(boxes)
@@ -430,9 +436,11 @@ def _is_by_second(item: Item, span: Interval, boxes: Mapping[int, Box]) -> bool:
     low, high = stvg_boxes.whole_seconds(span)
     as_frames = sum(start <= key <= end for key in boxes)
     as_seconds = sum(low <= key <= high for key in boxes)
+    if as_frames == len(boxes) == end - start + 1 and item.recipe != _BY_SECOND:  # one for each frame
+        return False
     if as_frames != as_seconds:
         return as_seconds > as_frames
-    return item.recipe == _BY_SECOND or len(boxes) == as_seconds == high - low + 1
+    return item.recipe == _BY_SECOND or 0 < len(boxes) == as_seconds == high - low + 1
 
 
 def _by_frame(item: Item, span: Interval, boxes: Mapping[int, Box]) -> dict[int, Box]:

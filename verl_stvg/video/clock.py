@@ -84,7 +84,9 @@ class FrameClock:
 
     def first_shown(self, begin: float | None) -> int:
         """The frame that is number 0 where only the part of the file from ``begin`` on is shown, in seconds."""
-        return max(self.nearest(begin), 0) if begin else 0
+        if not begin:
+            return 0
+        return max(round(begin * self.fps), 0) if self.times is None else int(self.on_show(begin))
 
     def in_file(self, first_frame: int, begin: float | None, first_frame_of: str | None) -> int:
         """The number in the file of the first frame of a row's tube.

@@ -430,10 +430,9 @@ def _part(clock: FrameClock, start: float, end: float | None) -> tuple[float, in
     duration = clock.duration
     if clock.times is None:
         last = clock.num_frames if end is None else min(clock.num_frames, round(end * clock.fps))
-        first = round(start * clock.fps)
     else:
         last = clock.num_frames if end is None else int(np.searchsorted(clock.times, end - ROUNDING))
-        first = int(clock.on_show(start))
+    first = clock.first_shown(start)
     if start < 0 or first >= last or (end is not None and end > duration + 1):
         raise ValueError(
             f"the part from {start} to {end} s is empty or outside of the video, which lasts {duration:.2f} s; correct "
