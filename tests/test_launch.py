@@ -42,6 +42,12 @@ def test_run_that_succeeds_but_forgets_a_process(tmp_path):
     assert (tmp_path / "log").read_text() == "done\n"
 
 
+def heard() -> None:
+    """Let signals through that a background job, or `nohup`, ignores for all that it starts."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def test_interrupt_and_termination(tmp_path):
     outer = (
         "import sys; from pathlib import Path; from verl_stvg import launch\n"
@@ -52,7 +58,7 @@ def test_interrupt_and_termination(tmp_path):
         code = DETACHED.format(ending="time.sleep(600)")
         process = subprocess.Popen(
             [sys.executable, "-c", outer, code, str(pid), str(log)],
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in background jobs
+            preexec_fn=heard,
         )
         while not (pid.exists() and pid.read_text()):
             assert process.poll() is None
@@ -184,6 +190,7 @@ def test_a_closed_terminal_ends_the_run(tmp_path):
         stdout=end,
         stderr=end,
         start_new_session=True,
+        preexec_fn=heard,
     )
     os.close(end)
     while not (pid.exists() and pid.read_text()):
