@@ -91,7 +91,7 @@ def spatial_seconds(completion: str, ground_truth: Mapping[str, Any]) -> float:
     first, last = whole_seconds((ground_truth["start"], ground_truth["end"]))
     start, end = whole_seconds(span)
     low, high = max(start, first), min(end, last)
-    width, height = (side / 1000.0 for side in ground_truth.get("picture") or _THOUSAND)
+    width, height = (side / 1000.0 for side in ground_truth.get("picture", _THOUSAND))
     total, astray = 0.0, 0
     for second, found in tube.items():
         if low <= second <= high:
@@ -112,7 +112,7 @@ def whole_seconds(span: Interval) -> tuple[int, int]:
     Bounds are taken at two decimals, as they are answered. A time without a whole second has the one that is nearest to
     its middle, a reversed one has none.
     """
-    start, end = (round(min(max(time, -_FAR), _FAR), 2) for time in span)
+    start, end = (round(round(min(max(time, -_FAR), _FAR), 6), 2) for time in span)  # a sum may end in ...4999
     first, last = ceil(start), floor(end)
     if last < first and start <= end:
         first = last = floor((start + end) / 2 + 0.5)
@@ -125,7 +125,7 @@ def boxes_by_second(ground_truth: Mapping[str, Any]) -> dict[str, list[float]]:
     Of a time that is longer than any video (a day) only the boxes of the first day.
     """
     first, last = whole_seconds((ground_truth["start"], ground_truth["end"]))
-    width, height = (side / 1000.0 for side in ground_truth.get("picture") or _THOUSAND)
+    width, height = (side / 1000.0 for side in ground_truth.get("picture", _THOUSAND))
     found = {}
     first = max(first, 0)
     for second in range(first, min(last, first + _LONGEST) + 1):

@@ -192,7 +192,7 @@ def test_every_reader_refuses_in_the_same_words(videos, said, folder, processor,
     with pytest.raises(RowError) as error:
         dataset(file, processor)
     assert f"row 0 (uid own/train/0): {said}" in str(error.value)
-    readers = (messages_of, sample_of, lambda _: capacity.read_rows([file]), lambda _: Rows([file]).videos())
+    readers = (messages_of, sample_of, lambda _: capacity.read_rows([file]), lambda _: Rows([file])["own/train/0"])
     for read in (*readers, lambda _: list(pool([file]).rows())):
         with pytest.raises(ValueError) as error:
             read(json.loads(json.dumps(one)))
