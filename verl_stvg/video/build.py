@@ -39,6 +39,7 @@ VIDEO_KEYS = ("video", *PLAN_KEYS, *MARK_KEYS, *MASK_KEYS)
 """All keys that an entry of ``videos`` may have."""
 VIDEO_COLUMN = "videos"
 _MOST = 1e18  # size of a number in an entry of `videos`; with more, arithmetic ends
+_SHORT = 64  # characters of a path that no file system finds too long: each has at most four bytes
 QUARANTINE = "quarantine.jsonl"
 
 
@@ -144,7 +145,8 @@ def entry_of(video: object) -> dict:
             f"video {entry['video']!r} is a URL, and files are read; download what is elsewhere, and give its path, "
             "without 'file://'"
         )
-    refuse_contradictions(**{key: entry[key] for key in PLAN_KEYS if key in entry})
+    if len(entry) > 1:
+        refuse_contradictions(**{key: entry[key] for key in PLAN_KEYS if key in entry})
     return entry
 
 
@@ -177,6 +179,8 @@ def _wanted(key: str, value: object) -> str:
 
 
 def _is_name(path: str) -> bool:
+    if len(path) < _SHORT and "\0" not in path:
+        return True
     parts = path.encode("utf-8", "surrogatepass").split(b"/")
     return b"\0" not in b"/".join(parts) and max(map(len, parts)) <= 255 and sum(map(len, parts)) <= 3072
 
