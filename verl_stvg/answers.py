@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_stvg import nesting
+from verl_stvg.lock import write_whole
 
 _OLDER = {"template": {}, "opened": ""}
 """What is meant by a file that was written before it had these keys."""
@@ -101,10 +102,7 @@ def continues(path: Path, made_by: Mapping[str, Any]) -> None:
             said = "; ".join(f"{key} was {there.get(key)!r} and is {given.get(key)!r}" for key in other)
             raise AnswersError(f"{path.parent}: holds other answers ({said}); choose another folder or remove this one")
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(given, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.rename(path)
+    write_whole(path, json.dumps(given, indent=2, ensure_ascii=False) + "\n")
 
 
 def made(path: Path) -> dict[str, Any]:

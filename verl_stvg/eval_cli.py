@@ -11,6 +11,15 @@ from verl_stvg.score_cli import judge
 
 logger = logging.getLogger(__name__)
 
+TemplateOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="KEY=VALUE for the chat template, as data.apply_chat_template_kwargs.KEY in training; may be given "
+        "several times. Default: those of the training that made the checkpoint."
+    ),
+]
+"""Of every command that asks a model."""
+
 
 class EngineName(str, Enum):
     """Programs that answer."""
@@ -33,13 +42,7 @@ def eval_(
     top_k: Annotated[int, typer.Option(help="Most likely tokens that are sampled from; -1 for all.")] = -1,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 1024,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
-    template_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="KEY=VALUE for the chat template, as data.apply_chat_template_kwargs.KEY in training; may be given "
-            "several times. Default: those of the training that made the checkpoint."
-        ),
-    ] = None,
+    template_option: TemplateOptions = None,
     max_model_len: Annotated[
         int | None, typer.Option(help="Tokens of prompt and answer together; default: the model's.")
     ] = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from verl_stvg import status
+from verl_stvg.eval_cli import TemplateOptions
 
 if TYPE_CHECKING:
     from data_builders.selection.folder import Stage
@@ -39,13 +40,7 @@ def _settings(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
-    template_option: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="KEY=VALUE for the chat template, as data.apply_chat_template_kwargs.KEY in training; may be given "
-            "several times. Default: those of the training that made the checkpoint."
-        ),
-    ] = None,
+    template_option: TemplateOptions = None,
     max_model_len: Annotated[
         int | None, typer.Option(help="Tokens of prompt and answer together; default: the model's.")
     ] = None,
