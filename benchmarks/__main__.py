@@ -26,6 +26,9 @@ MODULES = {
     "score": "benchmarks.score",
     "generate": "benchmarks.generate",
     "fuzz": "benchmarks.fuzz",
+    "kills": "benchmarks.kills",
+    "equal_rewards": "benchmarks.equal_rewards",
+    "demo_seeds": "benchmarks.demo_seeds",
     "training_step": "benchmarks.training_step",
     "verl_suite": "benchmarks.verl_suite",
 }
@@ -52,6 +55,33 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--fuzz", type=int, default=1_000_000, metavar="N", help="rewards: fuzzed completions, default 1,000,000"
+    )
+    command.add_argument(
+        "--moments",
+        type=int,
+        default=100,
+        metavar="N",
+        help="kills: how many, default 100, of which 35 are of build and 3 of train, which takes minutes for each",
+    )
+    command.add_argument(
+        "--only",
+        nargs="+",
+        choices=("build", "select", "eval", "track", "train"),
+        metavar="COMMAND",
+        help="kills: of build, select, eval, track and train; default: all",
+    )
+    command.add_argument(
+        "--model",
+        type=Path,
+        metavar="DIR",
+        help="kills, equal_rewards: folder of the tiny model; default: made anew, which takes 3 minutes",
+    )
+    command.add_argument(
+        "--seeds",
+        type=int,
+        default=10,
+        metavar="N",
+        help="demo_seeds: how many, from --seed on, default 10; 10 minutes each",
     )
     command.add_argument("--seed", type=int, default=0, help="seed of generated inputs")
     return command

@@ -1,11 +1,12 @@
 """What preparing one prompt costs beside stock verl: n rollouts of one clip through verl's own agent-loop worker.
 
 Both sides run verl's code from the row to the put into the queue; generation alone is replaced by a fixed answer. The
-stock side is verl's dataset class, agent loop and worker, with qwen-vl-utils and decord; it is spared the third
-processor call per rollout that reward workers cost it. Processor seconds include decoding processes.
+stock side is verl's dataset class, agent loop and worker, with qwen-vl-utils and decord (the extra `bench`); it is
+spared the third processor call per rollout that reward workers cost it. Processor seconds include decoding processes.
 """
 
 import asyncio
+import importlib.util
 import pickle
 import tempfile
 import time
@@ -16,6 +17,7 @@ from unittest import mock
 import psutil
 from hydra import compose, initialize_config_module
 from omegaconf import open_dict
+from qwen_vl_utils import vision_process
 from verl.trainer.ppo.v1 import agent_loop_tq
 from verl.workers.rollout.replica import TokenOutput
 
@@ -27,6 +29,8 @@ from verl_stvg.video.once import Once
 from verl_stvg.worker import StockWorker, VideoGroundingWorker
 
 N = 8
+READER = "decord"
+"""Of qwen-vl-utils on verl's side, which would take torchcodec where both are installed."""
 CLIPS = {"480x360, 30 s": (480, 360, 30), "1280x720, 20 s": (1280, 720, 20)}
 ROUNDS = 3
 
@@ -55,6 +59,15 @@ class Queue:
     async def async_kv_batch_put(self, fields, **kwargs) -> None:
         """Trajectories."""
         self.bytes += len(pickle.dumps(fields))
+
+
+def require_reader() -> None:
+    """End with one sentence where verl's side could not decode."""
+    if importlib.util.find_spec(READER) is None:
+        raise SystemExit(
+            f"verl's own data path decodes with {READER}, which is not installed here; install the extra that has it: "
+            "uv pip install -e '.[cpu,bench]'"
+        )
 
 
 def configuration(folder: Path, ours: bool):
@@ -125,7 +138,9 @@ def _fail(message, exc_info=None, **kwargs):
 
 def measure(options: Options) -> Iterable[Row]:
     """Yield all rows, clip by clip."""
-    with tempfile.TemporaryDirectory() as name:
+    require_reader()
+    reader = mock.patch.object(vision_process, "FORCE_QWENVL_VIDEO_READER", READER)
+    with tempfile.TemporaryDirectory() as name, reader:
         folder = Path(name)
         model_folder(folder)
         with mock.patch.object(agent_loop_tq.tq, "init"):

@@ -9,10 +9,11 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -26,7 +27,7 @@ from data_builders.row import CHOICES, ROW_SCHEMA, Drop, Policies, RowMaker, Vid
 from data_builders.sets import AnnotationSet
 from data_builders.templates import TEMPLATES, Template
 from data_builders.videos import Facts, UnknownVideo, VideoRoot, check_name, probe_all
-from verl_stvg.lock import clear, whole
+from verl_stvg.lock import clear, finished, whole
 from verl_stvg.video.plan import RULES
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,9 @@ FORMAT_VERSION = 3  # raise it whenever the same arguments would give other file
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 DURATIONS = "durations.json"
+SLACK = 1.0
+"""Seconds by which an interval may end after its video and still count as covered, as in `data_builders.check`."""
+PAST_END = "have an interval that ends over a second after the video does"
 WITHOUT_TRUTH = "have no public ground truth; they can be answered, but not scored here"
 _SHOWN = 5
 _BATCH = 1000  # rows per row group
@@ -52,6 +56,7 @@ class Job:
         splits: of the set; empty for those whose files are there.
         template: of the prompts.
         rule: of frame sampling; None is the template's paper.
+        shown: keys of `verl_stvg.fit` in place of those of the template's paper.
         policies: see `Policies`.
         targets: JSON lines with uid and object_id (or object_ids), for templates that ask who.
         tracks: folder of track files whose IDs are drawn on the frames.
@@ -75,6 +80,11 @@ class Job:
     probe: bool = True
     workers: int = 1
     on_ray: bool = False
+    shown: Mapping[str, float | str] = field(default_factory=dict)
+
+    def videos_like(self, template: Template) -> dict:
+        """How videos are shown: the template's keys, and those that were chosen over them."""
+        return {**template.videos, **self.shown, **({"rule": self.rule} if self.rule else {})}
 
 
 def build(job: Job, progress: Callable[[str, int, int], None] = lambda *_: None) -> dict:
@@ -96,7 +106,7 @@ def build(job: Job, progress: Callable[[str, int, int], None] = lambda *_: None)
     _check(job, template)
     files = files_of(job)
     manifest = _manifest(job, template, files)
-    if job.out.exists():
+    if finished(job.out):
         return _kept(job.out, manifest)
     targets = _targets(job.targets) if job.targets else {}
     names = _first_pass(job, files, progress)
@@ -118,9 +128,10 @@ def build(job: Job, progress: Callable[[str, int, int], None] = lambda *_: None)
                 job.marker_style,
                 job.videos,
                 next((name for source in job.source.splits[split] for name in source.names if name == DURATIONS), None),
+                job.shown,
             )
             path = work / f"{split}.parquet"
-            counts = _write(path, maker, once(job.source.read(paths, split)), videos, progress)
+            counts = _write(path, maker, once(job.source.read(paths, split)), videos, unusable, progress)
             manifest["splits"][split].update(counts, sha256=_sha256(path))
         manifest["unusable_videos"] = unusable
         journal.unlink(missing_ok=True)
@@ -133,7 +144,7 @@ def build(job: Job, progress: Callable[[str, int, int], None] = lambda *_: None)
 
 
 def _check(job: Job, template: Template) -> None:
-    chosen = asdict(job.policies) | {"rule": job.rule}
+    chosen = asdict(job.policies) | {"rule": job.videos_like(template)["rule"]}
     for name, choices in {**CHOICES, "rule": RULES}.items():
         if chosen[name] is not None and chosen[name] not in choices:
             raise ValueError(f"{name}={chosen[name]!r} is unknown; choose one of {', '.join(choices)}")
@@ -142,6 +153,16 @@ def _check(job: Job, template: Template) -> None:
             f"template {template.name} asks for the ID of an object, which annotations do not have; give --targets, or "
             "choose another template: stvg_boxes asks for boxes, time_r1 for times only"
         )
+    planned = job.videos_like(template)
+    if planned.get("min_pixels", 0) > planned.get("max_pixels", math.inf):
+        raise ValueError(
+            f"min_pixels={planned['min_pixels']} is over max_pixels={planned['max_pixels']}, and one of the two is the "
+            f"template's ({template.name}); give --min-pixels and --max-pixels"
+        )
+    if job.targets and not job.targets.is_file():
+        raise AnnotationError(f"{job.targets}: no such file of targets; correct --targets")
+    if job.tracks and not job.tracks.is_dir():
+        raise ValueError(f"{job.tracks}: no such folder of track files; correct --tracks")
     if job.tracks and not job.videos:
         raise ValueError("--tracks are drawn on videos: give --videos")
     if job.policies.duration_from == "file" and not (job.videos and job.probe):
@@ -289,11 +310,12 @@ def _look_into(
 # --- second pass: rows ------------------------------------------------------------------------------------------------
 
 
-def _write(path: Path, maker: RowMaker, entries: Entries, videos: dict, progress) -> dict:
+def _write(path: Path, maker: RowMaker, entries: Entries, videos: dict, unusable: Mapping[str, str], progress) -> dict:
     """Write the rows of a split and return its counts."""
     drops: Counter[str] = Counter()
     used: set[str] = set()
     count = without_truth = 0
+    past: list[str] = []
     with pq.ParquetWriter(path, ROW_SCHEMA, compression="zstd") as writer:
         batch: list[dict] = []
         for row in _rows(maker, entries, videos, drops):
@@ -301,6 +323,7 @@ def _write(path: Path, maker: RowMaker, entries: Entries, videos: dict, progress
             used.add(row["videos"][0]["video"])
             truth = row["reward_model"]["ground_truth"]
             without_truth += all(truth.get(name) is None for name in ("start", "answer", "object_id", "object_ids"))
+            past += _past_end(row)
             batch.append(row)
             count += 1
             if len(batch) == _BATCH:
@@ -310,9 +333,47 @@ def _write(path: Path, maker: RowMaker, entries: Entries, videos: dict, progress
         writer.write_table(pa.Table.from_pylist(batch, ROW_SCHEMA))
     if not count:
         reasons = ", ".join(f"{reason}: {number}" for reason, number in drops.most_common())
-        raise AnnotationError(f"{maker.dataset} {maker.split}: no row is left ({reasons})")
+        hint = _hint(drops.most_common(1)[0][0], unusable) if drops else ""
+        raise AnnotationError(f"{maker.dataset} {maker.split}: no row is left ({reasons}){hint}")
     found = {"rows": count, "videos": len(used), "dropped": dict(sorted(drops.items()))}
-    return found | ({"without_truth": without_truth} if without_truth else {})
+    if without_truth:
+        found["without_truth"] = without_truth
+    if past:
+        found["past_end"] = {"rows": len(past), "first": past[0]}
+    return found
+
+
+def _past_end(row: dict) -> list[str]:
+    """Where and by how much the interval of a row ends after what is shown of its video, if by over a second."""
+    truth, extra, entry = row["reward_model"]["ground_truth"], row["extra_info"], row["videos"][0]
+    lasts = truth["duration"]
+    if extra["num_frames"]:
+        file = extra["file_end"] or extra["num_frames"] / extra["source_fps"]
+        lasts = min(file, entry["video_end"] or file) - (entry["video_start"] or 0.0)
+    end = max((end for _, end in truth["intervals"] or ()), default=0.0)
+    if end <= lasts + SLACK:
+        return []
+    return [f"{truth['uid']}: the interval ends at {end:.2f} s and the video at {lasts:.2f} s"]
+
+
+_HINTS = {
+    "needs options": "--template videotg_r1 or time_r1 asks for times only",
+    "needs a tube": "--template time_r1 asks for times only",
+    "no target ID": "--targets names the targets by uid, and --template stvg_boxes asks for boxes instead",
+    "no track file": "--tracks is the folder that `verl-stvg objects track` wrote for these videos",
+    "several intervals": "--several-intervals split makes a row of each",
+    "reversed interval": "--reversed-intervals swap turns them round",
+    "interval past the end": "--past-end clip cuts them at the end",
+    "too short or too long": "choose --fps and --max-frames, or --rule adaptive_grid",
+    "no ground truth": "name the file val.jsonl or test.jsonl if it is for evaluation",
+}
+"""What helps where nearly all records are left out for one reason, by a part of the reason."""
+
+
+def _hint(reason: str, unusable: Mapping[str, str]) -> str:
+    if reason == "unusable video":
+        return "; the first is {}: {}".format(*next(iter(unusable.items())))
+    return next((f"; {hint}" for part, hint in _HINTS.items() if part in reason), "")
 
 
 def _rows(maker: RowMaker, entries: Entries, videos: dict, drops: Counter) -> Iterator[dict]:
@@ -343,7 +404,8 @@ def _manifest(job: Job, template: Template, files: dict[str, tuple[Path | None, 
         "home": job.source.home,
         "template": template.id,
         "recipe": template.recipe,
-        "rule": job.rule or template.videos["rule"],
+        "rule": job.videos_like(template)["rule"],
+        "shown": dict(job.shown) or None,
         "policies": policies,
         "video_root": os.path.relpath(job.videos, job.out) if job.videos else None,
         "probed": bool(job.videos and job.probe),
@@ -400,6 +462,10 @@ def card(manifest: dict) -> str:
     for split, part in manifest["splits"].items():
         if "without_truth" in part:
             lines += ["", f"{split}: {part['without_truth']:,} rows {WITHOUT_TRUTH}."]
+        if "past_end" in part:
+            lines += ["", f"{split}: {part['past_end']['rows']:,} rows {PAST_END}."]
+    if manifest["shown"]:
+        lines += ["", "Videos are shown by " + ", ".join(f"`{k}={v}`" for k, v in manifest["shown"].items()) + "."]
     lines += ["", "What was done with annotations that cannot be right (training only):", ""]
     lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in manifest["policies"].items()]
     if manifest["unusable_videos"]:

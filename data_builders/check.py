@@ -13,13 +13,11 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_builders import tubes
 from data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
@@ -27,11 +25,12 @@ from data_builders.records import Interval
 from data_builders.row import counted, hull, misnumbered
 from data_builders.templates import perfect_answer
 from data_builders.videos import Facts
+from verl_stvg.lock import write_whole
 from verl_stvg.parallel import work
 from verl_stvg.reward import find_recipe
+from verl_stvg.row_files import rows_in
 from verl_stvg.row_shape import row_shape_problems
-from verl_stvg.video.build import entry_of, listed, located, plan_of, root_of, which
-from verl_stvg.video.cache import hash_file
+from verl_stvg.video.build import entry_of, listed, located, plan_of, refit, root_of, which
 from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.decode import VideoInfo
@@ -143,6 +142,7 @@ def check(
     on_ray: bool = False,
     progress: Callable[[int, int], None] = lambda *_: None,
     videos: bool = True,
+    fit: Mapping[str, float | str] | None = None,
 ) -> tuple[list[Finding], Counts]:
     """Look for everything that `Finding` can be, in the order of files and rows.
 
@@ -157,6 +157,7 @@ def check(
         on_ray: see `verl_stvg.parallel.work`.
         progress: called with videos done and their number.
         videos: look into them; else only what the rows say is looked at.
+        fit: keys of the plan in place of those of the rows, see `verl_stvg.fit`.
 
     Raises:
         ValueError: a file that is missing or has no rows of ours.
@@ -174,7 +175,7 @@ def check(
                 malformed += 1
                 continue
             findings += (Finding(str(file), position, *found) for found in row_problems(row))
-            seen += _remember(row, number, position, root)
+            seen += _remember(row, number, position, root, fit)
         named = dict.fromkeys(one.video for one in seen[before:] if one.video)
         if videos and named and _none_is_there(named, root):
             detail = (
@@ -213,9 +214,7 @@ def tally(findings: list[Finding]) -> dict[str, int]:
 
 def write(findings: list[Finding], path: Path) -> None:
     """Write findings as JSON lines."""
-    path.write_text(
-        "".join(json.dumps(dataclasses.asdict(finding)) + "\n" for finding in findings), encoding="utf-8", newline="\n"
-    )
+    write_whole(path, "".join(json.dumps(dataclasses.asdict(finding)) + "\n" for finding in findings))
 
 
 def rows_of(file: Path) -> Iterator[dict]:
@@ -224,18 +223,7 @@ def rows_of(file: Path) -> Iterator[dict]:
     Raises:
         ValueError: no such file, or one that holds no rows of ours.
     """
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file; build the rows first, or correct the path")
-    try:
-        with pq.ParquetFile(file) as table:
-            missing = [name for name in COLUMNS if name not in table.schema_arrow.names]
-            batches = () if missing else table.iter_batches(1000, columns=list(COLUMNS))
-            for rows in map(pa.RecordBatch.to_pylist, batches):
-                yield from rows
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not a readable parquet file of rows ({error}); build the rows again") from error
-    if missing:
-        raise ValueError(f"{file}: has no column {', '.join(missing)}; build the rows again")
+    yield from rows_in(file, COLUMNS, COLUMNS)
 
 
 # --- one row ----------------------------------------------------------------------------------------------------------
@@ -308,10 +296,10 @@ def _from_zero(truth: dict) -> dict:
     return truth | times | ({"intervals": spans} if spans else {})
 
 
-def read_entries(videos: object) -> list[tuple[str, dict, str]]:
+def read_entries(videos: object, fit: Mapping[str, float | str] | None = None) -> list[tuple[str, dict, str]]:
     """Of each of a row's ``videos``: how a detail about it begins, its entry (`entry_of`), and what is wrong with it.
 
-    The beginning is empty where there is one video, the entry where something is wrong.
+    The beginning is empty where there is one video, the entry where something is wrong. ``fit``: see `refit`.
     """
     try:
         videos = listed(videos)
@@ -320,15 +308,17 @@ def read_entries(videos: object) -> list[tuple[str, dict, str]]:
     found = []
     for place, video in enumerate(videos):
         try:
-            entry, wrong = entry_of(video), ""
+            entry, wrong = refit(entry_of(video), fit), ""
         except ValueError as error:
             entry, wrong = {}, str(error)
         found.append((which(place, len(videos)), entry, wrong))
     return found
 
 
-def _remember(row: dict, file: int, position: int, root: Path) -> Iterator[_Seen]:
-    truth, entries = truth_of(row), read_entries(row["videos"]) or [("", {}, "")]
+def _remember(
+    row: dict, file: int, position: int, root: Path, fit: Mapping[str, float | str] | None = None
+) -> Iterator[_Seen]:
+    truth, entries = truth_of(row), read_entries(row["videos"], fit) or [("", {}, "")]
     parts = [(entry.get("video_start"), entry.get("video_end")) for _, entry, _ in entries]
     further = [entry.get("video") for _, entry, _ in entries[1:]]
     query = (row["extra_info"] or {}).get("sentence") or (row["extra_info"] or {}).get("query") or ""
@@ -411,8 +401,8 @@ def _look(decode: bool, jobs: list[tuple[str, list[tuple]]]) -> list[tuple[str, 
 
 def _look_at(path: str, plans: list[tuple], decode: bool) -> tuple[Facts | str, dict[tuple, str]]:
     try:
-        info = shared_decoder().probe(path)
-        facts = Facts.of(info, hash_file(path))
+        info, content = shared_decoder().examine(path)
+        facts = Facts.of(info, content)
     except (ValueError, OSError) as error:
         return str(error), {}
     wrong = {}

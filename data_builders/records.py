@@ -5,7 +5,7 @@ all of that once, so that nothing behind it has to know where a record came from
 """
 
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -90,14 +90,30 @@ class Problem:
 Entries = Iterator[Record | Problem]
 
 
-def record(where: str, **fields: Any) -> Record | Problem:
-    """A `Record`, or the `Problem` that one of the fields is; lists, as JSON has them, may stand for tuples."""
+def record(where: str, names: Mapping[str, str] | None = None, **fields: Any) -> Record | Problem:
+    """A `Record`, or the `Problem` that one of the fields is; lists, as JSON has them, may stand for tuples.
+
+    Args:
+        where: see `Record`.
+        names: what the annotation calls a field, or a part of one (``intervals.0.1``), where it is called otherwise.
+        fields: of the record.
+    """
     try:
         return Record(where=where, **{name: _tuples(value) for name, value in fields.items()})
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
+        name = _in_the_file(first["loc"], names or {})
         return Problem(where, f"{name}: {first['msg'].lower()}, found {first['input']!r:.60}")
+
+
+def _in_the_file(place: Sequence[str | int], names: Mapping[str, str]) -> str:
+    """The place of a value in words of the annotation, such as ``timestamps[1]``."""
+    for length in range(len(place), 0, -1):
+        said = names.get(".".join(map(str, place[:length])))
+        if said is not None or length == 1:
+            rest = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in place[length:])
+            return "".join((str(place[0]) if said is None else said, *rest))
+    return ""
 
 
 def boxes_xyxy(boxes_xywh: Any) -> Any:

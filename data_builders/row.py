@@ -15,6 +15,7 @@ from data_builders.objects.boxes import TurnedBoxes, annotated_size, scales
 from data_builders.records import Interval, Record, is_number
 from data_builders.templates import Template, normalise
 from data_builders.videos import Facts
+from verl_stvg.fit import FPS
 from verl_stvg.video.build import MARK_KEYS, PLAN_KEYS, plan_of
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.plan import MAX_FRAMES
@@ -87,6 +88,7 @@ class RowMaker:
         template: of the prompts.
         policies: for training.
         rule: of frame sampling; None is the template's.
+        shown: keys of `verl_stvg.fit` in place of the template's own.
         targets: what is known of the target by uid: ``object_id`` or ``object_ids``, ``visible``.
         tracks: folder of the track files whose IDs are drawn, as it is and relative to the video root.
         marker_style: of the drawing.
@@ -104,6 +106,7 @@ class RowMaker:
     marker_style: str | None = None
     root: Path | None = None
     durations: str | None = None
+    shown: Mapping[str, float | str] = field(default_factory=dict)
 
     def rows(self, record: Record, video: Video) -> list[dict]:
         """The rows of a record, without their index: one, or with ``several_intervals=split`` one per interval.
@@ -311,6 +314,7 @@ class RowMaker:
     def _video(self, video: Video, clip: Interval | None, duration: float) -> tuple[dict, int | None]:
         """The entry of ``videos``, and how many visual tokens it costs if that is known."""
         entry: dict[str, Any] = {**dict.fromkeys((*PLAN_KEYS, *MARK_KEYS)), **self.template.videos, "video": video.path}
+        entry.update(self.shown)
         entry["rule"] = self.rule or entry["rule"] or "grid"
         if self.tracks is not None:
             folder, below_root = self.tracks
@@ -321,7 +325,9 @@ class RowMaker:
         if clip is not None:
             entry.update(video_start=clip[0], video_end=clip[1])
         shown = _shown(clip, video.facts)
-        entry["fps"] = grid_rate(duration if shown is None else shown) if entry["rule"] == "grid" else 2.0
+        if entry["fps"] is None:
+            most = entry["max_frames"] or MAX_FRAMES
+            entry["fps"] = grid_rate(duration if shown is None else shown, most) if entry["rule"] == "grid" else FPS
         if video.facts is None:
             return entry, None
         try:

@@ -137,12 +137,15 @@ def _card(row: dict, root: Path, problems: list[str], budget: int) -> dict:
     begin = video.get("video_start") or 0.0
     duration = extra.get("duration") or truth.get("duration")
     path, pictures, size = root / name, [], (3, 2)
+    single = [[truth["start"], truth["end"]]] if truth.get("start") is not None else []
+    intervals = truth.get("intervals") or single
+    events = [(begin + since, begin + until) for since, until in intervals]
     try:
         if not name:
             raise VideoError("the row names none that can be shown")
         info = shared_decoder().probe(path)
         duration = duration or info.duration
-        pictures, size = thumbnails(path, PICTURES, SIDE, budget, begin, begin + duration)
+        pictures, size = thumbnails(path, PICTURES, SIDE, budget, begin, begin + duration, events)
         shown = info.clock.on_show([one.time for one in pictures]).tolist()
         first = info.clock.in_file(truth.get("first_frame") or 0, begin, extra.get("first_frame_of"))
         boxes = _boxes(truth.get("boxes") or [], first, extra.get("annotated"), shown, info)
@@ -152,8 +155,6 @@ def _card(row: dict, root: Path, problems: list[str], budget: int) -> dict:
     except TurnedBoxes as error:
         problems = [*problems, f"turned boxes: {error}"]
         boxes = [None] * len(pictures)
-    single = [[truth["start"], truth["end"]]] if truth.get("start") is not None else []
-    intervals = truth.get("intervals") or single
     return {
         "uid": check.uid_of(row),
         "dataset": extra.get("dataset") or row["data_source"],

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -28,7 +26,9 @@ import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-FORMAT_VERSION = 4  # raise it whenever the same arguments would give other files
+from verl_stvg.lock import finished, whole
+
+FORMAT_VERSION = 5  # raise it whenever the same arguments would give other files
 
 MODEL_SCALE = 4  # native size over the size a tiny model sees
 HEIGHT, WIDTH = 56 * MODEL_SCALE, 84 * MODEL_SCALE
@@ -57,6 +57,7 @@ COLORS = {
     "blue": (110, 150, 255),
     "pink": (255, 180, 225),
 }
+COMMON_COLORS = 3  # the first of them are common words of a tiny model's supervised pass, the others are rare
 SHAPES = ("square", "circle", "diamond")
 MOTIONS = ("moves right", "moves left")
 MARKER_COLOR = (255, 0, 0)
@@ -295,13 +296,14 @@ def build(
         "task": task,
         "twice": twice,
     }
-    if out_dir.exists():
+    if finished(out_dir):
         _check_existing(out_dir, manifest)
         return out_dir
 
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
-    try:
+    with whole(out_dir, wait=True) as work:
+        if out_dir.exists():  # another process has just finished it
+            _check_existing(out_dir, manifest)
+            return out_dir
         (work / "videos").mkdir()
         (work / "tracks").mkdir()
         with (
@@ -318,10 +320,6 @@ def build(
                 rows = [row(clip, seed, split, k, task) for k, clip in enumerate(clips)]
                 pq.write_table(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), work / f"{split}.parquet")
         _write_json(work / "dataset.json", manifest)
-        work.chmod(0o755)
-        work.rename(out_dir)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return out_dir
 
 
@@ -345,6 +343,7 @@ def row(clip: ClipSpec, seed: int, split: str, index: int, task: str = "stvg_r1"
     track, asked = clip.target_track, TASKS[task]
     stem = f"{split}_{index:05d}"
     uid = f"synthetic-{seed}-{stem}"
+    common = track.color in tuple(COLORS)[:COMMON_COLORS]
     video = {"video": f"videos/{stem}.mp4", "fps": float(GRID_FPS)}
     return {
         "data_source": asked.data_source,
@@ -373,6 +372,7 @@ def row(clip: ClipSpec, seed: int, split: str, index: int, task: str = "stvg_r1"
             "height": HEIGHT,
             "constant_rate": True,
             "again": [clip.again.start, clip.again.end] if clip.again else None,
+            "annotated": json.dumps({"words": "common" if common else "rare"}),
         },
     }
 
@@ -412,6 +412,7 @@ ROW_SCHEMA = pa.schema(
                 "height": pa.int64(),
                 "constant_rate": pa.bool_(),
                 "again": pa.list_(pa.float64()),
+                "annotated": pa.string(),
             }
         ),
     }

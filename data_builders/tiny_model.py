@@ -46,6 +46,7 @@ from transformers.video_utils import VideoMetadata
 from transformers.vision_utils import get_vision_position_ids
 
 from data_builders import synthetic
+from verl_stvg.lock import finished, whole
 from verl_stvg.reward import find_recipe
 from verl_stvg.video.decode import read_frames
 from verl_stvg.video.plan import plan_video
@@ -108,7 +109,7 @@ class TinyConfig:
     answer_lr: float = 2e-3
     id_weight: float = 3.0
     guide_layer: int = 2
-    common_colors: int = 3  # the first of synthetic.COLORS; the others are rare words of the supervised pass,
+    common_colors: int = synthetic.COMMON_COLORS  # of COLORS; the others are rare words of the supervised pass,
     rare_share: float = 0.03  # each sample about one drawn with this weight
     stop_iou: float = 0.86  # the supervised pass ends when, on clips about common colours, greedy temporal IoU
     stop_id: float = 0.93  # and ID accuracy have both reached these
@@ -636,29 +637,43 @@ def make(out_dir: str | os.PathLike, seed: int = 0, config: TinyConfig | None = 
     config = config or TinyConfig()
     out_dir = Path(out_dir)
     key = cache_key(config, seed)
-    if out_dir.exists():
-        record = out_dir / "warm_start.json"
-        if not record.is_file():
-            raise ValueError(f"{out_dir} exists and holds no model made here. Remove it, or choose another folder.")
-        if json.loads(record.read_text(encoding="utf-8"))["key"] == key:
-            return out_dir
-        logger.info("%s is outdated and made again", out_dir)
+    if finished(out_dir) and _is_of(out_dir, key):
+        return out_dir
+    with whole(out_dir, wait=True) as work:
+        if out_dir.exists():
+            if _is_of(out_dir, key):  # another process has just made it
+                return out_dir
+            logger.info("%s is outdated and made again", out_dir)
+        _write(work, key, seed, config, progress)
+        if out_dir.exists():
+            out_dir.rename(work / "outdated")
+            shutil.rmtree(work / "outdated")
+    return out_dir
 
+
+def _is_of(folder: Path, key: str) -> bool:
+    """Whether a folder holds the model of a key; ValueError where it holds none made here."""
+    record = folder / "warm_start.json"
+    if not record.is_file():
+        raise ValueError(f"{folder} exists and holds no model made here. Remove it, or choose another folder.")
+    return json.loads(record.read_text(encoding="utf-8"))["key"] == key
+
+
+def _write(work: Path, key: str, seed: int, config: TinyConfig, progress: bool) -> None:
+    """Make the model and write it into a folder."""
     began = time.monotonic()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the same model however many cores there are
-    mend_transformers()
-    processor = make_processor(config.task)
-    model = make_untrained(config, processor.tokenizer, seed)
-    clips, frames = render_pool(seed, 0, config.clips + config.eval_clips, progress)
-    vision = train_vision(model, processor, clips[: config.clips], frames[: config.clips], config, seed, progress)
-    visual = features(model, processor.video_processor, frames)
-    unseen = clips[config.clips :], visual[config.clips :]
-    answers = train_answers(model, processor.tokenizer, clips[: config.clips], visual, unseen, config, seed, progress)
-
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
     try:
+        mend_transformers()
+        processor = make_processor(config.task)
+        model = make_untrained(config, processor.tokenizer, seed)
+        clips, frames = render_pool(seed, 0, config.clips + config.eval_clips, progress)
+        known, pictures = clips[: config.clips], frames[: config.clips]
+        vision = train_vision(model, processor, known, pictures, config, seed, progress)
+        visual = features(model, processor.video_processor, frames)
+        unseen = clips[config.clips :], visual[config.clips :]
+        answers = train_answers(model, processor.tokenizer, known, visual, unseen, config, seed, progress)
         model.save_pretrained(work)
         processor.save_pretrained(work)
         first = config.clips + config.eval_clips  # neither trained on nor used to decide when to stop
@@ -676,14 +691,8 @@ def make(out_dir: str | os.PathLike, seed: int = 0, config: TinyConfig | None = 
             "seconds": round(time.monotonic() - began, 1),
         }
         (work / "warm_start.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        work.chmod(0o755)
-        if out_dir.exists():
-            shutil.rmtree(out_dir)
-        work.rename(out_dir)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
         torch.set_num_threads(threads)
-    return out_dir
 
 
 def cache_key(config: TinyConfig, seed: int) -> str:

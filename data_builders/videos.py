@@ -20,7 +20,7 @@ from verl_stvg.parallel import work
 from verl_stvg.video.cache import hash_file
 from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.clock import FrameClock
-from verl_stvg.video.decode import VideoInfo
+from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.identity import ENDINGS, identity
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class VideoRoot:
 
     def __init__(self, root: Path):
         if not root.is_dir():
-            raise ValueError(f"{root}: no such folder; correct --videos")
+            raise ValueError(f"{root}: no such folder{_absolute(root)}; correct --videos")
         self.root = root
         self._real = os.path.realpath(root)
         self._folders: dict[PurePosixPath, dict[str, list[str]]] = {}
@@ -103,7 +103,7 @@ class VideoRoot:
             )
         if (self.root / name).is_symlink():
             raise UnknownVideo(f"{name}: a link to {os.readlink(self.root / name)}, where no file is; mend the link")
-        raise UnknownVideo(f"{name}: no such video")
+        raise UnknownVideo(f"{name}: no such video below {self.root}{_absolute(self.root)}")
 
     def all(self) -> list[str]:
         """Every video file below the root once, sorted."""
@@ -238,6 +238,11 @@ def check_name(name: str) -> None:
         raise UnknownVideo(f"{name}: points outside of the video root")
 
 
+def _absolute(path: Path) -> str:
+    """Where a relative path leads, for a message."""
+    return "" if path.is_absolute() else f" (that is {path.absolute()})"
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a video file is: what `VideoInfo` says, and a hash of its bytes (XXH3, 128 bits)."""
@@ -310,8 +315,7 @@ def _look(root: str, names: list[str]) -> list[tuple[str, list[int], Facts | str
         path = Path(root, name)
         state = identity(path)
         try:
-            info = shared_decoder().probe(path)
-            facts = Facts.of(info, hash_file(str(path)))
+            facts = Facts.of(*shared_decoder().examine(path))
         except (ValueError, OSError) as error:
             facts = str(error)
         found.append((name, state, facts))

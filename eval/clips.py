@@ -6,7 +6,7 @@ clips is fair by construction: what is not the best or the worst is drawn at ran
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,19 +17,24 @@ import pyarrow.parquet as pq
 
 from data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
 from eval import charts
+from eval.benchmarks import BENCHMARKS, SORTS
 from eval.replies import Reply
 from verl_stvg.row_shape import row_shape_problems
 from verl_stvg.video import tracks as track_files
 from verl_stvg.video.build import entries_of, plan_of, root_of
 from verl_stvg.video.child import shared_decoder
-from verl_stvg.video.thumbnails import jpeg
+from verl_stvg.video.thumbnails import choose, jpeg
 
 PICK = 8
 """Clips per selection."""
 PICK_SEED = 0
 NUM_FRAMES = 8
 FRAME_SIDE = 288
-"""Longer side of a frame on the page, pixels."""
+"""Longer side of a frame's JPEG, pixels."""
+SHOWN = (112.0, 150.0)
+"""Greatest width and height of a frame on a wide page, CSS pixels (`report.html`); outlines are placed for it."""
+_GAP, _STEP = 2.4, 3.4  # from an object to its first outline, and from one outline to the next, CSS pixels
+_TAG = (6.5, 5.0, 12.0)  # of a label: width of a character, of its margins, and height, CSS pixels
 MAX_TEXT = 6000
 """Characters of one answer on the page."""
 
@@ -93,8 +98,9 @@ class Clip:
 def pick(first: Mapping[str, float], last: Mapping[str, float], count: int = PICK) -> dict[str, list[str]]:
     """Choose clips to look at: uid to the selections it is in, `random`, `improved`, `worsened`, `worst`.
 
-    The random ones are drawn from all clips, so they are a fair sample and may be in another selection too. Clips of
-    equal value come in random order, so that the worst are a fair sample of what is equally bad.
+    Clips that changed most come first, then the others, in random order. The random ones are drawn from all clips, so
+    they are a fair sample and may be in another selection too. Clips of equal value come in random order, so that the
+    worst are a fair sample of what is equally bad.
 
     Args:
         first: value of each clip before, or of the first model.
@@ -115,7 +121,7 @@ def pick(first: Mapping[str, float], last: Mapping[str, float], count: int = PIC
     for name, chosen in selections.items():
         for uid in chosen:
             picked[uid].append(name)
-    return dict(picked)
+    return {uid: picked[uid] for uid in sorted(picked, key=lambda uid: -abs(gains.get(uid, 0.0)))}
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -189,6 +195,24 @@ class Rows:
         except ValueError:
             return None
 
+    def sorts(self) -> dict[str, dict[str, str]]:
+        """Kinds of groups that rows are sorted into by their annotation (`eval.benchmarks`): the group of each uid."""
+        found: dict[str, dict[str, str]] = defaultdict(dict)
+        for _, _, table in self._tables:
+            info = table.column("extra_info").combine_chunks()
+            names = ("uid", "dataset", "annotated")
+            columns = [
+                info.field(name).to_pylist() if info.type.get_field_index(name) >= 0 else [None] * len(info)
+                for name in names
+            ]
+            for uid, dataset, annotated in zip(*columns, strict=True):
+                fields = json.loads(annotated) if annotated else {}
+                benchmark = BENCHMARKS.get(dataset)
+                for field, name in {**SORTS, **(benchmark.sorts if benchmark else {})}.items():
+                    if fields.get(field):
+                        found[name][str(uid)] = str(fields[field])
+        return dict(found)
+
     def videos(self) -> dict[str, str]:
         """Path of each row's video by uid; the uid itself where the row cannot be read."""
         paths = [[_path(videos) for videos in table.column("videos").to_pylist()] for _, _, table in self._tables]
@@ -225,7 +249,7 @@ def draw(clips: Sequence[Clip], voices: Sequence[Voice], rows: Rows, budget: int
             video = Path(row.entry["video"])
             try:
                 objects = _objects(row)
-                frames, size = _frames(row.entry, budget)
+                frames, size = _frames(row.entry, budget, *_spans(clip))
                 factors = scales(annotated_size(json.loads(row.extra.get("annotated") or "{}")), size)
             except TurnedBoxes as error:
                 turned.append(f"{clip.uid}: {error}")
@@ -234,7 +258,10 @@ def draw(clips: Sequence[Clip], voices: Sequence[Voice], rows: Rows, budget: int
         if frames and clip.truth is not None and clip.truth.objects and objects is None:
             untracked.append(clip.uid)
         _mark(frames, size, clip, objects, factors)
-        drawn.append(_drawn(clip, voices, row, objects) | {"frames": frames, "size": size})
+        one = _drawn(clip, voices, row, objects)
+        for frame in frames:
+            frame["at"] = charts.percent(frame["time"] / one["duration"]) if one["duration"] else None
+        drawn.append(one | {"frames": frames, "size": size})
     notices = []
     if lost := sum(clip.uid not in rows for clip in clips) if len(rows) else 0:
         notices.append(f"{lost} of {len(clips)} clips are not in the rows' files, which were built again since.")
@@ -271,7 +298,9 @@ def _mark(
             if any(start <= frame["time"] < end for start, end in reply.intervals)
         ]
         boxes = objects.at(frame["index"]) if objects is not None else {}
-        frame["boxes"] = _frame_boxes(frame["index"], frame["kinds"], replies, boxes, size, factors)
+        named = _named_boxes(frame["index"], frame["kinds"], replies, boxes, factors)
+        frame["boxes"] = _outlines(named, size)
+        frame["tags"] = _tags(named, frame["boxes"], [box for box in boxes.values() if box is not None], size)
 
 
 def _drawn(clip: Clip, voices: Sequence[Voice], row: Row | None, objects: "_Objects | None") -> dict:
@@ -289,6 +318,7 @@ def _drawn(clip: Clip, voices: Sequence[Voice], row: Row | None, objects: "_Obje
         "gain": clip.gain,
         "final": clip.final,
         "lanes": [_truth_lane(clip.truth, duration), *lanes],
+        "duration": duration,
         "ticks": [{"at": charts.percent(value / duration), "text": charts.tick(value)} for value in ticks],
         "answers": [_answer(voice, clip.said[voice.kind]) for voice in voices],
     }
@@ -306,8 +336,19 @@ def _answer(voice: Voice, said: Said) -> dict:
     }
 
 
-def _frames(entry: Mapping, budget: int) -> tuple[list[dict], tuple[int, int]]:
-    """Some of the frames that the model is given, evenly spread, and the video's (width, height).
+def _spans(clip: Clip) -> tuple[Sequence[tuple[float, float]], Sequence[tuple[float, float]]]:
+    """Intervals of a clip's truth, and of all that was said; without a truth, those that were said and none."""
+    said = [span for one in clip.said.values() if one.reply is not None for span in one.reply.intervals]
+    return (clip.truth.intervals, said) if clip.truth is not None and clip.truth.intervals else (said[:1], said[1:])
+
+
+def _frames(
+    entry: Mapping,
+    budget: int,
+    events: Sequence[tuple[float, float]] = (),
+    claims: Sequence[tuple[float, float]] = (),
+) -> tuple[list[dict], tuple[int, int]]:
+    """Some of the frames that the model is given (`choose`), and the video's (width, height).
 
     Raises:
         ValueError: the video cannot be decoded within the limits of `verl_stvg.video.child`, or no plan can be made.
@@ -315,8 +356,8 @@ def _frames(entry: Mapping, budget: int) -> tuple[list[dict], tuple[int, int]]:
     decoder = shared_decoder()
     info = decoder.probe(entry["video"])
     plan = plan_of(entry, info)
-    count = min(NUM_FRAMES, plan.num_frames)
-    places = [(2 * k + 1) * plan.num_frames // (2 * count) for k in range(count)]
+    begin = entry.get("video_start") or 0.0
+    places = choose([time - begin for time in plan.timestamps], NUM_FRAMES, events, claims)
     scale = min(1.0, FRAME_SIDE / max(info.width, info.height))
     small = replace(
         plan,
@@ -325,7 +366,6 @@ def _frames(entry: Mapping, budget: int) -> tuple[list[dict], tuple[int, int]]:
         height=max(1, round(info.height * scale)),
         width=max(1, round(info.width * scale)),
     )
-    begin = entry.get("video_start") or 0.0
     frames = [
         {"time": time - begin, "text": f"{time - begin:.1f}", "index": index, "source": jpeg(image, budget)}
         for index, time, image in zip(
@@ -380,42 +420,111 @@ def _objects(row: Row) -> _Objects | None:
     )
 
 
-def _frame_boxes(
-    index: int,
-    inside: Sequence[str],
-    replies: Mapping[str, Reply],
-    boxes: Boxes,
-    size: tuple[int, int],
-    factors: Size | None,
-) -> list[dict]:
-    """Boxes of a frame: the truth's in the true span, each voice's objects or own boxes in its own span.
+@dataclass(frozen=True)
+class _Named:
+    """A box that the truth or a voice names in a frame: xyxy, and the IDs of its object, none if it has none."""
 
-    Boxes of one object are drawn one inside the other, the truth outermost, so that none hides another.
+    kind: str
+    ids: tuple[int, ...]
+    box: Sequence[float]
+
+
+def _named_boxes(
+    index: int, inside: Sequence[str], replies: Mapping[str, Reply], boxes: Boxes, factors: Size | None
+) -> list[_Named]:
+    """Boxes of a frame: the truth's in the true span, each voice's objects or own boxes in its own span; truth first,
+    then the last voice.
     """
     order = [kind for kind in ("truth", *reversed([k for k in replies if k != "truth"])) if kind in inside]
-    depth, found = defaultdict(int), []
     true_ids = replies["truth"].objects if "truth" in replies else ()
+    found = []
     for kind in order:
         reply = replies[kind]
         own = boxes.get(None) if kind == "truth" else reply.tube.get(index)
         if own is not None:
             own = factors and [side * factor for side, factor in zip(own, factors * 2, strict=True)]
-        named = [(object_id, boxes[object_id]) for object_id in reply.objects if object_id in boxes]
-        for object_id, box in [(true_ids[:1], own)] if own is not None else named:
-            left, top, right, bottom = (float(side) for side in box)
-            key = object_id if own is not None else (object_id,)
-            inset = depth[key] * min(size[0] / 24, (right - left) / 6, (bottom - top) / 6)
-            depth[key] += 1
-            found.append(
-                {
-                    "kind": kind,
-                    "x": round(left + inset, 1),
-                    "y": round(top + inset, 1),
-                    "width": round(max(0.0, right - left - 2 * inset), 1),
-                    "height": round(max(0.0, bottom - top - 2 * inset), 1),
-                }
-            )
+        if own is not None:
+            found.append(_Named(kind, tuple(true_ids[:1]), own))
+        else:
+            found += [_Named(kind, (number,), boxes[number]) for number in reply.objects if number in boxes]
     return found
+
+
+def _outlines(named: Sequence[_Named], size: tuple[int, int]) -> list[dict]:
+    """Outlines of boxes, outside of them so that the object and the number on it are seen, in pixels of the video.
+
+    Those of one object lie one around the other, the truth outermost. At the picture's edge they are moved inside it.
+    """
+    unit = _pixels(size)
+    totals, depth, found = Counter(one.ids for one in named), defaultdict(int), []
+    for one in named:
+        level = depth[one.ids]
+        depth[one.ids] += 1
+        out = unit * (_GAP + _STEP * (totals[one.ids] - 1 - level))
+        room = (level + 0.5) / (2 * totals[one.ids] + 2)  # of a side that is too short for so many
+        across, down = (min(unit * (1.2 + _STEP * level), side * room) for side in size)
+        left, right = _cut(one.box[0] - out, one.box[2] + out, across, size[0] - across)
+        top, bottom = _cut(one.box[1] - out, one.box[3] + out, down, size[1] - down)
+        found.append(
+            {
+                "kind": one.kind,
+                "x": round(left, 1),
+                "y": round(top, 1),
+                "width": round(right - left, 1),
+                "height": round(bottom - top, 1),
+            }
+        )
+    return found
+
+
+def _tags(
+    named: Sequence[_Named], outlines: Sequence[dict], boxes: Sequence[Sequence[float]], size: tuple[int, int]
+) -> list[dict]:
+    """The number of each object beside its outlines, where it covers neither an object nor another outline; places in
+    per cent of the picture. Where there is no such place it is left out.
+    """
+    unit = _pixels(size)
+    taken = [tuple(map(float, box)) for box in boxes]
+    taken += [(one["x"], one["y"], one["x"] + one["width"], one["y"] + one["height"]) for one in outlines]
+    found: dict[tuple[int, ...], dict] = {}
+    for one, outline in zip(named, outlines, strict=True):
+        if not one.ids or one.ids in found:
+            continue
+        text = str(one.ids[0])
+        width, height = unit * (_TAG[0] * len(text) + _TAG[1]), unit * _TAG[2]
+        left, top = outline["x"], outline["y"]
+        right, bottom = left + outline["width"], top + outline["height"]
+        gap = 1.5 * unit
+        for x, y in (
+            (min(left, size[0] - width), top - height - gap),
+            (min(left, size[0] - width), bottom + gap),
+            (right + gap, min(top, size[1] - height)),
+            (left - width - gap, min(top, size[1] - height)),
+        ):
+            place = (x, y, x + width, y + height)
+            if min(x, y) >= 0 and place[2] <= size[0] and place[3] <= size[1] and not _meets(place, taken):
+                taken.append(place)
+                left, top = (charts.percent(at / side) for at, side in zip((x, y), size, strict=True))
+                found[one.ids] = {"text": text, "left": left, "top": top}
+                break
+    return list(found.values())
+
+
+def _pixels(size: tuple[int, int]) -> float:
+    """Pixels of the video under one CSS pixel of the page."""
+    return max(side / shown for side, shown in zip(size, SHOWN, strict=True))
+
+
+def _cut(low: float, high: float, least: float, most: float) -> tuple[float, float]:
+    """A side of a box inside its limits, with a length of at least nothing."""
+    low = min(max(low, least), most)
+    return low, max(min(high, most), low)
+
+
+def _meets(place: Sequence[float], others: Iterable[Sequence[float]]) -> bool:
+    return any(
+        place[0] < other[2] and other[0] < place[2] and place[1] < other[3] and other[1] < place[3] for other in others
+    )
 
 
 def _truth_lane(truth: Reply | None, duration: float | None) -> dict:

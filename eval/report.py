@@ -31,7 +31,7 @@ MAX_MODELS = 6
 UNKNOWN = "not read"
 """Of an answer whose reward is not one that the page knows."""
 
-_PICKED = {"random": "At random", "improved": "Most improved", "worsened": "Most worsened"}
+_PICKED = {"improved": "Most improved", "worsened": "Most worsened", "random": "At random"}
 _OTHER_CURVES = (
     ("actor/kl_loss", "KL to the reference", "nats per token", None),
     ("response_length/mean", "Answer length", "tokens, mean", None),
@@ -41,11 +41,15 @@ _OTHER_CURVES = (
     ("actor/entropy", "Entropy", "nats per token", None),
     ("training/rollout_probs_diff_mean", "Actor − rollout", "mean |Δp| per token", None),
     ("actor/pg_loss", "Policy loss", "clipped surrogate", None),
+    ("actor/pg_clipfrac", "Clipped tokens", "share of tokens", None),
+    ("actor/ppo_kl", "Change within a batch", "KL to the policy that answered, nats per token", None),
     ("timing_s/step", "Time per step", "seconds", None),
 )
 """Diagnostics: key of verl's log, heading, unit, value axis."""
 _SHOWN_IF_ANY = {"reward/groups_of_one"}
 """Diagnostics that are drawn only if they are above 0 at some step."""
+_OF_LATER_UPDATES = {"actor/pg_clipfrac", "actor/ppo_kl"}
+"""Diagnostics that say nothing where a batch is trained on once, with the policy that answered."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,8 @@ def _draw(section: dict, budget: int) -> None:
     if drawn:
         section["notices"] += [*looked.rows.notices, *notices]
     labels = {**_PICKED, "worst": section["worst"][0].upper() + section["worst"][1:], "all": "All shown"}
+    if len(looked.voices) > 1:  # what the page shows at first: all, those that changed most before the others
+        labels = {"all": labels["all"], **labels}
     counts = {name: sum(name == "all" or name in clip["picked"] for clip in drawn) for name in labels}
     section["labels"] = labels
     section["groups"] = [
@@ -256,6 +262,7 @@ def _run_section(folder: Path, count: int) -> dict:
     run = runs.read_run(folder)
     numbers = runs.headline(run)
     measured, chosen = _measured_parts(run)
+    looked = _run_clips(run, count)
     return {
         **_curves(run, folder, numbers),
         "kind": "run",
@@ -263,7 +270,8 @@ def _run_section(folder: Path, count: int) -> dict:
         "heads": {part: runs.title(part) for part in run.parts if numbers[part]["before"] is not None},
         "spread": measured,
         "flows": chosen,
-        "looked": _run_clips(run, count),
+        "families": _families(run, looked.rows),
+        "looked": looked,
     }
 
 
@@ -284,13 +292,11 @@ def _curves(run: Run, folder: Path, numbers: dict) -> dict:
         "parts": {part: runs.title(part) for part in run.parts},
         "full_score": run.full_score,
         "facts": _facts(run, numbers),
-        "notices": [*run.notices, *_gaps(run)],
+        "notices": [*run.notices, *_gaps(run), *_parity(run)],
         "arguments": [str(argument) for argument in run.record.get("arguments") or ()],
         "reward_charts": _reward_charts(run),
         "other_charts": [
-            charts.curve(title, unit, run.curve(key), {}, {}, span)
-            for key, title, unit, span in _OTHER_CURVES
-            if any(run.series(key).values()) or (run.series(key) and key not in _SHOWN_IF_ANY)
+            charts.curve(title, unit, run.curve(key), {}, {}, span) for key, title, unit, span in _drawn(run)
         ],
         "validations": [
             {"step": step, "values": [run.held_out(part).get(step) for part in ("score", *run.parts)]}
@@ -300,6 +306,17 @@ def _curves(run: Run, folder: Path, numbers: dict) -> dict:
         "worst": "lowest reward",
         "resamples": runs.RESAMPLES,
     }
+
+
+def _drawn(run: Run) -> list[tuple]:
+    """Diagnostics that say something about this run."""
+    once = runs.updates_per_batch(run) == 1
+    return [
+        (key, *rest)
+        for key, *rest in _OTHER_CURVES
+        if (any(run.series(key).values()) or (run.series(key) and key not in _SHOWN_IF_ANY | _OF_LATER_UPDATES))
+        and not (once and key in _OF_LATER_UPDATES)
+    ]
 
 
 def _by_source(run: Run) -> list[dict]:
@@ -330,6 +347,25 @@ def _gaps(run: Run) -> list[str]:
         if steps:
             drawn = "is a gap in its curve" if len(steps) < len(run.curve(key)) else "has no curve"
             found.append(f"{name} ({key}) is not a number at {runs.steps_in_words(steps)}, and {drawn}.")
+    return found
+
+
+def _parity(run: Run) -> list[str]:
+    """Sentences on where the trained policy is not the sampled one, or where that cannot be told."""
+    bound = run.series("parity/gate")
+    steps = [step for step, outside in run.series("parity/outside_gate").items() if outside]
+    found = []
+    if steps:
+        found.append(
+            f"Actor − rollout is over its gate of {bound[steps[0]]:g} at {runs.steps_in_words(steps)}: the policy that "
+            "is trained is not the one that is sampled. parity.jsonl in the run's folder has the worst tokens."
+        )
+    if run.series("parity/truncated"):
+        found.append(
+            "Actor − rollout has no gate in this run: it samples with top_k or top_p, so the rollout's probabilities "
+            "are those among the tokens that are left, and larger than the actor's, which are among all tokens. With "
+            "top_k=-1 and top_p=1 the gate holds."
+        )
     return found
 
 
@@ -409,6 +445,29 @@ def _measured_parts(run: Run) -> tuple[dict | None, list[dict]]:
                 {"title": title, "rows": _flow([(a >= 0.5, b >= 0.5) for a, b in zip(then, now, strict=True)])}
             )
     return measured, flows
+
+
+def _families(run: Run, rows: Rows) -> list[dict]:
+    """Means before and after by groups of held-out clips, for every kind of groups that the rows name."""
+    before, after = runs.ends(run)
+    found = []
+    for name, groups in rows.sorts().items():
+        members: dict[str, list[str]] = {}
+        for uid in before:
+            members.setdefault(groups.get(uid, "not named"), []).append(uid)
+        if len(members) < 2:
+            continue
+        table = []
+        for group, uids in sorted(members.items()):
+            cells = [[_mean(answers, uids, part) for answers in (before, after)] for part in run.parts]
+            table.append({"label": group, "count": len(uids), "cells": cells})
+        found.append({"name": name, "rows": table})
+    return found
+
+
+def _mean(answers: Mapping[str, runs.Answer], uids: Sequence[str], part: str) -> float | None:
+    values = [answers[uid].values[part] for uid in uids if uid in answers and part in answers[uid].values]
+    return float(np.mean(values)) if values else None
 
 
 def _is_measure(part: str, values: Iterable[float], one_each: bool) -> bool:

@@ -13,13 +13,14 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from eval.metrics.intervals import bootstrap
 from reward_fns import RECIPES, Recipe
 from verl_stvg import held_out
 from verl_stvg.chat_template import of_dump
 from verl_stvg.held_out import HeldOut
-from verl_stvg.recipe_names import values
+from verl_stvg.recipe_names import FOLDER, VARIANTS, values
 from verl_stvg.reward import find_recipe
 
 RESAMPLES = 5000
@@ -35,6 +36,12 @@ TITLES = {
 """Headings of reward parts; others are called by their names."""
 
 _RECIPE_KEY = "reward.custom_reward_function.reward_kwargs.recipe"
+_UPDATES = {
+    "data.train_batch_size": 1024,
+    "actor_rollout_ref.actor.ppo_mini_batch_size": 256,
+    "actor_rollout_ref.actor.ppo_epochs": 1,
+}
+"""Keys that say how often a batch is trained on, with verl's defaults."""
 _NO_PARTS = {"score", "reward", "step", "num_turns"}  # numbers of verl's log and dumps beside the parts
 _TOLERANCE = 1e-3
 _NAMED_STEPS = 5
@@ -262,6 +269,24 @@ def headline(run: Run) -> dict:
                 row["after"], row["gain"] = logged[known[-1]], logged[known[-1]] - logged[known[0]]
         numbers[part] = row
     return numbers
+
+
+def updates_per_batch(run: Run) -> float | None:
+    """How many steps of the optimiser are made with one batch of answers, by the recipe, its variants and the arguments
+    that ``run.json`` names; None where it names no recipe of ours.
+    """
+    arguments = [str(argument) for argument in run.record.get("arguments") or ()]
+    options = dict(zip(arguments, arguments[1:], strict=False))
+    folder = options.get("--config-path", "").removeprefix("pkg://recipes.")
+    recipe = FOLDER / folder / f"{options.get('--config-name')}.yaml"
+    if not folder or not recipe.is_file():
+        return None
+    variants = [name.strip(" '\"") for name in run.arguments.get(VARIANTS, "").strip("[]").split(",")]
+    files = [recipe, *(path for name in variants if (path := FOLDER / VARIANTS / f"{name}.yaml").is_file())]
+    given = OmegaConf.from_dotlist([f"{key}={value}" for key, value in run.arguments.items() if key in _UPDATES])
+    config = OmegaConf.merge(*map(OmegaConf.load, files), given)
+    batch, mini_batch, epochs = (OmegaConf.select(config, key, default=value) for key, value in _UPDATES.items())
+    return batch / mini_batch * epochs
 
 
 def paired(run: Run, part: str) -> tuple[list[float], list[float]]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from eval import baselines
-from eval.benchmarks import Benchmark, find, tubes
+from eval.benchmarks import SORTS, Benchmark, find, tubes
 from eval.benchmarks.items import Item, Prediction, Stored, item_of, read_answer, read_rows
 from eval.benchmarks.masks import Masks, annotated
 from eval.benchmarks.tubes import Library
@@ -172,7 +172,7 @@ def _scored(
     texts = [_text(answers.get(item.uid)) for item in items]
     said = [_read(item, answers.get(item.uid), text, told) for item, text in zip(items, texts, strict=True)]
     library = Library(tracks)
-    shown = Library() if items[0].tracks is not None else library
+    shown = Library() if tracks is not None and items[0].tracks is not None else library
     values, notes = benchmark.measure(items, said, library, masks)
     stored = [_stored(answers.get(item.uid)) for item in items]
     values |= benchmark.variants(items, said, texts, library if "m_vIoU" in values else None, stored)
@@ -424,7 +424,8 @@ def _groups(items: Sequence[Item], benchmark: Benchmark, names: Sequence[str], m
     if all(item.intervals for item in items):
         lengths = [item.intervals[0][1] - item.intervals[0][0] for item in items]
         sorts["interval length"] = (_bins(lengths, LENGTHS), _labels(LENGTHS))
-    for key, name in benchmark.sorts.items():
+    asked = {key: name for key, name in SORTS.items() if any(item.extra.get(key) for item in items)}
+    for key, name in (asked | dict(benchmark.sorts)).items():
         kinds = [str(item.extra.get(key)) for item in items]
         sorts[name] = (kinds, sorted(set(kinds)))
     found: dict[str, dict[str, dict[str, float]]] = {}

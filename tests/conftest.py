@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import limits
+
 settings.register_profile("shared machine", deadline=None)  # no test is timed: other programs may be running
 settings.load_profile("shared machine")
 
@@ -18,6 +20,14 @@ os.environ["XDG_CACHE_HOME"] = _KEPT.name
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("CACHE", ROOT / ".cache")).resolve()
+
+
+def pytest_addoption(parser):
+    limits.add_options(parser)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(limits.Limits(config))
 
 
 @pytest.fixture(scope="session")
@@ -42,12 +52,11 @@ def model() -> Path:
 def run_python():
     """Run code in a fresh interpreter; returns the completed process. A crash shows both streams."""
 
-    def run(code: str, *arguments: str, timeout: float = 600, check: bool = True, **environment: str):
+    def run(code: str, *arguments: str, check: bool = True, **environment: str):
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
             capture_output=True,
             text=True,
-            timeout=timeout,
             cwd=ROOT,
             env={**os.environ, **environment},
         )

@@ -1,8 +1,9 @@
 """Answers, probabilities and positions from vLLM and from transformers, as one line of JSON.
 
-A program of its own because a vLLM engine wants a process for itself: `python tests/parity.py MODEL ROWS COUNT`.
-Answers and probabilities are those of COUNT held-out clips; positions those of noise at many rates and lengths
-(`NOISE`), of an image, and of a prompt without either.
+A program of its own because a vLLM engine wants a process for itself:
+`python tests/parity.py MODEL ROWS COUNT [positions [DTYPE]]`. Answers and probabilities are those of COUNT held-out
+clips; positions those of noise at many rates and lengths (`NOISE`), of an image, and of a prompt without either. DTYPE
+is that of vLLM's weights (float32); in another, only positions can be equal.
 """
 
 import json
@@ -22,6 +23,7 @@ from verl_stvg.dataset import read_video  # imports verl, and with it the plugin
 NEW_TOKENS = 48
 NOISE = [(fps, frames) for fps in (1.0, 2.0, 2.02, 3.0, 24.0, 29.97) for frames in (1, 2, 7, 16, 61, 120)]
 NOISE += [(2.0, 768), (29.97, 768)]
+NOISE += [(fps, frames) for fps in (0.7, 1.9, 29.97 / 12) for frames in (2, 16, 120, 600)]
 """Frames per second and number of frames."""
 
 
@@ -81,21 +83,27 @@ def positions(engine, processor, model) -> dict[str, bool]:
     return same
 
 
-def main(model_path: str, rows: Path, count: int, also_positions: bool) -> None:
+def main(model_path: str, rows: Path, count: int, also_positions: bool, dtype: str) -> None:
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # lets functions be sent to the worker
-    table = pq.read_table(rows / "val.parquet").to_pylist()[:count]
     processor = AutoProcessor.from_pretrained(model_path)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model_path, dtype=torch.float32).eval()
     engine = LLM(
         model_path,
-        dtype="float32",
+        dtype=dtype,
         enforce_eager=True,
         max_model_len=1024,
         enable_prefix_caching=False,
         limit_mm_per_prompt={"video": 1, "image": 1},
     )
+    result = answers(engine, processor, model, rows, count) if count else {"vllm": []}
+    result["positions"] = positions(engine, processor, model) if also_positions else {}
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+def answers(engine, processor, model, rows: Path, count: int) -> dict:
+    """Answers of both to the first held-out rows, and how far their probabilities of vLLM's tokens are apart."""
     texts, videos = [], []
-    for row in table:
+    for row in pq.read_table(rows / "val.parquet").to_pylist()[:count]:
         question = row["prompt"][0]["content"].replace("<video>", "")
         message = {"role": "user", "content": [{"type": "text", "text": question}, {"type": "video"}]}
         texts.append(processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
@@ -117,7 +125,7 @@ def main(model_path: str, rows: Path, count: int, also_positions: bool) -> None:
 
     batch = process(slice(None), padding=True, padding_side="left")
     with torch.no_grad():
-        answers = model.generate(**batch, do_sample=False, max_new_tokens=NEW_TOKENS)[:, batch["input_ids"].shape[1] :]
+        said = model.generate(**batch, do_sample=False, max_new_tokens=NEW_TOKENS)[:, batch["input_ids"].shape[1] :]
     differences = []
     for k, output in enumerate(outputs):
         inputs = process(slice(k, k + 1))
@@ -132,15 +140,13 @@ def main(model_path: str, rows: Path, count: int, also_positions: bool) -> None:
         ours = torch.log_softmax(logits, -1).gather(1, torch.tensor(sampled)[:, None])[:, 0]
         theirs = torch.tensor([s[token].logprob for s, token in zip(output.outputs[0].logprobs, sampled, strict=True)])
         differences += (ours.exp() - theirs.exp()).abs().tolist()
-    result = {
+    return {
         "vllm": [output.outputs[0].text for output in outputs],
-        "transformers": processor.batch_decode(answers, skip_special_tokens=True),
+        "transformers": processor.batch_decode(said, skip_special_tokens=True),
         "mean": sum(differences) / len(differences),
         "max": max(differences),
-        "positions": positions(engine, processor, model) if also_positions else {},
     }
-    sys.stdout.write(json.dumps(result) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:] == ["positions"])
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), "positions" in sys.argv[4:], (*sys.argv[5:], "float32")[0])

@@ -420,7 +420,7 @@ def test_a_full_and_a_read_only_disk(clip, folder):
     folder.mkdir()
     script = 'mount -t tmpfs -o size=1m none "$1" || exit 77; exec "$0" -c "$3" "$1" "$2" tmpfs'
     command = ["unshare", "-rm", "sh", "-c", script, sys.executable, folder, clip, FULL]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     if done.returncode == 77 or "unshare failed" in done.stderr:
         pytest.skip("mounting a disk in a namespace is not permitted here")
     assert done.returncode == 0, done.stderr
@@ -566,7 +566,7 @@ def hammer(folder: Path, kills: int, seed: int) -> dict:
 def test_kill_9_at_200_random_moments(tmp_path, run_python):
     code = "import json, sys; from pathlib import Path; from tests.test_cache import hammer; "
     code += "print(json.dumps(hammer(Path(sys.argv[1]), 200, seed=0))); assert not {'torch', 'verl'} & set(sys.modules)"
-    seen = json.loads(run_python(code, tmp_path, timeout=600, OMP_NUM_THREADS="1").stdout.splitlines()[-1])
+    seen = json.loads(run_python(code, tmp_path, OMP_NUM_THREADS="1").stdout.splitlines()[-1])
     assert seen["killed"] >= 200 and seen["reads"] > 200 and seen["left"] > 20, seen
     assert seen["refused"] == [] and seen["same"] and seen["temporary"] == 0, seen
 
@@ -602,7 +602,7 @@ def test_each_video_and_plan_is_one_job(two_clips, tmp_path):
     with pytest.raises(ValueError, match="nothing.parquet: no such file; build the rows first"):
         read_jobs([tmp_path / "nothing.parquet"])
     pq.write_table(pa.table({"prompt": ["?"]}), tmp_path / "text.parquet")
-    with pytest.raises(ValueError, match="text.parquet: has no column 'videos'"):
+    with pytest.raises(ValueError, match="text.parquet: has no column videos"):
         read_jobs([tmp_path / "text.parquet"])
 
 
@@ -680,14 +680,14 @@ def test_built_on_a_ray_cluster(two_clips, folder, monkeypatch):
     command = [ray, "start", "--head", "--block", "--num-cpus=2", "--port=26479", "--include-dashboard=false"]
     command += ["--ray-client-server-port=26481", "--disable-usage-stats"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 1200
     try:
         while isinstance(answer := preflight.cluster_cpus("auto"), str):
             assert server.poll() is None and time.monotonic() < deadline, answer
         states = states_of(build(read_jobs([two_clips]), FrameStore(str(folder)), on_ray=True))
     finally:
         server.terminate()
-        server.wait(60)
+        server.wait(600)
     assert states == ["built"] * 4 and FrameCache(folder).verify() == []
 
 

@@ -24,14 +24,14 @@ def cluster():
     patch.setenv("RAY_AUTH_MODE", "disabled")  # a cluster of this test alone; with tokens, nodes need a shared file
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = "127.0.0.1:26379"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 1200
     try:
         while isinstance(answer := preflight.cluster_cpus(address), str):
             assert process.poll() is None and time.monotonic() < deadline, answer
         yield address
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(600)
         patch.undo()
 
 
@@ -46,11 +46,16 @@ def test_too_few_cpus_in_a_running_cluster(cluster, monkeypatch):
 
 def test_doctor_asks_every_node(cluster):
     command = [sys.executable, "-m", "verl_stvg.cli", "doctor", "--ray-address", cluster]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, "COLUMNS": "200"})
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
     here, _, node = done.stdout.partition("\nnode ")
     assert here.startswith("this machine") and node
     for rows in (here, node):
-        assert "plugin in verl" in rows and "loaded" in rows and "vllm imports" in rows and "free memory" in rows
+        assert (
+            "plugin in verl" in rows
+            and "loaded" in rows
+            and "the CPU; the installed vLLM is" in rows
+            and "free memory" in rows
+        )
 
 
 def test_no_cluster_at_the_address(monkeypatch):

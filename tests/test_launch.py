@@ -10,7 +10,8 @@ import time
 import psutil
 import pytest
 
-from verl_stvg import launch, recipe_names
+from reward_fns import RECIPES
+from verl_stvg import held_out, launch, recipe_names
 
 # starts a grandchild that detaches itself as Ray and vLLM do, and tells its id
 DETACHED = """
@@ -65,7 +66,7 @@ def test_interrupt_and_termination(tmp_path):
             time.sleep(0.1)
         time.sleep(0.5)
         process.send_signal(number)
-        assert process.wait(60) == expected
+        assert process.wait(600) == expected
         assert gone(pid)
 
 
@@ -157,6 +158,25 @@ def test_held_out_sets_are_named_where_there_are_several():
     assert launch.summary({"rollout/missing": 2}) == "missing 2 answers"
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_steps_of_every_recipe_show_its_own_parts(recipe):
+    """In the recipe's order, by the names of the parts; the reward once, however often it is logged."""
+    parts = {part: k / 10 for k, part in enumerate(RECIPES[recipe].parts, start=1)}
+    scored = {"score": 1.5, **parts}
+    data = {"critic/score/mean": 1.5, "critic/rewards/mean": 1.5, "actor/kl_loss": 0.25, "timing_s/step": 12.0}
+    for name, value in scored.items():  # as `verl_stvg.trainer.reward_metrics` logs them
+        data |= {f"reward/{name}/mean": value, f"reward/{name}/std": 0.1}
+    data |= {"reward/zero_variance_groups": 0.5, "reward/groups_of_one": 0.0}
+    shown = "  ".join(f"{part} {value:.3g}" for part, value in parts.items())
+    assert launch.summary(data) == f"reward 1.5  {shown}  kl 0.25  s 12"
+    columns = {name: [value] for name, value in {"reward": 1.5, **scored}.items()}
+    logged = held_out.metrics(["a/b"], ["u"], columns, {("a/b", "u"): 1})
+    verl = {f"val-aux/a/b/{name}/mean@1": values[0] for name, values in columns.items()}
+    shown = "  ".join(f"{part} {value:.3f}" for part, value in parts.items())
+    for validated in (logged, verl, {**verl, **logged}):
+        assert launch.summary(validated) == f"held-out reward 1.500  {shown}"
+
+
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
     outer = (
         "import signal, sys; from pathlib import Path; from verl_stvg import launch\n"
@@ -170,7 +190,7 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGHUP)
-    assert process.wait(60) == 0
+    assert process.wait(600) == 0
 
 
 def test_a_closed_terminal_ends_the_run(tmp_path):
@@ -198,7 +218,7 @@ def test_a_closed_terminal_ends_the_run(tmp_path):
         time.sleep(0.1)
     time.sleep(0.5)
     os.close(terminal)
-    process.wait(60)
+    process.wait(600)
     assert status.read_text() == "129" and gone(pid)
 
 
@@ -221,7 +241,7 @@ def trained(tmp_path, monkeypatch):
     folder = tmp_path / "run"
 
     def start(*arguments, steps="1,2", status=0, saved=None):
-        monkeypatch.setattr(launch.python, "module", lambda *_: [sys.executable, "-c", STEP, steps, str(status)])
+        monkeypatch.setattr(launch.python, "module", lambda *_, **__: [sys.executable, "-c", STEP, steps, str(status)])
         found = launch.train(list(arguments), folder)
         if saved is not None:
             (folder / "checkpoints").mkdir(exist_ok=True)
@@ -333,7 +353,7 @@ def test_two_runs_do_not_share_a_folder(trained):
     before = contents(trained.folder)
     code = (
         "import sys, time; from pathlib import Path; from verl_stvg import launch\n"
-        "launch.python.module = lambda *_: [sys.executable, '-c', 'import time; time.sleep(600)']\n"
+        "launch.python.module = lambda *_, **__: [sys.executable, '-c', 'import time; time.sleep(600)']\n"
         "launch.train(['a=2'], Path(sys.argv[1]))"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(trained.folder)])
@@ -345,7 +365,7 @@ def test_two_runs_do_not_share_a_folder(trained):
     assert contents(trained.folder)["metrics.1.jsonl"] == before["metrics.jsonl"]
     assert not (trained.folder / "run.2.json").exists()
     other.send_signal(signal.SIGTERM)
-    other.wait(60)
+    other.wait(600)
     assert trained("a=1") == 0
 
 

@@ -6,24 +6,33 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from data_builders import check, synthetic
+from data_builders.objects import pipeline
+from data_builders.selection import difficulty, folder
 from tests.conftest import ROOT
-from verl_stvg.lock import NAME, FolderInUse, alone, clear, turn, whole, write_whole
+from verl_stvg import checkpoint
+from verl_stvg.lock import NAME, FolderInUse, alone, clear, finished, replacing, turn, whole, write_whole
+from verl_stvg.video.tracks import Tracks, save
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from verl_stvg.lock import alone, whole
+from verl_stvg.lock import alone, replacing, whole
 how, folder = sys.argv[1], Path(sys.argv[2])
-with {"alone": alone, "whole": whole}[how](folder) as work:
+with {"alone": alone, "whole": whole, "replacing": replacing}[how](folder) as work:
     if work:
-        (work / "theirs").write_text("theirs")
+        (work / "theirs" if work.is_dir() else work).write_text("theirs")
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -31,7 +40,7 @@ with {"alone": alone, "whole": whole}[how](folder) as work:
 
 @contextlib.contextmanager
 def held_by_another(how: str, folder: Path):
-    """Another process stands in the block of `alone` or `whole` until this one ends."""
+    """Another process stands in the block of `alone`, `whole` or `replacing` until this one ends."""
     command = [sys.executable, "-c", HOLD, how, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as other:
         assert other.stdout.readline() == "held\n"
@@ -59,13 +68,18 @@ def hidden(folder: Path) -> list[str]:
 
 
 def test_where_files_cannot_be_locked_work_goes_on(tmp_path, monkeypatch, caplog):
-    def lockf(*given):
+    def no_locks(*given):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("verl_stvg.lock.fcntl.lockf", lockf)
+    monkeypatch.setattr("verl_stvg.lock.fcntl.lockf", no_locks)
+    monkeypatch.setattr("verl_stvg.lock.fcntl.flock", no_locks)
     with alone(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
     assert "files cannot be locked there" in caplog.text
+    with replacing(tmp_path / "file") as one, replacing(tmp_path / "file") as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert (tmp_path / "file").read_text() == "one" and hidden(tmp_path) == []
 
 
 # --- the lock ---------------------------------------------------------------------------------------------------------
@@ -152,6 +166,243 @@ def test_a_text_file_is_there_whole_or_as_before(tmp_path):
     assert path.read_bytes() == "é\n".encode() and os.listdir(path.parent) == ["file"]
 
 
+def test_two_who_replace_one_file_do_so_in_turn(tmp_path):
+    """What the first has begun is not the second's to write into; the second waits, and its bytes are there."""
+    path = tmp_path / "file"
+    with held_by_another("replacing", path) as other:
+        second = threading.Thread(target=write_whole, args=(path, "mine"))
+        second.start()
+        second.join(0.5)
+        assert second.is_alive() and (tmp_path / ".file.partial").read_text() == "theirs"
+        other.communicate("\n")
+        second.join()
+    assert path.read_text() == "mine" and os.listdir(tmp_path) == ["file"]
+
+
+def test_threads_that_replace_one_file_do_so_in_turn(tmp_path):
+    texts = [str(number) * 200_000 for number in range(8)]
+    threads = [threading.Thread(target=write_whole, args=(tmp_path / "file", text)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "file").read_text() in texts and os.listdir(tmp_path) == ["file"]
+
+
+def test_what_replaces_a_file_is_overwritten_when_its_writer_was_killed(tmp_path):
+    path = tmp_path / "file"
+    with held_by_another("replacing", path) as other:
+        other.kill()
+        other.wait()
+    assert os.listdir(tmp_path) == [".file.partial"]
+    write_whole(path, "mine")
+    assert path.read_text() == "mine" and os.listdir(tmp_path) == ["file"]
+
+
+def test_links_and_pipes_are_written_where_they_are(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere/file")
+    write_whole(tmp_path / "link", "mine")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "elsewhere/file").read_text() == "mine"
+    done = subprocess.run(
+        [sys.executable, "-c", "from pathlib import Path; from verl_stvg.lock import write_whole\n"
+         "write_whole(Path('/dev/stdout'), 'said')"],
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    assert done.stdout == "said"
+
+
+# --- killed -----------------------------------------------------------------------------------------------------------
+
+KILLED_BEHIND = """
+import os, signal, sys
+from pathlib import Path
+from verl_stvg import lock
+how, out, unlinks = sys.argv[1], Path(sys.argv[2]), 0
+
+def unlink(self, missing_ok=False):  # the lock is the last file that goes
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if how == "whole":
+    with lock.whole(out) as work:
+        (work / "file").write_text("theirs")
+        Path.unlink = unlink
+else:
+    with lock.turn(out):
+        lock.write_whole(out, "theirs")
+        Path.unlink = unlink
+"""
+
+
+def test_a_process_does_not_take_its_own_lock_for_a_leftover(tmp_path):
+    path = tmp_path / "file"
+    with turn(path):
+        path.write_text("mine")
+        assert finished(path)
+        assert hidden(tmp_path) == [".file.unfinished"]
+    assert hidden(tmp_path) == []
+    with alone(path.with_name("folder")):
+        assert finished(path.with_name("folder")) and (tmp_path / "folder" / NAME).is_file()
+
+
+@pytest.mark.parametrize("how", ["whole", "turn"])
+def test_what_a_kill_behind_the_last_step_leaves_goes(tmp_path, how):
+    out = tmp_path / "out"
+    assert not finished(out)
+    ended = subprocess.run([sys.executable, "-c", KILLED_BEHIND, how, str(out)], cwd=ROOT)
+    left = out / NAME if how == "whole" else tmp_path / ".out.unfinished" / NAME
+    assert ended.returncode == -signal.SIGKILL and left.is_file()
+    with held_by_another("alone", left.parent):
+        assert finished(out) and left.is_file()  # somebody is at work there
+    assert finished(out) and hidden(tmp_path) == []
+    assert hashes(tmp_path).keys() == {"out/file" if how == "whole" else "out"}
+
+
+def test_a_filter_that_was_killed_behind_its_last_step_leaves_nothing(tmp_path):
+    save(Tracks(24, 24, 8, 8.0), tmp_path / "tracks/a.mp4.tracks.json.gz")
+
+    def states():
+        return [done.state for done in pipeline.filter_all(tmp_path / "tracks", tmp_path / "shown", 1 / 3, False, 0.0)]
+
+    assert states() == ["made"]
+    left = tmp_path / "shown/.a.mp4.tracks.json.gz.unfinished"
+    left.mkdir()
+    (left / NAME).touch()
+    assert states() == ["present"] and os.listdir(tmp_path / "shown") == ["a.mp4.tracks.json.gz"]
+
+
+def left_by_a_kill(out: Path) -> None:
+    """A folder that was being written when its process was killed."""
+    work = out.with_name(f".{out.name}.unfinished")
+    work.mkdir(parents=True)
+    (work / NAME).touch()
+    (work / "half").write_bytes(b"half")
+
+
+def test_a_synthetic_set_that_was_killed_leaves_nothing(tmp_path):
+    left_by_a_kill(tmp_path / "set")
+    synthetic.build(tmp_path / "set", 1, 1, seed=0, progress=False)
+    assert hidden(tmp_path) == [] and not (tmp_path / "set/half").exists()
+
+
+def test_a_model_that_is_outdated_is_replaced_whatever_a_kill_has_left(tmp_path, monkeypatch):
+    """Before it is replaced it is never there in part, which the next start would refuse."""
+    from data_builders import tiny_model
+
+    out, made = tmp_path / "model", []
+
+    def write(work, key, seed, config, progress):
+        assert os.listdir(work) == [NAME]
+        (work / "warm_start.json").write_text(json.dumps({"key": key}))
+        made.append(seed)
+
+    monkeypatch.setattr(tiny_model, "_write", write)
+    left_by_a_kill(out)
+    for seed in (0, 0, 1):
+        tiny_model.make(out, seed)
+        assert os.listdir(out) == ["warm_start.json"] and os.listdir(tmp_path) == ["model"]
+
+    def rmtree(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)  # ended while the old one goes
+    with pytest.raises(KeyboardInterrupt):
+        tiny_model.make(out, 2)
+    monkeypatch.undo()
+    monkeypatch.setattr(tiny_model, "_write", write)
+    assert not out.exists()
+    tiny_model.make(out, 2)
+    assert made == [0, 1, 2, 2] and os.listdir(tmp_path) == ["model"]
+
+
+def test_shards_that_were_being_merged_at_a_kill_are_merged_again(tmp_path, monkeypatch):
+    (tmp_path / "fsdp_config.json").write_text('{"world_size": 1}')
+    shard, merges = tmp_path / "model_world_size_1_rank_0.pt", []
+
+    def merge(actor, work):
+        assert os.listdir(work) == [NAME]
+        (work / "config.json").write_text("{}")
+        merges.append(actor)
+
+    monkeypatch.setattr(checkpoint, "_merge", merge)
+    left_by_a_kill(tmp_path / "merged")
+    for content in (b"a", b"a", b"bb"):
+        shard.write_bytes(content)
+        os.utime(shard, ns=(1, len(content)))
+        folder = checkpoint._merged(tmp_path)
+        assert sorted(os.listdir(folder)) == ["config.json", "merged_from.json"] and hidden(tmp_path) == []
+    assert len(merges) == 2
+
+
+def test_rows_that_were_being_frozen_at_a_kill_are_frozen_again(tmp_path):
+    rows = synthetic.build(tmp_path / "set", 1, 1, seed=0, progress=False) / "train.parquet"
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".rows.parquet.partial").write_bytes(b"half")
+    folder.prepare(difficulty.stage(), [rows], out)
+    assert sorted(os.listdir(out)) == [NAME, "manifest.json", "rows.parquet"]
+
+
+def test_a_report_of_findings_stays_as_it_was_where_a_new_one_cannot_be_written(tmp_path, monkeypatch):
+    path = tmp_path / "findings.jsonl"
+    check.write([], path)
+
+    def full(self, text, **given):
+        with self.open("w") as file:
+            file.write(text[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path.write_text("earlier\n")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        check.write([check.Finding("rows.parquet", 0, "uid", "problem", "said")], path)
+    assert path.read_text() == "earlier\n" and os.listdir(tmp_path) == ["findings.jsonl"]
+
+
+WORKERS = """
+import os, sys, time
+from verl_stvg.parallel import work
+
+def told(jobs):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    list(work(told, list(range(8)), workers=2))
+"""
+
+
+def ends(pid: int) -> bool:
+    """Whether a process ends within a minute."""
+    begin = time.monotonic()
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() - begin > 60:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(WORKERS)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        workers = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+    assert all(map(ends, workers))
+
+
+def test_a_run_ends_with_a_launcher_that_is_killed(tmp_path, monkeypatch):
+    (tmp_path / "sleeps.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)\n")
+    launcher = "import subprocess; from verl_stvg import python\n"
+    launcher += "subprocess.run(python.module('sleeps', attached=True), env=python.environment())"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    with subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE, text=True, env=environment) as one:
+        run = int(one.stdout.readline())
+        one.kill()
+    assert ends(run)
+
+
 # --- commands, two at once --------------------------------------------------------------------------------------------
 
 SLOW = """
@@ -180,7 +431,7 @@ def at_once(*commands: list[str]) -> list[tuple[int, str]]:
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
-    done = [process.communicate(timeout=120)[0] for process in processes]
+    done = [process.communicate()[0] for process in processes]
     return [(process.returncode, said) for process, said in zip(processes, done, strict=True)]
 
 
@@ -280,7 +531,7 @@ def test_targets_and_those_without_one_are_of_one_run(tmp_path):
     for process in both:
         assert process.stdout.readline() == "begun\n"
     for process in both:
-        process.communicate("\n", timeout=120)
+        process.communicate("\n")
         assert process.returncode == 0
     uids = [
         {json.loads(line)["uid"].split("/")[0] for line in file.read_text().splitlines()}
@@ -320,7 +571,7 @@ def test_a_video_is_tracked_once_however_many_commands_ask(tmp_path):
     both = [subprocess.Popen(run, **given) for _ in range(2)]
     for process in both:
         assert process.stdout.readline() == "begun\n"
-    said = " ".join(process.communicate("\n", timeout=120)[0].strip() for process in both)
+    said = " ".join(process.communicate("\n")[0].strip() for process in both)
     assert sorted(said.split()) == ["made", "made", "present", "present"]
     assert (tmp_path / "calls").read_text() == "tracked tracked "
     assert hashes(tmp_path / "tracks").keys() == {"a.mp4.tracks.json.gz", "b.mp4.tracks.json.gz"}

@@ -80,7 +80,7 @@ def test_the_recipe_as_it_is_passes(config):
         ("+data.max_promt_length=5", ["max_promt_length", "data.max_prompt_length"]),
         ("+trainer.nonsense_xyz=5", ["trainer.nonsense_xyz", "no such key"]),
         ("data.train_files=/nowhere/rows.parquet", ["/nowhere/rows.parquet", "build the rows"]),
-        ("actor_rollout_ref.model.path=/nowhere/model", ["/nowhere/model", "config.json"]),
+        ("actor_rollout_ref.model.path=/nowhere/model", ["/nowhere/model: no such folder"]),
         (
             "data.train_batch_size=4",
             ["log_prob_micro_batch_size_per_gpu=64 does not divide the 32 sequences", "divisor"],
@@ -244,7 +244,10 @@ def test_models_with_other_patches(config):
 
 def test_overlong_prompts(config):
     with pytest.raises(RowError, match="over data.max_prompt_length=64; raise it to"):
-        preflight.check(config("data.max_prompt_length=64"))
+        preflight.check(config("data.max_prompt_length=64", "data.fit=null"))
+    made = config("data.max_prompt_length=64")
+    preflight.check(made)  # a fit, as the variant has one, makes room
+    assert 64 < made.data.max_prompt_length == made.actor_rollout_ref.rollout.prompt_length < 192
     with pytest.raises(RowError, match="every prompt is over"):
         preflight.check(config("data.max_prompt_length=64", "data.filter_overlong_prompts=true"))
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -193,17 +194,17 @@ class _Tokenizer:
 
 def test_training_looks_into_the_file_where_the_row_says_too_little(video, monkeypatch):
     looked = []
-    monkeypatch.setattr("verl_stvg.dataset.probe", lambda path: looked.append(path) or probe(path))
+    source = SimpleNamespace(probe=lambda path: looked.append(path) or probe(path), try_out=None)
     monkeypatch.setattr(VideoGroundingDataset, "_build_messages", lambda self, example, key: [])
     made_of = object.__new__(VideoGroundingDataset)
     made_of.processor, made_of.tokenizer, made_of.video_key, made_of.prompt_key = None, _Tokenizer(), "videos", "prompt"
-    made_of.apply_chat_template_kwargs = {}
+    made_of.apply_chat_template_kwargs = made_of.fit = {}
     facts = Facts.of(probe(video), "")
     for one, looks in ((record(), 1), (record(tube=tube(15, 30), intervals=((0.5, 4.0),)), 0)):
         found = made(one, facts) | {ROOT_KEY: str(video.parent)}
         expected = plan_of(found["videos"][0], probe(video)).num_units
         looked.clear()
-        problem, tokens = made_of._check_row(found, "exist", None)
+        problem, tokens = made_of._check_row(found, "exist", source)
         assert problem is None and tokens >= expected and len(looked) == looks
 
 
@@ -311,7 +312,7 @@ def test_the_models_clock_does_not_drift_at_a_constant_rate():
 def test_check_passes_on_what_is_unusual_about_a_file(video, monkeypatch):
     note = "its picture starts 2.000 s after its sound"
     unusual = replace(probe(video), notes=(note,))
-    monkeypatch.setattr(check, "shared_decoder", lambda: type("Decoder", (), {"probe": lambda self, path: unusual})())
+    monkeypatch.setattr(check, "shared_decoder", lambda: SimpleNamespace(examine=lambda path: (unusual, "")))
     [found] = findings([made(record(duration=7.0), Facts.of(unusual, ""), rule="grid")], video.parent)
     assert (found.problem, found.detail, found.serious) == ("unusual video", note, False)
 

@@ -662,6 +662,17 @@ def test_what_is_meant_counts_beside_what_the_prompt_asks(recipe):
     assert value(score([row], answer(row, "no idea")), main) == 0
 
 
+@pytest.mark.parametrize("text", ["<think>0 to 9</think> (B), 2 to 4 seconds", "<answer>(B) from 2s to 4s</answer>"])
+def test_what_is_meant_counts_in_grounded_questions_too(text):
+    row = question(intervals=[(2.0, 4.0)])
+    scores = score([row], answer(row, text))
+    assert value(scores, "mIoU") == value(scores, "Acc@GQA") == 0
+    names = ("mIoU", "mIoP", "Acc@QA", "Acc@GQA", "Acc@IoU")
+    assert {value(scores, f"{name} (lenient)") for name in names} == {1}
+    assert value(score([row], answer(row, text.replace("B", "C"))), "Acc@GQA (lenient)") == 0
+    assert "mIoU (lenient)" not in score([row], perfect([row])).metrics  # it would repeat the others
+
+
 def test_colons_are_not_misread_in_silence():
     row = moment("a/0", (70.0, 80.0), duration=100.0)
     scores = score([row], answer(row, said("01:10", "01:20")))

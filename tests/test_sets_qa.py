@@ -135,9 +135,12 @@ def test_nextgqa_tells_the_same_question_number_in_two_videos_apart(gqa):
         ("4882821564,1,1,1,q,z,1,CW,a,b,c,d,e", "answer: is none of the options, found 'z'"),
         ("4882821564,1,1,1,q,a,1,CW,a,b,c,d", "a4: missing or null"),
         ("4882821564,1,1,1,q,a,1,CW,a,b,c,d,e,f", "more fields than the header: ['f']"),
-        ("4882821564,1,1,1,,a,1,CW,a,b,c,d,e", "query: string should have at least 1 character, found ''"),
-        ("4882821564,1,1,1,q,a,1,CW,a,b,,d,e", "options.2: string should have at least 1 character, found ''"),
-        ("4152556613,1,1,1,q,a,5,CW,a,b,c,d,e", "intervals.0.0: input should be a valid number, found '0'"),
+        ("4882821564,1,1,1,,a,1,CW,a,b,c,d,e", "question: string should have at least 1 character, found ''"),
+        ("4882821564,1,1,1,q,a,1,CW,a,b,,d,e", "a2: string should have at least 1 character, found ''"),
+        (
+            "4152556613,1,1,1,q,a,5,CW,a,b,c,d,e",
+            "gsub_test.json: location[0][0]: input should be a valid number, found '0'",
+        ),
     ],
 )
 def test_nextgqa_bad_row_is_a_problem_and_the_rest_survives(gqa, row, what):
@@ -198,7 +201,7 @@ def test_nextgqa_reads_the_list_of_videochat_r1(tmp_path):
     [
         ({"glue": None}, "glue: missing or null"),
         ({"glue": []}, "glue: no segments of the question"),
-        ({"glue": "[[5.5, 9.0]]"}, "intervals: input should be a valid tuple, found '[[5.5, 9.0]]'"),
+        ({"glue": "[[5.5, 9.0]]"}, "glue: input should be a valid tuple, found '[[5.5, 9.0]]'"),
         ({"answer": "(D)"}, "answer: is not the letter of an option in brackets, found '(D)'"),
         ({"answer": "B"}, "answer: is not the letter of an option in brackets, found 'B'"),
         ({"options": ["(A) x", "(C) y"], "answer": "(A)"}, "options: is not marked with its letter, found '(C) y'"),
@@ -302,13 +305,13 @@ def test_rextime_keeps_spans_that_end_late_or_are_empty(tmp_path):
     ("change", "what"),
     [
         ({"span": None}, "span: missing or null"),
-        ({"span": [5]}, "intervals.0.1: field required, found (5,)"),
-        ({"span": ["5", 8]}, "intervals.0.0: input should be a valid number, found '5'"),
+        ({"span": [5]}, "span[1]: field required, found (5,)"),
+        ({"span": ["5", 8]}, "span[0]: input should be a valid number, found '5'"),
         ({"ans": "E"}, "ans: is not the letter of an option, found 'E'"),
         ({"ans": ["A"]}, "ans: is not the letter of an option, found ['A']"),
         ({"options": "she waves"}, "ans: is not the letter of an option, found 'A'"),
-        ({"options": ["x", None, "y", "z"]}, "options.1: input should be a valid string, found None"),
-        ({"vid": 12}, "video: input should be a valid string, found 12"),
+        ({"options": ["x", None, "y", "z"]}, "options[1]: input should be a valid string, found None"),
+        ({"vid": 12}, "vid: input should be a valid string, found 12"),
         ({"qid": "anet_val92"}, "names the same row as an earlier entry: 'anet_val92'"),
     ],
 )
@@ -347,7 +350,7 @@ def test_rextime_reads_the_truth_of_its_script(tmp_path):
         extra={"collection": "activitynet"},
     )
     assert other.intervals == ((0.0, 28.0), (30.0, 31.0)) and other.extra["collection"] == "qvhighlights"
-    assert bad == Problem("line 3", "relevant_windows: missing or null") and letter.what.startswith("answer: ")
+    assert bad == Problem("line 3", "relevant_windows: missing or null") and letter.what.startswith("ans: ")
     assert first.key == rex(tmp_path, [REX])[0].key
 
 
@@ -441,7 +444,7 @@ def test_rtl_counts_only_times(tmp_path, answer, count):
         (
             {"QA": [{"q": 3, "a": "<1> <2>"}]},
             "entry 'v_bad', question 0",
-            "query: input should be a valid string, found 3",
+            "q: input should be a valid string, found 3",
         ),
     ],
 )
@@ -627,7 +630,7 @@ def test_temporal_r1_bad_key_is_an_error_that_names_file_and_key(tmp_path, confi
         ({"problem": None}, "problem: missing or null"),
         ({"dataset": 3}, "dataset: is not a text, found 3"),
         ({"video": ["a"]}, "video: input should be a valid string, found ('a',)"),
-        ({"problem": " "}, "query: string should have at least 1 character, found ' '"),
+        ({"problem": " "}, "problem: string should have at least 1 character, found ' '"),
         ({"solution": [0.1]}, "solution: is not a pair of numbers, found [0.1]"),
         ({"solution": ["0.1", 0.2]}, "solution: is not a pair of numbers, found ['0.1', 0.2]"),
         ({"solution": [True, 1]}, "solution: is not a pair of numbers, found [True, 1]"),
@@ -749,22 +752,22 @@ def test_generic_without_intervals_has_no_truth(tmp_path):
         ({"start": 1}, "start, end: one without the other"),
         ({"end": 1}, "start, end: one without the other"),
         ({"start": 1, "end": 2, "intervals": [[1, 2]]}, "intervals: beside start and end; give one of the two"),
-        ({"start": "1", "end": 2}, "intervals.0.0: input should be a valid number, found '1'"),
-        ({"start": None, "end": 2}, "intervals.0.0: input should be a valid number, found None"),
+        ({"start": "1", "end": 2}, "start: input should be a valid number, found '1'"),
+        ({"start": None, "end": 2}, "start: input should be a valid number, found None"),
         ({"intervals": None}, "intervals: input should be a valid tuple, found None"),
-        ({"intervals": [1, 2]}, "intervals.0: input should be a valid tuple, found 1"),
-        ({"intervals": [[1, 2, 3]]}, "intervals.0: tuple should have at most 2 items"),
+        ({"intervals": [1, 2]}, "intervals[0]: input should be a valid tuple, found 1"),
+        ({"intervals": [[1, 2, 3]]}, "intervals[0]: tuple should have at most 2 items"),
         ({"video": None}, "video: missing or null"),
         ({"query": 3}, "query: input should be a valid string, found 3"),
         ({"duration": 0}, "duration: input should be greater than 0, found 0"),
         ({"id": True}, "id: neither a text nor a whole number, found True"),
         ({"id": None}, "id: neither a text nor a whole number, found None"),
-        ({"clip": [1]}, "clip.1: field required"),
+        ({"clip": [1]}, "clip[1]: field required"),
         ({"tube": []}, "tube: input should be"),
         ({"tube": {"boxes": [[0, 0, 1, 1]]}}, "tube.first_frame: field required"),
         ({"tube": {"first_frame": 0, "boxes": None}}, "tube.boxes: input should be a valid tuple, found None"),
         ({"tube": {"first_frame": 0, "boxes": []}}, "tube.boxes: tuple should have at least 1 item"),
-        ({"tube": {"first_frame": 0, "boxes": [[0, 0, 1]]}}, "tube.boxes.0.3: field required"),
+        ({"tube": {"first_frame": 0, "boxes": [[0, 0, 1]]}}, "tube.boxes[0][3]: field required"),
         ({"tube": {"first_frame": 0.0, "boxes": [[0, 0, 1, 1]]}}, "tube.first_frame: input should be a valid integer"),
         ({"tube": {"first_frame": 0, "boxes": [[0, 0, 1, 1]], "fps": 5}}, "tube.fps: extra inputs are not permitted"),
         ({"answer": "A"}, "answer: is not the letter of an option, found 'A'"),
@@ -786,7 +789,7 @@ def test_generic_bad_line_is_a_problem(tmp_path, change, what):
 @pytest.mark.parametrize("number", [10**400, 1e999])
 def test_number_beyond_all_bounds_is_a_problem(tmp_path, number):
     (mine,) = own(tmp_path, {"video": "a.mp4", "query": "x", "start": 0, "end": number})
-    assert isinstance(mine, Problem) and mine.what.startswith("intervals.0.1: ")
+    assert isinstance(mine, Problem) and mine.what.startswith("end: ")
     path = put(tmp_path, "train.jsonl", lines(CHARADES | {"solution": [0, number]}))
     (theirs,) = temporal_r1.read((path,), "train")
     assert theirs.what.startswith("solution: is not a pair of numbers")

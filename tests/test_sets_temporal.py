@@ -282,13 +282,13 @@ def test_activitynet_test_is_val_2(tmp_path):
         ("timestamps", GONE, "timestamps"),
         ("timestamps", None, "timestamps"),
         ("timestamps", [], "0 timestamps for 1 sentences"),
-        ("timestamps", [[1.0]], "intervals"),
-        ("timestamps", [[1.0, 2.0, 3.0]], "intervals"),
-        ("timestamps", [["1.0", 2.0]], "intervals"),
-        ("timestamps", [None], "intervals"),
+        ("timestamps", [[1.0]], "timestamps[0][1]: "),
+        ("timestamps", [[1.0, 2.0, 3.0]], "timestamps[0]: "),
+        ("timestamps", [["1.0", 2.0]], "timestamps[0][0]: "),
+        ("timestamps", [None], "timestamps[0]: "),
         ("sentences", "A woman.", "sentences"),
-        ("sentences", [None], "query"),
-        ("sentences", [" "], "query"),
+        ("sentences", [None], "sentences[0]: "),
+        ("sentences", [" "], "sentences[0]: "),
     ],
 )
 def test_activitynet_bad_entry(tmp_path, field, value, said):
@@ -401,8 +401,8 @@ def test_tvgbench_path_outside_the_release_stays(tmp_path):
         ("answer", "a-b", "answer"),
         ("answer", "nan-2", "intervals"),
         ("answer", [13.4, 28.1], "answer"),
-        ("start", 3.0, "clip"),
-        ("start", "3.0", "clip"),
+        ("start", 3.0, "end: "),
+        ("start", "3.0", "start: "),
         ("duration", "30.12", "duration"),
         ("duration", True, "duration"),
         ("duration", -1, "duration"),
@@ -492,8 +492,8 @@ def test_timerft_same_query_twice(tmp_path):
     [(name, GONE, name) for name in ("video", "duration", "timestamp", "sentence", "qid")]
     + [(name, None, name) for name in ("video", "duration", "timestamp", "sentence", "qid")]
     + [
-        ("timestamp", [1.0], "intervals"),
-        ("timestamp", ["1.0", "4.0"], "intervals"),
+        ("timestamp", [1.0], "timestamp[1]: "),
+        ("timestamp", ["1.0", "4.0"], "timestamp[0]: "),
         ("timestamp", "1.0-4.0", "timestamp"),
         ("duration", "93", "duration"),
         ("duration", 0, "duration"),
@@ -578,9 +578,9 @@ def test_qvhighlights_same_query_twice(tmp_path):
     + [(name, None, name) for name in ("qid", "query", "duration", "vid", "relevant_windows")]
     + [
         ("relevant_windows", [], "relevant_windows"),
-        ("relevant_windows", [[1, 2], [3]], "intervals.1"),
-        ("relevant_windows", [[1, "2"]], "intervals"),
-        ("relevant_windows", [1, 2], "intervals"),
+        ("relevant_windows", [[1, 2], [3]], "relevant_windows[1][1]: "),
+        ("relevant_windows", [[1, "2"]], "relevant_windows[0][1]: "),
+        ("relevant_windows", [1, 2], "relevant_windows[0]: "),
         ("relevant_windows", {"0": [1, 2]}, "relevant_windows"),
         ("duration", "150", "duration"),
         ("duration", float("nan"), "duration"),
@@ -724,7 +724,7 @@ def test_tacos_same_sentence_twice_in_a_video(tmp_path):
     + [
         ("relevant_windows", [], "found 0"),
         ("relevant_windows", [[1, 2], [3, 4]], "found 2"),
-        ("relevant_windows", [[1]], "intervals"),
+        ("relevant_windows", [[1]], "relevant_windows[0][1]: "),
         ("duration", "211", "duration"),
     ],
 )
@@ -762,8 +762,12 @@ def test_tacos_of_2d_tan_counts_frames(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [(name, value, name) for name in ("timestamps", "sentences", "fps", "num_frames") for value in (GONE, None, "x")]
-    + [("fps", 0, "above 0"), ("sentences", ["one"], "1 sentences"), ("timestamps", [["0", 49]], "intervals")]
-    + [("timestamps", [[1]], "intervals"), ("sentences", [None], "query"), ("num_frames", 0, "duration")],
+    + [("fps", 0, "above 0"), ("sentences", ["one"], "1 sentences"), ("timestamps", [["0", 49]], "timestamps[0][0]: ")]
+    + [
+        ("timestamps", [[1]], "timestamps[0][1]: "),
+        ("sentences", [None], "sentences[0]: "),
+        ("num_frames", 0, "duration"),
+    ],
 )
 def test_tacos_of_2d_tan_bad_video(tmp_path, field, value, said):
     good = TACOS_2DTAN["s36-d27.avi"]
@@ -860,10 +864,10 @@ def test_queryd_bad_id(tmp_path, line, said):
         (None, [[0.0, 1.0]], "captions"),
         (["A dog"], [[0.0, 1.0]], "caption"),
         ([["A", 5]], [[0.0, 1.0]], "caption"),
-        ([[]], [[0.0, 1.0]], "query"),
-        ([["A", "dog"]], [[0.0]], "intervals"),
-        ([["A", "dog"]], [["0.0", "1.0"]], "intervals"),
-        ([["A", "dog"]], [None], "intervals"),
+        ([[]], [[0.0, 1.0]], "captions[0]: "),
+        ([["A", "dog"]], [[0.0]], "times[0][1]: "),
+        ([["A", "dog"]], [["0.0", "1.0"]], "times[0][0]: "),
+        ([["A", "dog"]], [None], "times[0]: "),
     ],
 )
 def test_queryd_bad_entry(tmp_path, captions, times, said):
@@ -978,7 +982,7 @@ def test_hirest_bad_video(tmp_path, one, field, value):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(GONE, "bounds"), (None, "bounds"), ([50], "intervals"), (["50", 121], "intervals")]
+    ("value", "said"), [(GONE, "bounds"), (None, "bounds"), ([50], "bounds[1]: "), (["50", 121], "bounds[0]: ")]
 )
 def test_hirest_bad_bounds(tmp_path, value, said):
     content = {"Goal": {"a.mp4": HIREST_VIDEO, "b.mp4": changed(HIREST_VIDEO, "bounds", value), "c.mp4": HIREST_VIDEO}}
@@ -988,7 +992,7 @@ def test_hirest_bad_bounds(tmp_path, value, said):
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [(name, value, name) for name in ("heading", "absolute_bounds") for value in (GONE, None, 5)]
-    + [("absolute_bounds", [1, 2, 3], "intervals"), ("heading", " ", "heading"), ("index", [0], "index")],
+    + [("absolute_bounds", [1, 2, 3], "absolute_bounds: "), ("heading", " ", "heading"), ("index", [0], "index")],
 )
 def test_hirest_bad_step(tmp_path, field, value, said):
     good = HIREST_VIDEO["steps"][0]
@@ -1042,7 +1046,7 @@ def test_hirest_test_has_steps_in_a_file_of_their_own_and_no_moments(tmp_path):
         ([None], "is not an object"),
         ([{"start": 1, "end": 2}], "heading"),
     ]
-    + [([{"start": None, "end": 2, "sentence": "a"}], "intervals")],
+    + [([{"start": None, "end": 2, "sentence": "a"}], "absolute_bounds[0]: ")],
 )
 def test_hirest_bad_test_steps(tmp_path, captions, said):
     broken = {"t1.mp4": changed({}, "captions", captions), "t2.mp4": HIREST_TEST_STEPS["t1.mp4"]}
@@ -1095,8 +1099,8 @@ def test_internvid_is_cropped_already(tmp_path):
     ("field", "value", "said"),
     [(name, value, name) for name in ("vid", "query", "span", "duration") for value in (GONE, None)]
     + [
-        ("span", [1.0], "intervals"),
-        ("span", [[1.0, 2.0]], "intervals"),
+        ("span", [1.0], "span[1]: "),
+        ("span", [[1.0, 2.0]], "span[0]: "),
         ("span", "1-2", "span"),
         ("duration", "93", "duration"),
         ("duration", 0, "duration"),

@@ -21,6 +21,7 @@ from data_builders.objects import frames as sources
 from data_builders.objects.detector import Detection
 from data_builders.objects.frames import ArrayFrames, VideoFrames
 from data_builders.objects.track import Merged, Options, encode, fill, merge, paint, track
+from verl_stvg.video import decode
 from verl_stvg.video import tracks as files
 from verl_stvg.video.decode import VideoError, read_frames
 from verl_stvg.video.plan import SamplingPlan
@@ -442,11 +443,16 @@ def test_blocks_are_read_from_a_keyframe_on(name, codec, options, varying, tmp_p
     whole = plainly(frames, 0, frames.num_frames)
     assert frames.num_frames == 70 and len(np.unique(whole[:, 48], axis=0)) > 40
 
-    monkeypatch.setattr(sources, "read_frames", None)  # it is for damaged files only
+    monkeypatch.setattr(decode, "read_frames", None)  # it is for damaged files only
+    blocks, passes, opened = decode.Blocks(tmp_path / name), [], decode.pictures
+    monkeypatch.setattr(decode, "pictures", lambda *given: passes.append(given) or opened(*given))
     for size in (1, 9, 64):
         for start in range(0, 70, size):
             block = frames.read(start, min(start + size, 70))
             assert np.array_equal(block, whole[start : start + size])
+            blocks.read(start, again := np.empty_like(block))
+            assert np.array_equal(again, block)
+    assert len(passes) == 3  # one for each size
     backwards = [(k, frame.copy()) for k, frame in sources.walk(frames, 10 * 128 * 96 * 3, back_from=48)]
     assert [k for k, _ in backwards] == list(range(48, -1, -1))
     assert all(np.array_equal(frame, whole[k]) for k, frame in backwards)

@@ -506,7 +506,8 @@ def test_own_boxes_on_a_page_are_those_of_the_shown_picture():
     truth = clips.Reply(((0.0, 1.0),), (), None, {})
     reply = clips.Reply(((0.0, 1.0),), (), None, {3: (100, 40, 200, 80)})
     boxes = {None: (100, 40, 200, 80)}
-    [one, other] = clips._frame_boxes(3, ["truth", "a"], {"truth": truth, "a": reply}, boxes, (160, 90), (0.5, 0.5))
-    assert (one["x"], one["y"], one["width"], one["height"]) == (50.0, 20.0, 50.0, 20.0)
-    assert other["x"] > one["x"] and other["width"] < one["width"]
-    assert clips._frame_boxes(3, ["truth", "a"], {"truth": truth, "a": reply}, boxes, (160, 90), None) == []
+    [one, other] = clips._named_boxes(3, ["truth", "a"], {"truth": truth, "a": reply}, boxes, (0.5, 0.5))
+    assert list(one.box) == list(other.box) == [50.0, 20.0, 100.0, 40.0]
+    outer, inner = clips._outlines([one, other], (160, 90))
+    assert outer["x"] < inner["x"] < 50.0 and outer["width"] > inner["width"] > 50.0
+    assert clips._named_boxes(3, ["truth", "a"], {"truth": truth, "a": reply}, boxes, None) == []

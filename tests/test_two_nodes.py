@@ -35,7 +35,7 @@ def raylets(*commands):
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(family, timeout=20)
+        psutil.wait_procs(family, timeout=200)
 
 
 def start_node(number, address=None, port=27379):
@@ -49,9 +49,10 @@ def start_node(number, address=None, port=27379):
 
 
 def wait_for(condition, seconds, what):
-    deadline = time.monotonic() + seconds
+    """Wait for what a quiet machine does within some seconds; a busy one gets ten times as many."""
+    deadline = time.monotonic() + 10 * seconds
     while not condition():
-        assert time.monotonic() < deadline, f"{what} after {seconds} s"
+        assert time.monotonic() < deadline, f"{what} after {10 * seconds} s"
         time.sleep(0.5)
 
 
@@ -154,7 +155,7 @@ def names_a_dead_node(address, process, capfd):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(2400)
+@pytest.mark.processor_limit(7200)
 def test_training_across_two_nodes(tmp_path, model):
     """FSDP2 over both nodes, a vLLM on each. An agent loop is killed, then a node; each time the run ends, says what
     died, leaves nothing behind, and the same command goes on from the last checkpoint.

@@ -78,10 +78,7 @@ def append(path: Path, answers: Iterable[Answer]) -> None:
 
 def write(path: Path, answers: Iterable[Answer]) -> None:
     """Replace a file of answers by these, at once."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.unlink(missing_ok=True)
-    append(temporary, answers)
-    temporary.rename(path)
+    write_whole(path, "".join(answer.line() for answer in answers))
 
 
 def continues(path: Path, made_by: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from verl_stvg import status
+from verl_stvg.eval_cli import FitOptions
 
 logger = logging.getLogger(__name__)
 
@@ -56,17 +57,19 @@ def build(
     decoder: Annotated[str, typer.Option(help="pyav, decord, torchcodec or module:function, as in training.")] = "pyav",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for a video, beside those for its length.")] = 60.0,
     patch: Annotated[int, typer.Option(help="Of the model: 14 for Qwen2.5-VL, 16 for Qwen3-VL.")] = 14,
+    fit: FitOptions = None,
 ) -> None:
     """Decode every video and plan of the rows into the cache, once; what is there is skipped. Exit status 1 if a video
     cannot be used: quarantine.jsonl in the cache names it and the reason.
     """
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    from verl_stvg.fit import checked, parse
     from verl_stvg.video import build as builder
     from verl_stvg.video.store import FrameStore
 
     store = FrameStore(str(cache), max_bytes, decoder, timeout)
-    jobs = builder.read_jobs(rows, video_root, patch)
+    jobs = builder.read_jobs(rows, video_root, patch, checked(parse(fit or ())))
     outcomes: list[builder.Outcome] = []
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     try:

@@ -337,21 +337,24 @@ def _bytes(plan: SamplingPlan) -> int:
     return 3 * plan.num_frames * plan.height * plan.width + 4096
 
 
-def read_rows(files: list[Path], patch: int = PATCH) -> Data:
-    """What rows that were built with a look into their videos are made of; ``patch`` is the model's.
+def read_rows(files: list[Path], patch: int = PATCH, fit: Mapping[str, float | str] | None = None) -> Data:
+    """What rows that were built with a look into their videos are made of.
+
+    Args:
+        files: of the rows.
+        patch: of the model.
+        fit: keys of the plan in place of those of the rows, see `verl_stvg.fit`.
 
     Raises:
         ValueError: a file is missing or empty, or rows lack size and rate of their videos, or have one that is none.
     """
-    import pyarrow.parquet as pq
+    from verl_stvg.row_files import rows_in
 
     plans, tokens, sizes, pixels = {}, [], [], {}
     for file in files:
-        if not file.is_file():
-            raise ValueError(f"{file}: no such file; build the rows first")
-        for index, row in enumerate(pq.read_table(file, columns=["videos", "extra_info"]).to_pylist()):
+        for index, row in enumerate(rows_in(file, ("videos", "extra_info"), ("videos", "extra_info"))):
             extra, total, units, grids = row["extra_info"] or {}, 0, 0, []
-            for video in entries_of(row["videos"], where=f"{file}: row {index}"):
+            for video in entries_of(row["videos"], where=f"{file}: row {index}", fit=fit):
                 size = [extra.get(name) for name in ("num_frames", "source_fps", "width", "height")]
                 if None in size:
                     raise ValueError(

@@ -87,32 +87,34 @@ def of_training(model: str) -> dict[str, Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
+    path, record = training_record(model)
+    if record is None:
+        return {}
+    named = [text for text in record["arguments"] if text.lstrip("+~").startswith((_TRAINING_KEY, _CUSTOM_KEY))]
+    said = OmegaConf.create()
+    for override in OverridesParser.create().parse_overrides(named):
+        if not override.is_delete():
+            OmegaConf.update(said, override.key_or_group, override.value(), force_add=True)
+    options = OmegaConf.to_container(OmegaConf.select(said, _TRAINING_KEY) or OmegaConf.create())
+    if custom := OmegaConf.select(said, _CUSTOM_KEY):
+        options.setdefault("chat_template", custom)
+    if options:
+        logger.info("options of the chat template, from the training in %s: %s", path, json.dumps(options))
+    return checked(options)
+
+
+def training_record(model: str) -> tuple[Path | None, dict[str, Any] | None]:
+    """``run.json`` of the run of ``verl-stvg train`` that wrote a checkpoint, and what it says; None twice without one.
+
+    It is looked for above the checkpoint, where the launcher puts it.
+    """
     folder = Path(model).expanduser().resolve()
-    records = [parent / "run.json" for parent in (folder, *folder.parents)[:_LEVELS]] if folder.is_dir() else []
-    for path in records:
-        arguments = _arguments(path)
-        if arguments is None:
-            continue
-        named = [text for text in arguments if text.lstrip("+~").startswith((_TRAINING_KEY, _CUSTOM_KEY))]
-        said = OmegaConf.create()
-        for override in OverridesParser.create().parse_overrides(named):
-            if not override.is_delete():
-                OmegaConf.update(said, override.key_or_group, override.value(), force_add=True)
-        options = OmegaConf.to_container(OmegaConf.select(said, _TRAINING_KEY) or OmegaConf.create())
-        if custom := OmegaConf.select(said, _CUSTOM_KEY):
-            options.setdefault("chat_template", custom)
-        if options:
-            logger.info("options of the chat template, from the training in %s: %s", path, json.dumps(options))
-        return checked(options)
-    return {}
-
-
-def _arguments(path: Path) -> list[str] | None:
-    """Those of a training run; None if the file is not there or is the record of something else."""
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return record.get("arguments") if isinstance(record, dict) else None
+    for parent in (folder, *folder.parents)[:_LEVELS] if folder.is_dir() else ():
+        path = parent / "run.json"
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if isinstance(record, dict) and record.get("arguments") is not None:
+            return path, record
+    return None, None
 
 
 def settle(processor, custom: str | None = None) -> None:

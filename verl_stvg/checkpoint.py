@@ -4,18 +4,17 @@ verl saves a training run as one file of weights per rank. Whoever evaluates it 
 merge (verl's own, in a process of its own) happens here, beside the shards, under a lock.
 """
 
-import fcntl
 import json
 import logging
-import re
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import xxhash
 
 from verl_stvg import python
+from verl_stvg.lock import finished, whole
+from verl_stvg.models import located
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +22,6 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _LATEST = "latest_checkpointed_iteration.txt"
 _MERGED, _RECORD = "merged", "merged_from.json"
 _SAMPLES, _SAMPLE_BYTES = 16, 65536
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class CheckpointError(ValueError):
@@ -39,15 +37,12 @@ def resolve(model: str) -> str:
             otherwise its shards are merged, in bfloat16, as verl's merger does, into ``merged`` beside them.
 
     Raises:
-        CheckpointError: no such folder, no model in it, a shard is missing, or an adapter (LoRA) would be left out.
+        ModelNameError: no such folder, and no such name on the hub, which is asked once (`verl_stvg.models`).
+        CheckpointError: no model in the folder, a shard is missing, or an adapter (LoRA) would be left out.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        if folder.is_absolute() or model.startswith((".", "~")) or not _HUB_NAME.fullmatch(model):
-            raise CheckpointError(
-                f"{model}: no such folder; name a model's folder, a checkpoint of verl, or a hub model"
-            )
-        return model
+        return located(model)
     if _holds_model(folder):
         return str(folder.resolve())
     if (folder / _LATEST).is_file():
@@ -102,23 +97,24 @@ def _merged(actor: Path) -> Path:
         )
     made_of = {shard.name: [shard.stat().st_size, shard.stat().st_mtime_ns] for shard in shards}
     target = actor / _MERGED
-    with (actor / ".merged.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        record = target / _RECORD
-        if record.is_file() and json.loads(record.read_text(encoding="utf-8")) == made_of:
+    if finished(target) and _made_of(target) == made_of:
+        return target
+    with whole(target, wait=True) as work:
+        if _made_of(target) == made_of:  # another process has just merged them
             return target
         logger.info("merging %d shards of %s with verl's merger", world, actor)
-        work = Path(tempfile.mkdtemp(prefix=f".{_MERGED}-", dir=actor))
-        try:
-            _merge(actor, work)
-            (work / _RECORD).write_text(json.dumps(made_of, indent=2) + "\n", encoding="utf-8")
-            work.chmod(0o755)
-            if target.exists():
-                shutil.rmtree(target)
-            work.rename(target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        _merge(actor, work)
+        (work / _RECORD).write_text(json.dumps(made_of, indent=2) + "\n", encoding="utf-8")
+        if target.exists():
+            target.rename(work / "outdated")
+            shutil.rmtree(work / "outdated")
     return target
+
+
+def _made_of(merged: Path) -> dict | None:
+    """The shards of which a merged model was made; None where there is none."""
+    record = merged / _RECORD
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
 
 
 def _merge(actor: Path, out: Path) -> None:

@@ -1,23 +1,75 @@
-"""The command line, ``verl-stvg``: one command per thing a user does, each a thin call into the module that does it."""
+"""The command line, ``verl-stvg``: one command per thing a user does, each a thin call into the module that does it.
 
+A command's module is imported when the command runs, so that `verl-stvg --help` is quick and a command needs no more
+than its own extra of the package.
+"""
+
+import importlib
+import inspect
 import logging
 import os
+import re
 import sys
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from verl_stvg import data_cli, eval_cli, plan_cli, recipe_names, score_cli, status
-from verl_stvg.cache_cli import app as cache_app
-from verl_stvg.lock import turn
-from verl_stvg.objects_cli import app as objects_app
-from verl_stvg.select_cli import app as select_app
+from verl_stvg import extras, status
+
+DATA, EVAL, ENGINE = ("data",), ("eval",), ("cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command as `verl-stvg --help` lists it.
+
+    Attributes:
+        place: ``module:name`` of its function, or of a `typer.Typer` with commands of its own.
+        summary: one line, unlike that of any other command.
+        extras: of the package; the command needs one of them.
+        passes_on: whether further arguments are verl's.
+    """
+
+    place: str
+    summary: str
+    extras: tuple[str, ...]
+    passes_on: bool = False
+
+
+COMMANDS = {
+    "doctor": Line("verl_stvg.cli:doctor", "Check this machine, and every node of a Ray cluster.", DATA),
+    "build": Line("verl_stvg.data_cli:build_app", "Make rows from the annotations of a data set.", DATA),
+    "check": Line("verl_stvg.data_cli:check", "Find what would spoil a run in rows, before a GPU is rented.", DATA),
+    "show": Line("verl_stvg.data_cli:show", "Make a page of rows: frames, time line, boxes, problems.", DATA),
+    "objects": Line(
+        "verl_stvg.objects_cli:app", "Detect, track and number objects; find the annotated ones.", ("objects",)
+    ),
+    "select": Line("verl_stvg.select_cli:app", "Choose training rows by a model's own answers.", DATA),
+    "cache": Line("verl_stvg.cache_cli:app", "Decode videos before a run, and look after the frame cache.", DATA),
+    "plan": Line("verl_stvg.plan_cli:plan", "Estimate memory, time and disk of a recipe.", ENGINE, passes_on=True),
+    "train": Line("verl_stvg.train_cli:train", "Train with a recipe, supervised.", ENGINE, passes_on=True),
+    "eval": Line("verl_stvg.eval_cli:eval_", "Answer a benchmark's rows with a model, and score the answers.", ENGINE),
+    "score": Line("verl_stvg.score_cli:score", "Score the predictions of any program against rows.", EVAL),
+    "report": Line("verl_stvg.cli:report", "Make a page of runs and evaluations, or a comparison of them.", EVAL),
+    "tiny-model": Line("verl_stvg.cli:tiny_model", "Make the model of 1 M parameters for dry runs.", ENGINE),
+}
 
 
 class Commands(typer.core.TyperGroup):
-    """The commands; the two ends that typer would give a status of its own, without a word, are ours."""
+    """The commands of `COMMANDS`; the two ends that typer would give a status of its own, without a word, are ours."""
+
+    def __init__(self, **settings: object):
+        listed = {name: typer.core.TyperCommand(name, help=line.summary) for name, line in COMMANDS.items()}
+        super().__init__(**settings | {"commands": listed})
+        self.asked = ""
+
+    def resolve_command(self, context: typer.Context, arguments: list[str]) -> tuple:
+        """The command that was asked for, imported only now."""
+        self.asked, _, rest = super().resolve_command(context, arguments)
+        return self.asked, load(self.asked), rest
 
     def invoke(self, context: typer.Context) -> object:
         """Run the command that was asked for."""
@@ -28,22 +80,52 @@ class Commands(typer.core.TyperGroup):
             raise typer.Exit(status.INTERRUPTED) from None
         except EOFError as error:
             raise ValueError(f"a file ends too early: {error}") from error
+        except ModuleNotFoundError as error:
+            sentence = extras.missing(error.name or "", COMMANDS[self.asked].extras)
+            if sentence is None:
+                raise
+            raise ValueError(f"{self.asked}: {sentence}") from error
 
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-app.add_typer(data_cli.build_app, name="build")
-app.add_typer(cache_app, name="cache")
-app.add_typer(objects_app, name="objects")
-app.add_typer(select_app, name="select")
-app.command()(data_cli.check)
-app.command()(data_cli.show)
-app.command(name="eval")(eval_cli.eval_)
-app.command()(score_cli.score)
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(plan_cli.plan)
+def load(name: str):
+    """The command of that name, with all its options; imports its module."""
+    line = COMMANDS[name]
+    module, attribute = line.place.split(":")
+    found = getattr(importlib.import_module(module), attribute)
+    holder = typer.Typer(rich_markup_mode=None)
+    if isinstance(found, typer.Typer):
+        holder.add_typer(found, name=name)
+    else:
+        passing = {"allow_extra_args": True, "ignore_unknown_options": True} if line.passes_on else None
+        holder.command(name, context_settings=passing)(found)
+    command = typer.main.get_group(holder).commands[name]
+    for one in getattr(command, "commands", {}).values():  # else a list of them cuts the first sentence off
+        one.short_help = one.short_help or re.split(r"(?<=[.])\s", inspect.cleandoc(one.help or ""), maxsplit=1)[0]
+    return command
+
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"verl-stvg {importlib.import_module('verl_stvg').__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="`verl-stvg COMMAND --help` lists the arguments of a command.")
+def _start(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Reinforcement learning for video grounding: annotations to rows, rows to a trained model, answers to scores."""
 
 
 def main() -> None:
-    """Entry point: what a user can mend becomes one message, and every end has its status (`verl_stvg.status`)."""
+    """Run the command line: what a user can mend becomes one message, and every end has its status
+    (`verl_stvg.status`).
+    """
     status.end_quietly_when_unheard()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.captureWarnings(True)
@@ -73,26 +155,6 @@ def _say(text: str) -> None:
     sys.stderr.flush()
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def train(
-    context: typer.Context,
-    recipe: Annotated[str, typer.Option(help="Folder below recipes/.")],
-    run_dir: Annotated[Path, typer.Option(help="Folder for the log and the metrics.")],
-    config_name: Annotated[str | None, typer.Option(help="Yaml in the recipe's folder; default: its own name.")] = None,
-) -> None:
-    """Train with a recipe; further arguments are verl's (KEY=VALUE). Ends every process the run started, however it
-    ends. Exit status of the run: 0 if it came to its end; 2 if it was refused before it began.
-    """
-    recipe_names.check(recipe, context.args, config_name)
-    from verl_stvg import launch
-
-    status.Output.goes_on = True
-    arguments = ["--config-path", f"pkg://recipes.{recipe}", "--config-name", config_name or recipe, *context.args]
-    ended = launch.train(arguments, run_dir)
-    raise typer.Exit(ended if ended >= 0 else 128 - ended)  # a signal that ended it, as shells count
-
-
-@app.command()
 def doctor(
     ray_address: Annotated[
         str | None, typer.Option(help="Ray cluster to ask; default: RAY_ADDRESS, else this machine only.")
@@ -101,7 +163,7 @@ def doctor(
         bool, typer.Option("--remove-leftovers", help="Delete files that ended runs left on this machine, and end.")
     ] = False,
 ) -> None:
-    """Check this machine, and every node of a Ray cluster, for what a run needs; exit status 1 if a row is red."""
+    """Check this machine, and every node of a Ray cluster, for what a run needs. Exit status 1 if a row is red."""
     from verl_stvg import doctor as checks
 
     if remove_leftovers:
@@ -111,7 +173,6 @@ def doctor(
         raise typer.Exit(status.FINDINGS)
 
 
-@app.command()
 def tiny_model(
     out: Annotated[Path, typer.Argument(help="Folder of the model.")],
     seed: int = 0,
@@ -123,11 +184,9 @@ def tiny_model(
     """Make the tiny Qwen2.5-VL: a real architecture of about 1 M parameters, warm-started on synthetic answers."""
     from data_builders import tiny_model as maker
 
-    with turn(out):
-        maker.make(out, seed=seed, config=maker.TinyConfig(task=task, rare_share=rare_share))
+    maker.make(out, seed=seed, config=maker.TinyConfig(task=task, rare_share=rare_share))
 
 
-@app.command()
 def report(
     folders: Annotated[
         list[Path], typer.Argument(help="Folders of `verl-stvg train`, `eval` or `score`; several are compared.")

@@ -14,16 +14,18 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from pyarrow import parquet
 
 from verl_stvg.freeze import KEEP_MERGER
+from verl_stvg.models import ModelNameError, located
+from verl_stvg.row_files import RowFileError, open_rows
 
 REWARD_OPTIONS = "reward.custom_reward_function.reward_kwargs"
 ROW_FILES = {"data.train_files": "data.train_max_samples", "data.val_files": "data.val_max_samples"}
 """Keys that name row files, with the key that bounds how many of the rows are used."""
+_ROLES = ("ref", "rollout")
 KL_ESTIMATES = ("kl", "k1", "abs", "mse", "k2", "low_var_kl", "k3")
 """What ``verl.trainer.ppo.core_algos.kl_penalty`` computes, each also with a ``+`` behind it."""
 WORDS = {"actor_rollout_ref.actor.freeze_vision_tower": (KEEP_MERGER,)}
@@ -44,13 +46,16 @@ def defaults() -> DictConfig:
 def _added_types() -> dict[str, dict[str, Any]]:
     """Types of the keys that verl_stvg adds to verl's, by section."""
     from verl_stvg.curriculum import Curriculum
+    from verl_stvg.fit import KEYS
     from verl_stvg.sampler import Draw
 
     return {
+        "algorithm": {"exact_zero_advantage": bool},
         "data": {"filter_unusable_videos": bool},
         "data.video_cache": {"enabled": bool, "max_gb": float, "timeout": float},
         "data.curriculum": {"enabled": bool, **typing.get_type_hints(Curriculum)},
         "data.draw": typing.get_type_hints(Draw),
+        "data.fit": dict.fromkeys(set(KEYS) - {"rule"}, float),
     }
 
 
@@ -219,6 +224,28 @@ def _is_our_reward(config: DictConfig) -> bool:
     return "verl_stvg.reward" in str(OmegaConf.select(config, "reward.custom_reward_function.path") or "")
 
 
+def kernels_without_logits(config: DictConfig) -> list[str]:
+    """Fused kernels never hold the logits from which the actor's banned tokens are taken (`verl_stvg.banned`)."""
+    key = "actor_rollout_ref.model.use_fused_kernels"
+    if not OmegaConf.select(config, key) or config.actor_rollout_ref.rollout.name != "vllm":
+        return []
+    return [
+        f"{key}=true computes log-probabilities without logits, so that the actor cannot leave out the tokens that "
+        f"verl bans in vLLM, and trains another policy than the one that is sampled; set {key}=false"
+    ]
+
+
+def engine_without_ban(config: DictConfig) -> list[str]:
+    """A warning where the actor keeps the tokens that vLLM may not say: an engine that is none of verl's FSDP ones."""
+    strategy = str(config.actor_rollout_ref.actor.strategy)
+    if strategy.startswith("fsdp") or config.actor_rollout_ref.rollout.name != "vllm":
+        return []
+    return [
+        f"actor_rollout_ref.actor.strategy={strategy}: this actor gives probability to the tokens that verl bans in "
+        "vLLM, so the policy that is trained is not quite the one that is sampled; use fsdp2"
+    ]
+
+
 def clip_ratio_that_is_not_read(config: DictConfig) -> list[str]:
     """A warning where ``clip_ratio`` was changed and its two sides were not, which verl reads instead of it."""
     actor = config.actor_rollout_ref.actor
@@ -249,20 +276,15 @@ def _columns(config: DictConfig) -> list[str]:
 
 def _metadata(file: str, columns: Sequence[str] = ()) -> parquet.FileMetaData | str:
     """Of a row file; what is wrong with it, if something is, in the words of `verl-stvg check`."""
-    path = Path(file).expanduser()
-    if not path.is_file():
-        return f"{file}: no such file; build the rows first, or correct the path"
     try:
-        found = parquet.read_metadata(path)
-    except (pa.ArrowException, OSError) as error:
-        return f"{file}: not a readable parquet file of rows ({error}); build the rows again"
-    if missing := [name for name in columns if name not in found.schema.to_arrow_schema().names]:
-        return f"{file}: has no column {', '.join(missing)}; build the rows again"
-    return found
+        with open_rows(file, columns) as opened:
+            return opened.metadata
+    except RowFileError as error:
+        return str(error)
 
 
 def unusable_files(config: DictConfig) -> list[str]:
-    """Row files that are not named, not there or no rows, and model folders that are not there.
+    """Row files that are not named, not there or no rows, and a model that is not there; the hub is asked once.
 
     Names of remote places are left to verl.
     """
@@ -274,9 +296,11 @@ def unusable_files(config: DictConfig) -> list[str]:
     ]
     found = [(key, _metadata(file, _columns(config))) for key, file in row_files(config)]
     problems += [f"{key}: {problem}" for key, problem in found if isinstance(problem, str)]
-    model = OmegaConf.select(config, "actor_rollout_ref.model.path")
-    if model and "://" not in model and Path(model).is_absolute() and not (Path(model) / "config.json").is_file():
-        problems.append(f"actor_rollout_ref.model.path: {model} holds no model (config.json); correct the path")
+    if model := OmegaConf.select(config, "actor_rollout_ref.model.path"):
+        try:
+            located(str(model))
+        except ModelNameError as error:
+            problems.append(f"actor_rollout_ref.model.path: {error}")
     return problems
 
 
@@ -323,8 +347,27 @@ def too_few_rows(config: DictConfig, rows: int | None = None) -> list[str]:
         return []
     return [
         f"data.train_batch_size={batch} and there are {rows} rows to train on, so an epoch has no step; lower it to "
-        f"{rows} or less, or add rows"
+        f"{rows} or less{_with_all_batches(config, rows)}, or add rows"
     ]
+
+
+def _with_all_batches(config: DictConfig, rows: int) -> str:
+    """Arguments for the largest batch of so many rows, with the batches that have to divide it."""
+    actor = config.actor_rollout_ref.actor
+    gpus, answers = int(config.trainer.n_gpus_per_node) * int(config.trainer.nnodes), config.actor_rollout_ref.rollout.n
+    places = ("actor.ppo_micro_batch_size_per_gpu", *(f"{one}.log_prob_micro_batch_size_per_gpu" for one in _ROLES))
+    keys = [f"actor_rollout_ref.{place}" for place in places]
+    micro = {} if actor.use_dynamic_bsz else {key: size for key in keys if (size := OmegaConf.select(config, key))}
+    shared = [batch for batch in range(rows, 0, -1) if batch * answers % gpus == 0]
+    if not shared:
+        return ""
+    whole = (batch for batch in shared if all(batch * answers // gpus % size == 0 for size in micro.values()))
+    batch = next(whole, shared[0])
+    settings = {"data.train_batch_size": batch}
+    if not OmegaConf.is_interpolation(actor, "ppo_mini_batch_size") and actor.ppo_mini_batch_size > batch:
+        settings["actor_rollout_ref.actor.ppo_mini_batch_size"] = batch
+    settings |= {key: batch * answers // gpus for key, size in micro.items() if batch * answers // gpus % size}
+    return f" ({' '.join(f'{key}={value}' for key, value in settings.items())})"
 
 
 def unusable_cache(config: DictConfig) -> list[str]:

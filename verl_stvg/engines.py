@@ -1,7 +1,8 @@
 """The two programs that answer prompts, vLLM and transformers, behind one method, without a trainer around them.
 
-Both read the same prompts (`verl_stvg.prompts`) on the same clock (`verl_stvg.video.positions`), and no sampling
-setting of the model's own is taken over, as in training: what is not asked for is off.
+Both read the same prompts (`verl_stvg.prompts`) on the same clock (`verl_stvg.video.positions`), neither says what the
+rollout cannot say (`verl_stvg.banned`), and no sampling setting of the model's own is taken over, as in training: what
+is not asked for is off.
 """
 
 import copy
@@ -19,6 +20,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 
 from verl_stvg import checkpoint
 from verl_stvg.answers import Answer
+from verl_stvg.banned import Banned
 from verl_stvg.chat_template import settle
 from verl_stvg.prompts import Prompt, PromptMaker
 from verl_stvg.video import positions
@@ -49,6 +51,7 @@ class Engine:
         self.processor = AutoProcessor.from_pretrained(self.settings.model)
         settle(self.processor)
         # readers have a tokenizer of their own: padding a batch changes the state of the one that does it
+        self.banned = Banned.of(self.processor.tokenizer, self.processor)
         self._make_prompt = PromptMaker(copy.deepcopy(self.processor), settings.store, settings.template)
         self._load()
 
@@ -123,7 +126,9 @@ class VLLM(Engine):
             # on a CPU vLLM 0.24 dies when it takes back the draw of a seeded request whose prompt it has read in part
             enable_chunked_prefill=False if on_cpu else None,
             limit_mm_per_prompt={"image": 0, "video": self.videos},
+            worker_extension_cls="verl_stvg.vllm_plugin.BanningWorker",
         )
+        self.llm.collective_rpc("ban", args=(self.banned.vocabulary, self.banned.ids))
         self.max_length = self.llm.model_config.max_model_len
 
     def _generate(self, asked, settings) -> Iterator[list[Answer]]:
@@ -181,6 +186,7 @@ class Transformers(Engine):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = AutoModelForImageTextToText.from_pretrained(settings.model, dtype=settings.dtype)
         self.model = model.to(self.device).eval()
+        self.suppressed = self.banned.all(self.model.get_output_embeddings().out_features)
         ends = self.model.generation_config.eos_token_id
         ends = self.processor.tokenizer.eos_token_id if ends is None else ends
         self.ends = [ends] if isinstance(ends, int) else list(ends)
@@ -211,6 +217,7 @@ class Transformers(Engine):
             num_return_sequences=settings.samples,
             eos_token_id=self.ends,
             pad_token_id=tokenizer.pad_token_id,
+            suppress_tokens=self.suppressed,
         )
         found = self.model.generate(**inputs, generation_config=config)[:, inputs["input_ids"].shape[1] :].tolist()
         samples = [self._sample(ids) for ids in found]

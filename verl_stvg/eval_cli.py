@@ -19,6 +19,17 @@ TemplateOptions = Annotated[
     ),
 ]
 """Of every command that asks a model."""
+FitOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fit",
+        metavar="KEY=VALUE",
+        help="Show videos by this key in place of the rows' own, as data.fit.KEY in training: fps, max_pixels, "
+        "total_pixels and others; model=FOLDER takes a model's limits. Default: those of the training that made the "
+        "checkpoint.",
+    ),
+]
+"""Of every command that shows videos to a model."""
 
 
 class EngineName(str, Enum):
@@ -43,6 +54,7 @@ def eval_(
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 1024,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     template_option: TemplateOptions = None,
+    fit: FitOptions = None,
     max_model_len: Annotated[
         int | None, typer.Option(help="Tokens of prompt and answer together; default: the model's.")
     ] = None,
@@ -72,6 +84,7 @@ def eval_(
     """
     from eval.run import run
     from verl_stvg.chat_template import options_for
+    from verl_stvg.fit import fit_for
     from verl_stvg.generate import Settings
     from verl_stvg.video.store import FrameStore, default_folder
 
@@ -85,6 +98,7 @@ def eval_(
         max_tokens=max_tokens,
         seed=seed,
         template=options_for(model, template_option or ()),
+        fit=fit_for(model, fit),
         max_model_len=max_model_len,
         dtype=dtype,
         tensor_parallel=tensor_parallel,

@@ -15,13 +15,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from verl_stvg import answers, chat_template, checkpoint
+from verl_stvg import fit as fits
 from verl_stvg.answers import Answer, AnswersError
 from verl_stvg.lock import alone
-from verl_stvg.video.build import VIDEO_COLUMN, root_of
+from verl_stvg.row_files import rows_in, schema_of
+from verl_stvg.video.build import VIDEO_COLUMN, entries_of, root_of
 from verl_stvg.video.store import FrameStore, default_folder
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Settings:
         fold_size: rows of a fold; None for all rows.
         fold_index: which fold, from 0; one past the end is empty.
         limit: only the first rows, for a try.
+        fit: keys in place of those of the rows, ``data.fit`` in training, see `verl_stvg.fit`.
         ray: on Ray Data: the running cluster, or one of this machine's own if none runs.
         engines: of Ray; None is one per GPU, or one without any.
     """
@@ -85,11 +87,13 @@ class Settings:
     fold_size: int | None = None
     fold_index: int = 0
     limit: int | None = None
+    fit: Mapping[str, float | str] = field(default_factory=dict)
     ray: bool = False
     engines: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "template", chat_template.checked(self.template))
+        object.__setattr__(self, "fit", fits.checked(self.fit))
         if self.engine not in BATCHES:
             raise ValueError(f"engine {self.engine!r} is unknown; choose one of {', '.join(BATCHES)}")
         if self.batch is None:
@@ -143,24 +147,28 @@ def fold(count: int, size: int | None, index: int) -> range:
     return range(min(index * size, count), min((index + 1) * size, count))
 
 
-def read_rows(files: Sequence[str | Path], video_root: str | Path | None = None) -> list[dict]:
+def read_rows(
+    files: Sequence[str | Path], video_root: str | Path | None = None, fit: Mapping[str, float | str] | None = None
+) -> list[dict]:
     """What a model is asked, of every row in order: prompt, videos, ``extra_info``, and the root of their paths.
 
+    Args:
+        files: parquet files, as training reads them.
+        video_root: see `root_of`.
+        fit: keys in place of those of the rows, see `verl_stvg.fit`.
+
     Raises:
-        ValueError: a missing file, one without the columns, a row without a uid, or a uid twice.
+        ValueError: a missing file, one without the columns, a row without a uid, or a uid twice; with a fit, a row
+            whose videos cannot be read.
     """
     rows: list[dict] = []
     places: dict[str, str] = {}
     for file in map(Path, files):
-        if not file.is_file():
-            raise ValueError(f"{file}: no such file; build the rows first, or correct the path")
-        names = pq.read_schema(file).names
-        if missing := [name for name in ("prompt", "extra_info") if name not in names]:
-            raise ValueError(f"{file}: has no column {missing[0]!r}; build the rows again")
+        names = schema_of(file, ("prompt", "extra_info")).names
         if other := [name for name in ("images", "audios") if name in names]:
             raise ValueError(f"{file}: has a column {other[0]!r}, and only videos are shown here; take it out")
         root = str(root_of(file.expanduser().resolve(), video_root))
-        for number, row in enumerate(pq.read_table(file, columns=[n for n in _COLUMNS if n in names]).to_pylist()):
+        for number, row in enumerate(rows_in(file, columns=_COLUMNS)):
             uid, place = (row["extra_info"] or {}).get("uid"), f"{file}: row {number}"
             if not uid:
                 raise ValueError(f"{place} has no extra_info.uid; build the rows again")
@@ -169,6 +177,8 @@ def read_rows(files: Sequence[str | Path], video_root: str | Path | None = None)
                     f"{place} has the uid {uid!r} of {places[uid]}; leave one of the two files or rows out"
                 )
             places[uid] = place
+            if fit:
+                row[VIDEO_COLUMN] = entries_of(row.get(VIDEO_COLUMN), where=place, fit=fit)
             rows.append({**row, "video_root": root})
     return rows
 
@@ -195,11 +205,12 @@ def generate(files: Sequence[str | Path], out: Path, settings: Settings, engine:
             or one that another process is writing into (`FolderInUse`).
     """
     files = [Path(file).expanduser().resolve() for file in files]
-    rows = chosen(read_rows(files, settings.video_root), settings.fold_size, settings.fold_index, settings.limit)
+    rows = read_rows(files, settings.video_root, settings.fit)
+    rows = chosen(rows, settings.fold_size, settings.fold_index, settings.limit)
     model = checkpoint.resolve(settings.model)
     with alone(out):
-        answers.continues(out / RUN, _made_by(files, rows, settings, model))
         path = out / ANSWERS
+        answers.continues(out / RUN, _made_by(files, rows, settings, model, _opened(out, rows, settings, model)))
         answers.append(path, ())  # there is a file however few rows there are
         done = answers.read(path)
         if strange := done.keys() - {_uid(row) for row in rows}:
@@ -209,7 +220,16 @@ def generate(files: Sequence[str | Path], out: Path, settings: Settings, engine:
         return _finish(path, rows)
 
 
-def _made_by(files: list[Path], rows: list[dict], settings: Settings, model: str) -> dict[str, Any]:
+def _opened(out: Path, rows: list[dict], settings: Settings, model: str) -> str:
+    """What the chat template leaves open; where all rows are answered already, what it left open then."""
+    if (out / RUN).is_file() and (out / ANSWERS).is_file():
+        done = answers.read(out / ANSWERS)
+        if all(_uid(row) in done for row in rows):  # nothing is asked, and a processor takes seconds to load
+            return answers.made(out / RUN)[chat_template.OPENED]
+    return chat_template.opened_by(model, settings.template)
+
+
+def _made_by(files: list[Path], rows: list[dict], settings: Settings, model: str, opened: str) -> dict[str, Any]:
     named = Path(settings.model).expanduser()
     return {
         "rows": [str(file) for file in files],
@@ -222,8 +242,9 @@ def _made_by(files: list[Path], rows: list[dict], settings: Settings, model: str
         "weights": checkpoint.fingerprint(model),
         "sampling": settings.sampling,
         "template": settings.template,
-        chat_template.OPENED: chat_template.opened_by(model, settings.template),
+        chat_template.OPENED: opened,
         "versions": _versions(),
+        **({"fit": settings.fit} if settings.fit else {}),
     }
 
 

@@ -61,6 +61,8 @@ def metrics(
     for source, by_uid in answers.items():
         prompts = len(asked[source])
         for name, values in infos.items():
+            if name == "score" and "reward" in infos:  # the reward once more, as a reward function calls it
+                continue
             means = []
             for places in by_uid.values():
                 known = [float(values[place]) for place in places if isinstance(values[place], Real)]
@@ -81,7 +83,8 @@ def metrics(
 def read(data: Mapping[str, float | None]) -> dict[str, HeldOut]:
     """Numbers of a validation by data source, from a line of the log; empty if it holds none.
 
-    In a log without our keys a mean is verl's; where groups lost answers it is that of the largest groups.
+    The reward is called ``reward``; a ``score`` beside it is the same number and is left out. In a log without our keys
+    a mean is verl's; where groups lost answers it is that of the largest groups.
     """
     found: dict[str, HeldOut] = defaultdict(HeldOut)
     verl: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
@@ -95,13 +98,15 @@ def read(data: Mapping[str, float | None]) -> dict[str, HeldOut]:
             found[match[1]].counts[match[2]] = int(number)
         elif match := _VERL.fullmatch(key):
             verl[match[1]][match[2]][int(match[3])] = number
-    if found:
-        return dict(found)
-    for source, parts in verl.items():
-        found[source] = HeldOut(
-            means={part: by_size[max(by_size)] for part, by_size in parts.items()},
-            apart={part: by_size for part, by_size in parts.items() if len(by_size) > 1},
-        )
+    if not found:
+        for source, parts in verl.items():
+            found[source] = HeldOut(
+                means={part: by_size[max(by_size)] for part, by_size in parts.items()},
+                apart={part: by_size for part, by_size in parts.items() if len(by_size) > 1},
+            )
+    for one in found.values():
+        if "reward" in one.means:
+            one.means.pop("score", None)
     return dict(found)
 
 

@@ -1,4 +1,4 @@
-"""Runs a training command so that nothing it started outlives it, and says in one line per step how it goes.
+"""Runs a training command so that nothing it started outlives it, and says in one line per phase and step how it goes.
 
 Ray and vLLM detach what they start; after a failure, or when the terminal is closed, gigabytes stay behind. The
 launcher makes itself the reaper of every descendant (``PR_SET_CHILD_SUBREAPER``), so that all of them can be found
@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
 from datetime import datetime, timezone
@@ -22,8 +23,9 @@ from pathlib import Path
 import psutil
 
 from verl_stvg import held_out, python, recipe_names
-from verl_stvg.lock import alone
-from verl_stvg.resume import APPEND_METRICS, keep_metrics, replaced, resumed_step
+from verl_stvg.lock import alone, write_whole
+from verl_stvg.phases import TELL, Progress
+from verl_stvg.resume import APPEND_METRICS, keep_metrics, resumed_step
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ def _train(arguments: list[str], run_dir: Path) -> int:
         )
         return 0
     metrics, log = run_dir / "metrics.jsonl", run_dir / "train.log"
-    environment = {"VERL_FILE_LOGGER_PATH": str(metrics.absolute())}
+    environment = {"VERL_FILE_LOGGER_PATH": str(metrics.absolute()), TELL: "yes"}
     set_aside(run_dir, resumed)
     if resumed is not None:
         logger.info("going on from step %d of %s", resumed, given["trainer.default_local_dir"])
@@ -85,18 +87,18 @@ def _train(arguments: list[str], run_dir: Path) -> int:
     ):
         record[name] = absolute_paths(given[key]) if key in given else None
     _write(run_dir / "run.json", record)
-    command = python.module("verl.trainer.main_ppo", *arguments)
+    command = python.module("verl.trainer.main_ppo", *arguments, attached=True)
     # on a cluster that runs already, processes have the environment it was started in, and this on top
     command += [f"++ray_kwargs.ray_init.runtime_env.env_vars.{name}='{environment[name]}'" for name in environment]
     seen = metrics.stat().st_size if metrics.exists() else 0
-    record["status"] = supervise(command, log, metrics, {**environment, "HYDRA_FULL_ERROR": "0"}, seen)
-    _write(run_dir / "run.json", record)
-    return record["status"]
+    ended = supervise(command, log, metrics, {**environment, "HYDRA_FULL_ERROR": "0"}, seen)
+    # the run has written into it how its videos are shown, see `verl_stvg.preflight.record_fit`
+    _write(run_dir / "run.json", json.loads((run_dir / "run.json").read_text(encoding="utf-8")) | {"status": ended})
+    return ended
 
 
 def _write(path: Path, record: dict) -> None:
-    with replaced(path) as file:
-        file.write(json.dumps(record, indent=2))
+    write_whole(path, json.dumps(record, indent=2))
 
 
 def absolute_paths(value: str) -> str | list[str]:
@@ -164,8 +166,9 @@ def set_aside(run_dir: Path, resumed: int | None) -> None:
             (run_dir / f"validation.{number}").mkdir(exist_ok=True)
             path.rename(run_dir / f"validation.{number}" / path.name)
     else:
-        if metrics.exists():
-            metrics.rename(run_dir / f"metrics.{number}.jsonl")
+        for stem in ("metrics", "parity"):
+            if (run_dir / f"{stem}.jsonl").exists():
+                (run_dir / f"{stem}.jsonl").rename(run_dir / f"{stem}.{number}.jsonl")
         if validation.exists():
             validation.rename(run_dir / f"validation.{number}")
 
@@ -173,9 +176,13 @@ def set_aside(run_dir: Path, resumed: int | None) -> None:
 def supervise(
     command: list[str], log: Path, metrics: Path | None = None, environment: dict | None = None, seen: int = 0
 ) -> int:
-    """Run a command with its output in ``log``, report new lines of ``metrics``, and end every process it leaves.
+    """Run a command with its output in ``log``, tell its phases and steps, and end every process it leaves.
 
     Args:
+        command: program and arguments.
+        log: of its output, in which `verl_stvg.phases` looks.
+        metrics: file to which a line is added for each step; None for none.
+        environment: on top of this process's.
         seen: bytes of ``metrics`` that are not new.
 
     Returns:
@@ -199,9 +206,14 @@ def supervise(
                 start_new_session=True,
                 env={**python.environment(), **(environment or {})},
             )
+        progress = Progress(log, terminal=sys.stdout.isatty())
         while process.poll() is None:
             time.sleep(0.5)
-            seen = report_progress(metrics, seen)
+            progress.look()
+            earlier, seen = seen, report_progress(metrics, seen)
+            if seen != earlier:
+                progress.stepped()
+        progress.look()
         seen = report_progress(metrics, seen)
         if metrics is not None and metrics.exists() and metrics.stat().st_size > seen:
             logger.warning("the last line of %s is half-written", metrics)
@@ -305,27 +317,30 @@ def report_progress(metrics: Path | None, seen: int) -> int:
 
 
 SHOWN = {
-    "reward": "critic/score/mean",
-    "tIoU": "reward/temporal_iou/mean",
-    "ID": "reward/id_match/mean",
     "kl": "actor/kl_loss",
     "parity": "training/rollout_probs_diff_mean",
     "length": "response_length/mean",
     "s": "timing_s/step",
 }
+"""What a step's line says after the reward and its parts."""
+_PART = re.compile(r"reward/([^/]+)/mean")
 
 
 def summary(data: dict) -> str:
-    """One line of a step's metrics, in the order people look at them; held-out means come last, by data source where
-    there are several. verl's logger writes null for what is not a number.
+    """One line of a step's metrics, in the order people look at them: the reward, its parts by their names, what else
+    is in `SHOWN`, and held-out means last, by data source where there are several. verl's logger writes null for what
+    is not a number.
     """
-    parts = [f"{name} {_number(data[key], '.3g')}" for name, key in SHOWN.items() if key in data]
+    keys = {"reward": "critic/score/mean"}
+    keys |= {found[1]: key for key in data if (found := _PART.fullmatch(key)) and found[1] not in ("score", "reward")}
+    parts = [f"{name} {_number(data[key], '.3g')}" for name, key in (keys | SHOWN).items() if key in data]
     if data.get("rollout/missing"):
         parts.append(f"missing {data['rollout/missing']:.0f} answers")
+    if data.get("parity/outside_gate"):
+        parts.append(f"parity is over its gate of {data['parity/gate']:g}, see parity.jsonl")
     sources = held_out.read(data)
     for source, found in sources.items():
-        shown = {part: value for part, value in found.means.items() if part != "score" or "reward" not in found.means}
-        means = "  ".join(f"{part} {_number(value, '.3f')}" for part, value in shown.items())
+        means = "  ".join(f"{part} {_number(value, '.3f')}" for part, value in found.means.items())
         parts.append(f"held-out {f'{source}: ' if len(sources) > 1 else ''}{means}")
         if missing := found.counts.get("missing"):
             parts.append(f"missing {missing} of {found.counts['asked']} answers")

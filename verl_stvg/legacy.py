@@ -13,8 +13,10 @@ import ray
 from verl.experimental.agent_loop import agent_loop
 from verl.protocol import DataProto
 from verl.trainer.ppo import ray_trainer
+from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.debug.metrics import calculate_debug_metrics
 
-from verl_stvg import held_out
+from verl_stvg import advantages, held_out, parity
 from verl_stvg.dataset import switch_cache_off
 from verl_stvg.rollout import MASK, STATS
 from verl_stvg.trainer import step_metrics, why_pixels_must_travel
@@ -39,7 +41,8 @@ class LegacyLoopManager(agent_loop.AgentLoopManager):
     """The older manager with `LegacyWorker`; each prompt says its step and which of its group it is, as in V1."""
 
     def __init__(self, config, *args, **kwargs):
-        log_metrics()
+        log_metrics(config)
+        advantages.mend(config)
         reason = why_pixels_must_travel(config)
         if reason:
             switch_cache_off(config, reason)
@@ -64,7 +67,20 @@ def places_in_group(uids) -> np.ndarray:
     return np.array(places)
 
 
-def log_metrics() -> None:
+def parity_metrics(config, batch: DataProto) -> dict[str, float]:
+    """`verl_stvg.parity.step_metrics` of a step; one that leaves the gate also writes its worst tokens."""
+    if not {"rollout_log_probs", "old_log_probs"} <= set(batch.batch.keys()):
+        return {}
+    found = parity.step_metrics(config, calculate_debug_metrics(batch))
+    if found.get("parity/outside_gate"):
+        uids = [(info or {}).get("uid") for info in batch.non_tensor_batch["extra_info"]]
+        answers = [batch.batch[name] for name in ("responses", "response_mask", "old_log_probs", "rollout_log_probs")]
+        tokenizer = omega_conf_to_dataclass(config.actor_rollout_ref.model).tokenizer
+        parity.keep(config, batch.meta_info["global_steps"], parity.worst_tokens(uids, *answers, tokenizer))
+    return found
+
+
+def log_metrics(config) -> None:
     """Let the older trainer of this process log what `verl_stvg.trainer.log_metrics` logs in V1; idempotent."""
     stock = ray_trainer.compute_data_metrics
     if hasattr(stock, "__wrapped__"):
@@ -83,7 +99,11 @@ def log_metrics() -> None:
         parts = batch.meta_info["reward_extra_keys"]
         infos = [{name: columns[name][place] for name in parts} for place in range(len(keys))]
         masks, stats = ([one or {} for one in columns[name]] for name in (MASK, STATS))
-        return {**stock(batch, *args, **kwargs), **step_metrics(keys, infos, masks, stats)}
+        return {
+            **stock(batch, *args, **kwargs),
+            **step_metrics(keys, infos, masks, stats),
+            **parity_metrics(config, batch),
+        }
 
     compute_data_metrics.__wrapped__ = stock
     ray_trainer.compute_data_metrics = compute_data_metrics

@@ -14,7 +14,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,9 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What file systems without locks say."""
 NAME = ".lock"
 """The file that is locked. Only its holder may remove it: whoever waits for it then finds that it is another one."""
+
+_held: set[str] = set()
+"""Folders whose lock this process holds; the system lets a process take its own lock again, and drops both together."""
 
 
 class FolderInUse(ValueError):
@@ -47,8 +50,13 @@ def alone(folder: Path, wait: bool = False) -> Iterator[None]:
     while lock is None:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _locked(folder, wait)
-    with lock:
-        yield
+    place = os.path.abspath(folder)
+    _held.add(place)
+    try:
+        with lock:
+            yield
+    finally:
+        _held.discard(place)
 
 
 def _locked(folder: Path, wait: bool) -> TextIO | None:
@@ -81,7 +89,7 @@ def _locked(folder: Path, wait: bool) -> TextIO | None:
 
 
 @contextlib.contextmanager
-def whole(out: Path, keep: bool = False) -> Iterator[Path]:
+def whole(out: Path, keep: bool = False, wait: bool = False) -> Iterator[Path]:
     """A folder to write into, whose lock is held, and which becomes another one at the end of the block.
 
     Where that one is there by then, it stays as it is, and what was written goes.
@@ -89,12 +97,13 @@ def whole(out: Path, keep: bool = False) -> Iterator[Path]:
     Args:
         out: folder that appears.
         keep: what was written if the block raises or the process dies, for the next time, which finds it there.
+        wait: for another process that is writing it, instead of an error.
 
     Raises:
         FolderInUse: another process is writing it.
     """
     work = _beside(out)
-    with alone(work):
+    with alone(work, wait):
         if not keep:
             clear(work)
         try:
@@ -109,7 +118,26 @@ def whole(out: Path, keep: bool = False) -> Iterator[Path]:
             _leave(work)
         else:
             work.rename(out)
-            (out / NAME).unlink()
+            (out / NAME).unlink(missing_ok=True)
+    finished(out)
+
+
+def finished(out: Path) -> bool:
+    """Whether a file or folder is there that appears as a whole (`whole`, `turn`).
+
+    If it is, what a process has left that was killed right behind its last step goes: a lock within, a folder beside.
+    """
+    if not out.exists():
+        return False
+    for folder in (out, _beside(out)):
+        if (folder / NAME).exists() and os.path.abspath(folder) not in _held:
+            with contextlib.suppress(FolderInUse), alone(folder):
+                if folder != out:
+                    clear(folder)
+                    _leave(folder)
+                else:
+                    (folder / NAME).unlink()
+    return True
 
 
 @contextlib.contextmanager
@@ -143,15 +171,59 @@ def _leave(work: Path) -> None:
         work.rmdir()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file (UTF-8), or replace it, at once; of two processes that do, the later one's is there whole.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of another at the end of the block: all of it, and on disk.
 
-    Its folder is made.
+    It is ``.NAME.partial`` beside the other. Of two processes that write it, the second waits; what a process has left
+    that was killed, the next one overwrites. Where the block raises, the other file stays as it was. A link, and what
+    is no file (``/dev/stdout``), is written in its place. The folder is made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        yield path
+        return
+    with _claimed(path.with_name(f".{path.name}.partial")) as (partial, file):
+        try:
+            yield partial
+            os.fsync(file.fileno())
+            partial.rename(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _claimed(partial: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A file that no other process or thread writes; under another name where files cannot be locked."""
+    while True:
+        with partial.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                partial.unlink(missing_ok=True)
+                break
+            try:
+                if _is(partial, file):  # else the one who held it has put it in its place
+                    yield partial, file
+                    return
+            finally:
+                fcntl.flock(file, fcntl.LOCK_UN)  # closing is not enough if a process was forked meanwhile
+    own = partial.with_name(f".{uuid.uuid4().hex[:12]}{partial.name}")
+    with own.open("ab") as file:
+        yield own, file
+
+
+def _is(path: Path, file: BinaryIO) -> bool:
+    """Whether an open file is still the one of that name."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    return False
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file (UTF-8), or replace it, at once, see `replacing`."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")

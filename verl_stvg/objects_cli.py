@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from verl_stvg import status
-from verl_stvg.lock import turn
+from verl_stvg.lock import replacing
 
 app = typer.Typer(no_args_is_help=True, help="Objects in videos: detect, track, number, find the target.")
 logger = logging.getLogger(__name__)
@@ -52,16 +52,25 @@ def detect(
     confidence: Confidence = None,
     step: Step = 15,
 ) -> None:
-    """Detections of keyframes alone, to try a detector."""
+    """Detections of keyframes alone, to try a detector. Exit status 1 if a video cannot be used; the rest goes on."""
     from data_builders.objects import pipeline
     from data_builders.objects.track import Options
+    from verl_stvg.video.film import VideoError
 
     models, options = pipeline.Models(detector, confidence=confidence), Options(step=step, mode=_mode(classes))
-    with turn(out), out.open("w", encoding="utf-8") as file:
+    failed = 0
+    with replacing(out) as partial, partial.open("w", encoding="utf-8") as file:
         for video in _names(videos, names):
-            lines = list(pipeline.detections(videos, video, models, options))
+            try:
+                lines = list(pipeline.detections(videos, video, models, options))
+            except VideoError as error:
+                failed += 1
+                logger.warning("  %s", error)
+                continue
             file.writelines(json.dumps(line) + "\n" for line in lines)
             logger.info("%s: %d detections", video, len(lines))
+    if failed:
+        raise typer.Exit(status.FINDINGS)
 
 
 @app.command()
@@ -120,16 +129,27 @@ def render(
     names: Names = None,
     marker_style: Annotated[str, typer.Option(help="stvg_r1 or centred.")] = "stvg_r1",
 ) -> None:
-    """Videos with the IDs drawn on every frame, as STVG-R1 makes them. Training needs none: see `build --tracks`."""
+    """Videos with the IDs drawn on every frame, as STVG-R1 makes them. Training needs none: see `build --tracks`.
+    Exit status 1 if a video cannot be used; the rest goes on.
+    """
     from data_builders.objects import draw
     from data_builders.objects.write import find_numbered
+    from verl_stvg.video.film import VideoError
     from verl_stvg.video.tracks import find_track, load
 
+    failed = 0
     for video in _names(videos, names):
         target = find_numbered(out, video, videos)
         if not target.is_file():
-            draw.render(videos / video, load(find_track(tracks, video, videos)), target, marker_style)
+            try:
+                draw.render(videos / video, load(find_track(tracks, video, videos)), target, marker_style)
+            except VideoError as error:
+                failed += 1
+                logger.warning("  %s", error)
+                continue
         logger.info("%s", target)
+    if failed:
+        raise typer.Exit(status.FINDINGS)
 
 
 @app.command()

@@ -6,6 +6,7 @@ only when it is asked for.
 
 import math
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -55,14 +56,22 @@ def _here(task, jobs: list, workers: int) -> Iterator[list]:
     pool = ProcessPoolExecutor(
         workers,
         multiprocessing.get_context("spawn"),
-        signal.signal,  # Ctrl-C reaches every process of the terminal; workers finish what they have begun
-        (signal.SIGINT, signal.SIG_IGN),
+        _begin,
+        (os.getpid(),),
     )
     try:
         for future in as_completed([pool.submit(task, chunk) for chunk in _chunks(jobs, workers)]):
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin(parent: int) -> None:
+    """Let a worker end with its parent. Ctrl-C, which reaches every process of the terminal, is the parent's: workers
+    finish what they have begun.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    python.end_with_parent(parent)
 
 
 def _on_ray(task, jobs: list, gpus: float) -> Iterator[list]:

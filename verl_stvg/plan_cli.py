@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from verl_stvg import recipe_names, status
+from verl_stvg.lock import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def plan(
     from rich.table import Table
 
     from verl_stvg import capacity
+    from verl_stvg.fit import checked
 
     nodes = math.ceil(gpus / gpus_per_node)
     if gpus % nodes:
@@ -49,7 +51,7 @@ def plan(
     config = compose(recipe, [f"trainer.n_gpus_per_node={gpus // nodes}", f"trainer.nnodes={nodes}", *context.args])
     patch = capacity.shape_of(config.actor_rollout_ref.model.path).patch
     if rows:
-        data = capacity.read_rows(rows, patch)
+        data = capacity.read_rows(rows, patch, checked(config.data.get("fit")))
     elif recipe in capacity.CLIPS:
         data = capacity.CLIPS[recipe].data(patch)
     else:
@@ -90,7 +92,7 @@ def plan(
     if out:
         everything = {"recipe": recipe, "gpus": gpus, "hbm_gb": hbm, **found.as_dict()}
         everything["assumptions"] = {field.name: value for field, value in given.listed()}
-        out.write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
+        write_whole(out, json.dumps(everything, indent=2) + "\n")
     if found.warnings:
         raise typer.Exit(status.FINDINGS)
 

@@ -10,7 +10,7 @@ clock, or fail an hour later. So a failure leaves as `PluginError`, which verl's
 import functools
 from collections.abc import Callable
 
-import wrapt
+from verl_stvg import extras
 
 
 class PluginError(BaseException):
@@ -19,6 +19,7 @@ class PluginError(BaseException):
 
 def when_imported(module: str, action: Callable) -> None:
     """Call ``action(module)`` once the module is imported, or now if it is; a failure is a `PluginError`."""
+    import wrapt
 
     @functools.wraps(action)
     def loud(imported):
@@ -35,7 +36,7 @@ def when_imported(module: str, action: Callable) -> None:
 
 def register() -> None:
     """Mend positions and packing; register agent loop, metrics and checks, and the CPU if there is nothing else."""
-    from verl_stvg import cpu, freeze, packing, preflight, python, resume, sampler, schedule, weights
+    from verl_stvg import banned, cpu, freeze, packing, phases, preflight, python, resume, sampler, schedule, weights
     from verl_stvg.video import positions, refs
 
     python.guard_spawn()
@@ -46,6 +47,8 @@ def register() -> None:
     when_imported("verl.utils.config", preflight.install)
     when_imported("verl.workers.engine_workers", freeze.mend_worker)
     when_imported("verl.workers.engine.fsdp.transformer_impl", freeze.mend_engine)
+    when_imported("verl.workers.engine_workers", banned.mend_worker)
+    when_imported("verl.workers.engine.fsdp.transformer_impl", banned.mend_engine)
     when_imported("verl.workers.engine.fsdp.transformer_impl", schedule.mend_engine)
     when_imported("verl.workers.engine.base", refs.report_loads)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", positions.mend_server)
@@ -58,6 +61,11 @@ def register() -> None:
     when_imported("verl.trainer.ppo.ray_trainer", resume.mend_trainer)
     when_imported("verl.trainer.ppo.ray_trainer", resume.mend_epoch_border)
     when_imported("verl.utils.tracking", resume.mend_metrics_file)
+    when_imported("verl.trainer.ppo.v1.trainer_base", phases.mend_trainer)
+    when_imported("verl.trainer.ppo.ray_trainer", phases.mend_trainer)
+    when_imported("verl.workers.engine_workers", phases.mend_models)
+    when_imported("verl.workers.rollout.llm_server", phases.mend_engine)
+    when_imported("verl.experimental.agent_loop.agent_loop", phases.mend_loops)
     when_imported("verl.trainer.ppo.utils", sampler.mend)
     when_imported("verl.experimental.agent_loop", register_agent_loop)
     if cpu.wanted():
@@ -72,7 +80,8 @@ def register_agent_loop(module) -> None:
 try:
     register()
 except Exception as error:
+    lacking = isinstance(error, ModuleNotFoundError) and extras.missing(error.name or "", ("cpu", "gpu"))
     raise PluginError(
-        f"verl_stvg could not register itself with verl: {error!r}. Run `verl-stvg doctor`; to use verl without the "
-        "plugin, set VERL_USE_EXTERNAL_PLUGINS=none."
+        f"verl_stvg could not register itself with verl: {lacking or repr(error)}. Run `verl-stvg doctor`; to use verl "
+        "without the plugin, set VERL_USE_EXTERNAL_PLUGINS=none."
     ) from error

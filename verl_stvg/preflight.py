@@ -8,6 +8,7 @@ prompt, its ground truth). Rows that passed here are not decoded a second time w
 import difflib
 import importlib.util
 import inspect
+import json
 import logging
 import os
 import subprocess
@@ -16,11 +17,13 @@ from pathlib import Path
 import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from verl_stvg import nodes, python, watch
+from verl_stvg import nodes, phases, python, watch
 from verl_stvg.config_checks import (
     REWARD_OPTIONS,
     clip_ratio_that_is_not_read,
     defaults,
+    engine_without_ban,
+    kernels_without_logits,
     other_kinds,
     row_files,
     rows_beyond,
@@ -30,6 +33,7 @@ from verl_stvg.config_checks import (
     unusable_cache,
     unusable_files,
 )
+from verl_stvg.lock import write_whole
 from verl_stvg.resume import too_little_disk, unusable_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -56,10 +60,12 @@ OPEN_KEYS = (
 """Prefixes under which verl takes any key."""
 ADDED_KEYS = {
     "model_engine",
+    "algorithm.exact_zero_advantage",
     "data.check_videos",
     "data.curriculum",
     "data.draw",
     "data.filter_unusable_videos",
+    "data.fit",
     "data.rollouts",
     "data.video_cache",
     "data.video_root",
@@ -80,7 +86,9 @@ def install(verl_config) -> None:
 
     def validate_config(config, *args, **kwargs):
         if is_ours(config) and not in_actor():  # the older trainer validates again, in its own process
+            phases.begin("checking the configuration and every row")
             check(config)
+            phases.begin("starting Ray")
             watch.start()
         return stock(config, *args, **kwargs)
 
@@ -115,6 +123,7 @@ def check(config: DictConfig) -> None:
             *longer_than_the_rollout(config),
             *too_few_gpus(config),
             *attention_that_cannot_run(config),
+            *kernels_without_logits(config),
             *unusable_cache(config),
             *cache_without_manager(config),
             *too_few_cpus(config),
@@ -124,7 +133,7 @@ def check(config: DictConfig) -> None:
         ]
     if problems := problems or differing_nodes(config):
         raise PreflightError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
-    for warning in (*clip_ratio_that_is_not_read(config), *rows_beyond(config)):
+    for warning in (*clip_ratio_that_is_not_read(config), *engine_without_ban(config), *rows_beyond(config)):
         logger.warning("%s", warning)
     check_rows(config)
 
@@ -188,8 +197,40 @@ def check_rows(config: DictConfig) -> None:
             if files == "train_files":
                 raise RowError(f"{config.data[files]}: {overlong}")
             logger.warning("%s: %s", config.data[files], overlong)
+    widen_the_rollout(config)
+    record_fit(config)
     with open_dict(config):
         config.data.check_videos = "exist"
+
+
+def widen_the_rollout(config: DictConfig) -> None:
+    """Raise vLLM's window to prompts that a fit has made longer than it was.
+
+    Raises:
+        PreflightError: the model reads fewer tokens.
+    """
+    from transformers import AutoConfig
+
+    if not OmegaConf.select(config, "data.fit") or not (problems := longer_than_the_rollout(config)):
+        return
+    needed = int(config.data.max_prompt_length) + int(config.data.max_response_length)
+    most = AutoConfig.from_pretrained(config.actor_rollout_ref.model.path).get_text_config().max_position_embeddings
+    if needed > most:
+        raise PreflightError(f"{problems[0]}, but the model reads {most} tokens: lower data.fit.total_pixels")
+    logger.info("actor_rollout_ref.rollout.max_model_len is raised to %d, for prompt and answer", needed)
+    with open_dict(config):
+        config.actor_rollout_ref.rollout.max_model_len = needed
+
+
+def record_fit(config: DictConfig) -> None:
+    """Write the fit into the launcher's ``run.json``, from which evaluation takes it."""
+    from verl_stvg.dataset import fit_of
+
+    fit, metrics = fit_of(config.data), os.environ.get("VERL_FILE_LOGGER_PATH")
+    path = metrics and Path(metrics).with_name("run.json")
+    if fit and path and path.is_file():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        write_whole(path, json.dumps(record | {"fit": fit}, indent=2))
 
 
 def cache_without_manager(config: DictConfig) -> list[str]:
@@ -288,7 +329,7 @@ def other_prompts(config: DictConfig) -> list[str]:
     if given := OmegaConf.select(config, "data.mm_processor_kwargs"):
         problems.append(
             f"data.mm_processor_kwargs={given}: the frames of a video, their size and their times follow from its row; "
-            "remove it, and build the rows with other fps or max_pixels"
+            "remove it, and set data.fit.fps or data.fit.max_pixels, or build the rows with others"
         )
     if config.actor_rollout_ref.rollout.agent.default_agent_loop == AGENT_NAME:
         for key in ("tool_config_path", "function_tool_path"):
@@ -320,29 +361,40 @@ def too_few_gpus(config: DictConfig) -> list[str]:
     """Whether this machine has the GPUs of a run that joins no cluster, or is a CPU that the run is meant for."""
     import torch
 
-    from verl_stvg import cpu
+    from verl_stvg import cpu, vllm_build
 
     asked = int(config.trainer.n_gpus_per_node) * int(config.trainer.nnodes)
     if cluster_address(config):
         return []
+    gpus = torch.cuda.device_count()
+    found = vllm_build.device(gpus)
+    if found.problem:
+        return [found.problem]
     if cpu.wanted():
+        logger.log(
+            logging.WARNING if found.note else logging.INFO,
+            "this run is on the CPU, because %s%s",
+            *(found.because, found.note and f": {found.note}"),
+        )
         return _cpu_run(config, asked)
-    if asked <= torch.cuda.device_count():
+    if asked <= gpus:
         return []
     return [
-        f"trainer.n_gpus_per_node x trainer.nnodes = {asked} GPUs and this machine has {torch.cuda.device_count()}; "
+        f"trainer.n_gpus_per_node x trainer.nnodes = {asked} GPUs and this machine has {gpus}; "
         "lower them, or start a Ray cluster and set RAY_ADDRESS"
     ]
 
 
 def _cpu_run(config: DictConfig, workers: int) -> list[str]:
     """What a run on a CPU needs to be told: the device, and a logical GPU for each worker."""
+    from verl_stvg import vllm_build
+
     problems, logical = [], int(OmegaConf.select(config, "ray_kwargs.ray_init.num_gpus") or 0)
     if config.trainer.device != "cpu":
         problems.append(
-            f"trainer.device={config.trainer.device} and verl runs on the CPU here, because no GPU is visible and vLLM "
-            "is the CPU build, or VERL_PLATFORM says so; train on a machine with GPUs, or set trainer.device=cpu as "
-            "+variant=tiny does"
+            f"trainer.device={config.trainer.device} and verl runs on the CPU here, because "
+            f"{vllm_build.device(gpus=0).because}; train on a machine with GPUs and vLLM's GPU build, or set "
+            "trainer.device=cpu as +variant=tiny does"
         )
     if workers > logical:
         problems.append(
@@ -423,15 +475,15 @@ def differing_nodes(config: DictConfig) -> list[str]:
 
 def files_of_a_run(config: DictConfig) -> list[str]:
     """Row files, the first video of each, and the model if it is a folder: what every node reads."""
-    from pyarrow import parquet
-
+    from verl_stvg.row_files import open_rows
     from verl_stvg.video.build import entries_of, root_of
 
     paths = []
     for _, file in row_files(config):
         paths.append(file)
-        table = parquet.ParquetFile(Path(file).expanduser())
-        if "videos" in table.schema_arrow.names and table.metadata.num_rows:
+        with open_rows(file) as table:
+            if "videos" not in table.schema_arrow.names or not table.metadata.num_rows:
+                continue
             root = root_of(Path(file).expanduser().resolve(), OmegaConf.select(config, "data.video_root"))
             videos = next(table.iter_batches(1, columns=["videos"])).to_pylist()[0]["videos"]
             paths += [entry["video"] for entry in entries_of(videos, root, f"{file}: row 0")[:1]]

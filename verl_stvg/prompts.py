@@ -15,12 +15,13 @@ import torch
 
 from verl_stvg.chat_template import opened, render
 from verl_stvg.video.build import VIDEO_COLUMN, entries_of, entry_of, plan_of
-from verl_stvg.video.decode import VideoInfo, probe, read_frames
+from verl_stvg.video.child import Decoder
+from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.identity import identity
 from verl_stvg.video.plan import SamplingPlan
 from verl_stvg.video.positions import added_tokens, fit, writes_times
 from verl_stvg.video.refs import CachedFrames, view
-from verl_stvg.video.store import FrameStore
+from verl_stvg.video.store import FrameStore, decoder_of
 
 ROOT_KEY = "video_root"
 """Key of a row under which its reader puts the folder that relative paths start from."""
@@ -123,19 +124,29 @@ def messages_of(row: dict) -> list[dict]:
     ]
 
 
-def plan_video_part(video: dict, store: FrameStore | None = None) -> SamplingPlan:
+def plan_video_part(video: dict, source: FrameStore | Decoder | None = None) -> SamplingPlan:
     """Sampling plan of one message part, under the mask that its keys ``hidden`` and ``shown`` ask for.
+
+    Args:
+        video: of the message.
+        source: where frames come from, see `read_video`.
 
     Raises:
         ValueError: see `entry_of` and `plan_of`; `VideoError` where the video cannot be used.
     """
     path = entry_of({key: value for key, value in video.items() if key != "patch"})["video"]
     version = tuple(identity(path)) if Path(path).is_file() else None
-    return plan_of(video, _probe_once(path, version, store)).masked(video.get("hidden"), video.get("shown"))
+    info = _probe_once(path, version, source or decoder_of())
+    return plan_of(video, info).masked(video.get("hidden"), video.get("shown"))
 
 
-def read_video(video: dict, store: FrameStore | None = None) -> tuple[CachedFrames | torch.Tensor, dict]:
+def read_video(video: dict, source: FrameStore | Decoder | None = None) -> tuple[CachedFrames | torch.Tensor, dict]:
     """Frames and metadata of one message part, for a Hugging Face processor or vLLM.
+
+    Args:
+        video: of the message.
+        source: where frames come from: a store, or a decoder, which keeps nothing; None is the default decoder. Both
+            decode in child processes.
 
     Returns:
         the frames, which now lie in the store, or without one a uint8 tensor (T, 3, H, W); and the metadata that makes
@@ -145,17 +156,18 @@ def read_video(video: dict, store: FrameStore | None = None) -> tuple[CachedFram
         ValueError: see `plan_video_part`.
         CacheError: the cache cannot be written.
     """
-    plan = plan_video_part(video, store)
+    source = source or decoder_of()
+    plan = plan_video_part(video, source)
     path = video["video"]
-    if store:
-        store.frames(path, plan.whole)
-        return CachedFrames(path, plan, store), plan.metadata()
-    return torch.from_numpy(view(read_frames(path, plan.whole), plan)).permute(0, 3, 1, 2), plan.metadata()
+    if isinstance(source, FrameStore):
+        source.frames(path, plan.whole)
+        return CachedFrames(path, plan, source), plan.metadata()
+    return torch.from_numpy(view(source.read(path, plan.whole), plan)).permute(0, 3, 1, 2), plan.metadata()
 
 
 @lru_cache(maxsize=65536)
-def _probe_once(path: str, version: tuple[int, ...] | None, store: FrameStore | None) -> VideoInfo:
-    return store.probe(path) if store else probe(path)
+def _probe_once(path: str, version: tuple[int, ...] | None, source: FrameStore | Decoder) -> VideoInfo:
+    return source.probe(path)
 
 
 def check_size(plan: SamplingPlan, processor) -> None:
@@ -171,6 +183,6 @@ def check_size(plan: SamplingPlan, processor) -> None:
         if not low <= frames * plan.height * plan.width <= high:
             raise ValueError(
                 f"{f'{frames} ' if frames > 1 else ''}frames of {plan.width}x{plan.height} lie outside the limits of "
-                f"the model's processor, {low} to {high} pixels; change the row's min_pixels and max_pixels, or the "
-                "processor's size"
+                f"the model's processor, {low} to {high} pixels; show the rows otherwise, without building them again: "
+                "set data.fit.min_pixels and data.fit.max_pixels in training, --fit model=FOLDER elsewhere"
             )

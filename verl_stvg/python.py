@@ -12,10 +12,13 @@ import functools
 import multiprocessing.util
 import os
 import sys
+import threading
+import time
 
 _CLEAN = "import sys; sys.path[:] = [path for path in sys.path if path]; "
 """Takes '', which stands for the current folder, off the path; `sys` is part of the interpreter, no file."""
 _HOOK = "__path_hook__"  # ends what editable installations put on the path: no folder
+_WATCH, _LOOK_SECONDS = "verl_stvg-parent-watch", 0.5
 
 
 def code(text: str, *arguments: str) -> list[str]:
@@ -23,9 +26,16 @@ def code(text: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", _CLEAN + text, *arguments]
 
 
-def module(name: str, *arguments: str) -> list[str]:
-    """Command that runs a module as ``python -m`` does, with arguments in ``sys.argv[1:]``."""
-    return code(f"import runpy; runpy.run_module({name!r}, run_name='__main__', alter_sys=True)", *arguments)
+def module(name: str, *arguments: str, attached: bool = False) -> list[str]:
+    """Command that runs a module as ``python -m`` does, with arguments in ``sys.argv[1:]``.
+
+    Args:
+        name: of the module.
+        arguments: texts.
+        attached: it ends when this process has ended, see `end_with_parent`.
+    """
+    first = f"from verl_stvg import python; python.end_with_parent({os.getpid()}); " if attached else ""
+    return code(f"{first}import runpy; runpy.run_module({name!r}, run_name='__main__', alter_sys=True)", *arguments)
 
 
 def environment(path: bool = False) -> dict[str, str]:
@@ -47,6 +57,25 @@ def environment(path: bool = False) -> dict[str, str]:
     kept = os.pathsep.join(filter(None, entries))
     rest = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return {**rest, "PYTHONPATH": kept} if kept else rest
+
+
+def end_with_parent(parent: int | None = None) -> None:
+    """End this process at once when its parent has ended, however that was; idempotent.
+
+    A thread looks after it, because a parent-death signal would come when only the parent's thread ends.
+
+    Args:
+        parent: its process ID, if it may have ended already; default: the parent of now.
+    """
+    parent = parent or os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_SECONDS)
+        os._exit(1)
+
+    if not any(thread.name == _WATCH for thread in threading.enumerate()):
+        threading.Thread(target=watch, name=_WATCH, daemon=True).start()
 
 
 def guard_spawn() -> None:

@@ -1,6 +1,9 @@
 """Which recipes and variants there are, looked up in their folder: a misspelt name costs no start-up of verl."""
 
 import difflib
+import itertools
+import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +14,33 @@ VARIANTS = "variant"
 def recipes() -> list[str]:
     """Names of the recipes: folders with a yaml of their name."""
     return sorted(path.parent.name for path in FOLDER.glob("*/*.yaml") if path.stem == path.parent.name)
+
+
+def variants() -> list[str]:
+    """Names of the variants: what ``+variant=`` takes."""
+    return sorted(path.stem for path in (FOLDER / VARIANTS).glob("*.yaml"))
+
+
+def listed(names: Sequence[str], folder: str | None = None) -> str:
+    """A paragraph for each name: the name, and the first sentence of the comment that its yaml begins with.
+
+    Args:
+        names: of recipes or variants.
+        folder: below ``recipes/``; default: each recipe's own.
+    """
+    width = max(map(len, names))
+    lines = []
+    for name in names:
+        text = _sentence(FOLDER / (folder or name) / f"{name}.yaml")
+        lines += textwrap.wrap(f"{name:{width}}  {text}", 76, initial_indent="  ", subsequent_indent=" " * (width + 4))
+    return "\n".join(lines)
+
+
+def _sentence(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        comment = list(itertools.takewhile(lambda line: line.startswith("#"), file))
+    text = " ".join(line.lstrip("# ").rstrip() for line in comment if "@package" not in line)
+    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0].rstrip(".")
 
 
 def check(recipe: str, overrides: Sequence[str] = (), config_name: str | None = None) -> None:
@@ -33,7 +63,7 @@ def check(recipe: str, overrides: Sequence[str] = (), config_name: str | None = 
         raise ValueError(f"no recipe {recipe!r} below recipes/; {_instead(recipe, recipes())}")
     if any("searchpath" in text or text.startswith(("--config-dir", "-cd")) for text in overrides):
         return
-    known = sorted(path.stem for path in (FOLDER / VARIANTS).glob("*.yaml"))
+    known = variants()
     for text in overrides:
         key, _, value = text.partition("=")
         names = [name.strip(" '\"") for name in value.strip("[]").split(",")]

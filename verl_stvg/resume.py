@@ -26,6 +26,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from verl_stvg.lock import replacing, write_whole
+
 logger = logging.getLogger(__name__)
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -158,12 +160,8 @@ def _keeping_two(config, names: list[str]):
 @contextlib.contextmanager
 def replaced(path: str | Path) -> Iterator:
     """A text file that takes the place of ``path`` once it is complete."""
-    partial = Path(f"{path}.partial")
-    with partial.open("w") as file:
+    with replacing(Path(path)) as partial, partial.open("w") as file:
         yield file
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def open_tracker(path, mode="r", *args, **kwargs):
@@ -184,8 +182,7 @@ def release(folder: Path, step: int, loaded: int) -> None:
     if named is None or (named.isdecimal() and int(named) < step):
         return
     if loaded and loaded < step and (folder / f"global_step_{loaded}").is_dir():
-        with replaced(tracker) as file:
-            file.write(str(loaded))
+        write_whole(tracker, str(loaded))
     else:
         tracker.unlink()
     logger.warning("%s named step %s, of another run; this one comes to step %d", tracker, named, step)
@@ -257,8 +254,7 @@ def keep_metrics(path: Path, step: int, aside: Path | None = None) -> int:
         )
         if aside is not None:
             aside.write_bytes(b"".join(line + b"\n" for line in moved) + torn)
-    with replaced(path) as file:
-        file.write(b"".join(line + b"\n" for line in kept).decode())
+    write_whole(path, b"".join(line + b"\n" for line in kept).decode())
     return len(kept)
 
 

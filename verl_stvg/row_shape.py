@@ -6,10 +6,17 @@ says its reward; here is only what both, and whoever draws a row, take for grant
 """
 
 from collections.abc import Mapping
+from functools import cache
 from itertools import pairwise
-from typing import Annotated, Any
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from annotated_types import Ge, Le, MaxLen, MinLen
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from verl_stvg import nesting
 
@@ -167,3 +174,113 @@ def _said(one: Mapping[str, Any]) -> str:
     what = one["msg"].removeprefix("Value error, ").removeprefix("Input ")
     what = _WORDS.get(one["type"], what[:1].lower() + what[1:])
     return f"{what}, found {one['input']!r:.60}; correct the row or build it again"
+
+
+# --- many rows at once ------------------------------------------------------------------------------------------------
+
+
+def columns_are_sound(sources: pa.Array, truths: Mapping[str, pa.Array], extras: Mapping[str, pa.Array]) -> bool:
+    """Whether `row_shape_problems` finds nothing in any row of a batch, seen by column; False: look at each row.
+
+    It is strict where columns are of a kind that builders do not write, so False does not mean that a row is at fault.
+
+    Args:
+        sources: the column ``data_source``.
+        truths: the fields of ``reward_model.ground_truth``, by name.
+        extras: the fields of ``extra_info``, by name.
+    """
+    sound = _fits(str, sources) and all(
+        _fits(field, columns[name])
+        for model, columns in ((_Truth, truths), (_Extra, extras))
+        for name, field in _annotations(model)
+        if name in columns
+    )
+    return sound and _have_both_ends(truths) and _have_one_time_each(extras)
+
+
+@cache
+def _annotations(model: type[BaseModel]) -> list[tuple[str, Any]]:
+    return [
+        (name, Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation)
+        for name, field in model.model_fields.items()
+    ]
+
+
+def _fits(kind: Any, values: pa.Array) -> bool:
+    """Whether all values of a column are of a field's type, within its bounds."""
+    parts = get_args(kind)
+    if NoneType in parts:
+        known = values.drop_null()
+        return not len(known) or _fits(next(part for part in parts if part is not NoneType), known)
+    limits: list[Any] = []
+    if get_origin(kind) is Annotated:
+        kind, limits = parts[0], [limit for part in parts[1:] for limit in _limits(part)]
+        parts = get_args(kind)
+    if kind is not Any and values.null_count:
+        return False
+    if get_origin(kind) is list:
+        fits = _are_lists(parts[0], values, limits)
+    elif kind in (int, float):
+        fits = _are_numbers(kind, values, limits)
+    else:
+        fits = _TYPES[kind](values.type)
+    return fits and all(_accepts(limit.func, values) for limit in limits if isinstance(limit, AfterValidator))
+
+
+def _limits(part: Any) -> list[Any]:
+    return part.metadata if isinstance(part, FieldInfo) else [part]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+_TYPES = {str: _is_text, bool: pa.types.is_boolean, Any: lambda kind: True}
+
+
+def _are_lists(element: Any, values: pa.Array, limits: list[Any]) -> bool:
+    if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
+        return False
+    lengths = np.from_dlpack(pc.list_value_length(values))
+    within = all(
+        (lengths >= limit.min_length if isinstance(limit, MinLen) else lengths <= limit.max_length).all()
+        for limit in limits
+        if isinstance(limit, MinLen | MaxLen)
+    )
+    return bool(within) and _fits(element, values.flatten())
+
+
+def _are_numbers(kind: type, values: pa.Array, limits: list[Any]) -> bool:
+    if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        return False
+    numbers = np.from_dlpack(values)
+    within = all(
+        (numbers >= limit.ge if isinstance(limit, Ge) else numbers <= limit.le).all()
+        for limit in limits
+        if isinstance(limit, Ge | Le)
+    )
+    whole = kind is float or pa.types.is_integer(values.type) or (numbers == np.floor(numbers)).all()
+    return bool(within and whole and np.isfinite(numbers).all())
+
+
+def _accepts(validator: Any, values: pa.Array) -> bool:
+    try:
+        for value in values.to_pylist():
+            validator(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _have_both_ends(truths: Mapping[str, pa.Array]) -> bool:
+    ends = [pc.is_valid(truths[name]) for name in ("start", "end") if name in truths]
+    return len(ends) == 2 and ends[0].equals(ends[1]) or not any(pc.any(known).as_py() for known in ends)
+
+
+def _have_one_time_each(extras: Mapping[str, pa.Array]) -> bool:
+    times, counts = extras.get("frame_times"), extras.get("num_frames")
+    if None in (times, counts) or times.null_count == len(times) or counts.null_count == len(counts):
+        return True
+    lengths = pc.list_value_length(times)
+    agree = pc.or_(pc.equal(lengths, 0), pc.equal(lengths, pc.cast(counts, pa.int64())))
+    return pc.all(agree, min_count=0).as_py()  # of those that have both

@@ -1,8 +1,10 @@
 """``verl-stvg select``: ask a model about rows, judge its answers, choose the rows to train on, look at all of it."""
 
+import dataclasses
 import functools
 import inspect
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from verl_stvg import status
-from verl_stvg.eval_cli import TemplateOptions
+from verl_stvg.eval_cli import FitOptions, TemplateOptions
 
 if TYPE_CHECKING:
     from data_builders.selection.folder import Stage
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Choose the rows to train on.")
 logger = logging.getLogger(__name__)
 REPORT = "report.html"
+_PATHS, _NUMBERS = re.compile(r"\S*/\S*[^\s:;,.]"), re.compile(r"\d+(?:\.\d+)?")
 
 Rows = Annotated[list[Path], typer.Argument(metavar="ROWS.parquet...", help="Training rows, of one set or several.")]
 Out = Annotated[Path, typer.Option(help="Folder that is made; a run that was stopped goes on in it.")]
@@ -41,6 +44,7 @@ def _settings(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     template_option: TemplateOptions = None,
+    fit: FitOptions = None,
     max_model_len: Annotated[
         int | None, typer.Option(help="Tokens of prompt and answer together; default: the model's.")
     ] = None,
@@ -64,6 +68,7 @@ def _settings(
     if model is None:
         return None
     from verl_stvg.chat_template import options_for
+    from verl_stvg.fit import fit_for
     from verl_stvg.generate import Settings
     from verl_stvg.video.store import FrameStore, default_folder
 
@@ -75,6 +80,7 @@ def _settings(
         max_tokens=max_tokens,
         seed=seed,
         template=options_for(model, template_option or ()),
+        fit=fit_for(model, fit),
         max_model_len=max_model_len,
         dtype=dtype,
         tensor_parallel=tensor_parallel,
@@ -238,13 +244,21 @@ def _run(stage: "Stage", rows: list[Path], out: Path, video_root: Path | None, s
     from data_builders.selection import folder
     from data_builders.selection import report as page
 
-    folder.prepare(stage, rows, out, video_root)
+    if settings:
+        from verl_stvg import checkpoint
+
+        checkpoint.resolve(settings.model)  # a name that is wrong is found before the folder is made
+    folder.prepare(stage, rows, out, video_root, settings.fit if settings else None)
     failed = 0
     if settings:
         from verl_stvg.generate import generate
 
         name = "all" if settings.fold_size is None else f"fold{settings.fold_index}"
-        failed = generate([out / folder.ROWS], out / folder.ANSWERS / name, settings).errors
+        asked = dataclasses.replace(settings, fit={})  # the frozen rows have it
+        counts = generate([out / folder.ROWS], out / folder.ANSWERS / name, asked)
+        failed = counts.errors
+        if failed and failed == counts.rows:
+            raise ValueError(_all_failed(out / folder.ANSWERS / name))
     try:
         folder.judge(stage, out)
     except folder.MissingAnswers as missing:
@@ -258,6 +272,23 @@ def _run(stage: "Stage", rows: list[Path], out: Path, video_root: Path | None, s
         logger.info(note)
     logger.info("judgements: %s; a page of them: %s", out / folder.JUDGED, out / REPORT)
     _judge(failed)
+
+
+def _all_failed(answers: Path) -> str:
+    """Why no row could be asked about: reasons with their counts, without numbers and paths, and the first row."""
+    from collections import Counter
+
+    from verl_stvg.answers import read
+    from verl_stvg.generate import ANSWERS
+
+    found = read(answers / ANSWERS)
+    counts = Counter(_NUMBERS.sub("N", _PATHS.sub("FILE", answer.error or "")) for answer in found.values())
+    first = next(answer for answer in found.values() if answer.error)
+    reasons = "\n".join(f"  {count} x {reason}" for reason, count in counts.most_common(5))
+    return (
+        f"{answers / ANSWERS}: the model could be asked about none of the {len(found)} rows, so nothing is judged; the "
+        f"first is {first.uid}: {first.error}\n{reasons}\nmend that, then remove {answers} or choose another --out"
+    )
 
 
 def _judge(failed: int) -> None:

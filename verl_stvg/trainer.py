@@ -18,7 +18,7 @@ from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
-from verl_stvg import held_out
+from verl_stvg import advantages, held_out, parity
 from verl_stvg.dataset import frame_store, switch_cache_off
 from verl_stvg.rollout import MASK, STATS
 from verl_stvg.sampler import FEWEST, bins_of, rollout_counts, rollouts_of
@@ -71,6 +71,26 @@ class PollingReplayBuffer(ReplayBuffer):
             sampler_kwargs=sampler_kwargs, poll_interval=float(sampler_kwargs.get("poll_interval", 2.0)), **kwargs
         )
 
+    def _dapo_filtered_keys(self, partition_id):
+        """verl's, which asks for a deviation of 0; that of equal values is often another, so they are found first."""
+        if self.filter_groups_metric not in (None, "reward") and partition_id != "val":
+            known = self._dapo_classification_cache[partition_id]
+            new = self.finished_keys[partition_id] - known.keys()
+            keys = [key for key in self.partitions[partition_id] if key.split("_")[0] in new]
+            known.update(self._same_throughout(keys, partition_id))
+        return super()._dapo_filtered_keys(partition_id)
+
+    def _same_throughout(self, keys, partition_id):
+        """Of the groups of two or more whose trajectories all have one value of the metric, that value by uid."""
+        groups = defaultdict(list)
+        if keys:
+            data = tq.kv_batch_get(keys=keys, partition_id=partition_id, select_fields=["extra_fields"])
+            for key, fields in zip(keys, data.pop("extra_fields").tolist(), strict=True):
+                value = fields.get("reward_extra_info", {}).get(self.filter_groups_metric)
+                groups[key.split("_")[0]].append(value)
+        same = {uid: set(values) for uid, values in groups.items() if len(values) > 1}
+        return {uid: float(value) for uid, (value, *others) in same.items() if not others and value is not None}
+
     def _select_prompt_uids(self, partition_id, sampleable_keys, batch_size):
         if self.prefer and partition_id == "train" and len(sampleable_keys) > batch_size:
             keys = [key for key in self.partitions[partition_id] if key.split("_")[0] in sampleable_keys]
@@ -115,6 +135,7 @@ class VideoGroundingLoopManager(AgentLoopManagerTQ):
 
     def __init__(self, config, *args, **kwargs):
         log_metrics()
+        advantages.mend(config)
         check_filtering(config)
         self.rollouts = checked_rollouts(config)
         reason = why_pixels_must_travel(config)
@@ -206,6 +227,15 @@ def log_metrics() -> None:
             infos = [fields["reward_extra_info"] for fields in extras]
             masks, stats = ([fields.get(name) or {} for fields in extras] for name in (MASK, STATS))
             metrics.update(step_metrics(keys, infos, masks, stats))
+        found = parity.step_metrics(self.config, metrics)
+        metrics.update(found)
+        if found.get("parity/outside_gate"):
+            fields = ["extra_info", "responses", "response_mask", "old_log_probs", "rollout_log_probs"]
+            data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=fields)
+            uids = [(info or {}).get("uid") for info in data.pop("extra_info").tolist()]
+            answers = data.to_padded_tensor()
+            tokens = parity.worst_tokens(uids, *(answers[name] for name in fields[1:]), self.tokenizer)
+            parity.keep(self.config, metrics["training/global_step"], tokens)
         rollout = self.config.actor_rollout_ref.rollout
         # verl pads a batch whose prompts failed and goes on; here it is at least a number
         metrics["rollout/missing"] = max(0, self.config.data.train_batch_size * rollout.n - len(keys))
@@ -288,7 +318,7 @@ def _idle_groups(keys: Sequence[str], infos: Sequence[dict]) -> tuple[float, flo
     """Shares of the prompts whose rollouts, two or more, all score the same, and of those with a single rollout."""
     groups = defaultdict(list)
     for key, info in zip(keys, infos, strict=True):
-        groups[key.split("_")[0]].append(float(info["score"]))
+        groups[key.split("_")[0]].append(np.float32(info["score"]))  # as verl has it (`verl_stvg.advantages`)
     same = sum(len(scores) > 1 and np.ptp(scores) == 0.0 for scores in groups.values())
     return same / len(groups), sum(len(scores) == 1 for scores in groups.values()) / len(groups)
 

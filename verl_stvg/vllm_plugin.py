@@ -4,17 +4,14 @@ Imports no verl, which not every vLLM process has loaded. Mends the video clock,
 with the process that started them: after a failed run verl and Ray leave them behind, several gigabytes each.
 """
 
+import math
 import multiprocessing
-import os
-import threading
-import time
+from collections.abc import Sequence
 
 import wrapt
 
 from verl_stvg import python
-
-_POLL_SECONDS = 1.0
-_watching = False
+from verl_stvg.banned import Banned
 
 
 def register() -> None:
@@ -30,7 +27,22 @@ def register() -> None:
     if current_platform.is_cpu():
         _keep_linear_weights()
     if multiprocessing.parent_process() is not None:
-        _end_with_parent()
+        python.end_with_parent()
+
+
+class BanningWorker:
+    """What evaluation adds to vLLM's workers (``worker_extension_cls``): they say what the rollout can say, no more."""
+
+    def ban(self, vocabulary: int, ids: Sequence[int]) -> None:
+        """Take tokens out of the logits, as verl does in the rollout; see `verl_stvg.banned.Banned`."""
+        banned, model = Banned(vocabulary, tuple(ids)), self.model_runner.get_model()
+        stock = model.compute_logits
+
+        def compute_logits(*args, **kwargs):
+            logits = stock(*args, **kwargs)
+            return logits if logits is None else banned.out_of(logits, -math.inf)
+
+        model.compute_logits = compute_logits
 
 
 def _keep_linear_weights() -> None:
@@ -43,21 +55,3 @@ def _keep_linear_weights() -> None:
         return stock(layer, remove_weight=False)
 
     utils.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm
-
-
-def _end_with_parent() -> None:
-    """Leave when the parent process is gone. A thread, because a parent-death signal would fire when only its thread
-    ends.
-    """
-    global _watching
-    if _watching:
-        return
-    _watching = True
-    parent = os.getppid()
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(_POLL_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="verl_stvg-parent-watch", daemon=True).start()

@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 
+from verl_stvg import phases
+
 GRACE_SECONDS = 60.0
 _POLL_SECONDS = 2.0
 _SHOWN = 5
@@ -29,6 +31,7 @@ def start() -> None:
 
 
 def _begin() -> None:
+    phases.begin("starting the trainer")
     atexit.register(tell_at_exit)
     threading.Thread(target=_watch, name=__name__, daemon=True).start()
 

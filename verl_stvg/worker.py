@@ -10,7 +10,7 @@ import torch
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
 from verl_stvg.curriculum import Curriculum, Mask, RowFacts, crop_truth
-from verl_stvg.dataset import frame_store, switch_cache_off
+from verl_stvg.dataset import frame_source, frame_store, switch_cache_off
 from verl_stvg.prompts import plan_video_part
 from verl_stvg.rollout import MASK, STATS, KeyedVideoProcessor, RolloutError, keyed, video_parts
 from verl_stvg.video.positions import writes_times
@@ -54,7 +54,7 @@ class KeysAndMasks:
             messages = prompt["raw_prompt"]
             if facts.bin in self.curriculum.bins:
                 part = next(video_parts(messages))
-                plan = plan_video_part(part, frame_store(self.config.data))
+                plan = plan_video_part(part, frame_source(self.config.data))
                 step = int(prompt["global_steps"]) - 1  # verl's first step is 1
                 mask = self.curriculum.mask(plan, facts, step, self.total_steps)
                 messages, truth = with_keys(messages, part, mask.keys), crop_truth(truth, mask, plan)
@@ -84,7 +84,9 @@ class KeysAndMasks:
             "mm_token_type_ids": True,  # verl makes them anew for the positions
         }
         if not writes_times(self.processor):
-            inputs["second_per_grid_ts"] = torch.tensor([processor.temporal_patch_size / plan.fps for plan in plans])
+            inputs["second_per_grid_ts"] = torch.tensor(
+                [processor.temporal_patch_size / plan.fps for plan in plans], dtype=torch.float64
+            )
         output.extra_fields.setdefault(STATS, {})["queue_bytes"] = len(pickle.dumps(inputs))
         return inputs
 

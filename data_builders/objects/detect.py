@@ -13,6 +13,7 @@ import torch
 from torchvision.ops import batched_nms
 
 from data_builders.objects.detector import Detection, Detector, ModelError, imported
+from verl_stvg.models import located
 
 RTDETR = "PekingU/rtdetr_r50vd"
 GROUNDING_DINO = "IDEA-Research/grounding-dino-tiny"
@@ -173,15 +174,17 @@ def detector(name: str, **settings) -> Detector:
 
     Raises:
         ModelError: an unknown name, one that lacks its second half, or a function that gives no detector.
+        ModelNameError: a model that neither this machine nor the hub has.
     """
     kind, _, rest = name.partition(":")
     if name == "rtdetr":
-        return HuggingFaceDetector(RTDETR, **settings)
+        return HuggingFaceDetector(located(RTDETR), **settings)
     if not rest:
         raise ModelError(f"detector {name!r} is unknown; choose one of {', '.join(NAMES)}")
     if kind == "huggingface":
-        return HuggingFaceDetector(rest, **settings)
+        return HuggingFaceDetector(located(rest), **settings)
     if kind == "grounding-dino":
+        located(settings.get("model", GROUNDING_DINO))
         return GroundingDinoDetector([word.strip() for word in rest.strip(". ").split(".")], **settings)
     if kind == "yolo":
         return UltralyticsDetector(rest, **settings)

@@ -9,6 +9,7 @@ from pycocotools import mask as coco
 
 from data_builders.objects.frames import VideoFrames
 from data_builders.objects.write import write_video
+from verl_stvg.lock import replacing
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.markers import draw_ids
 from verl_stvg.video.tracks import TrackError, Tracks
@@ -116,6 +117,6 @@ def _sheet(pictures: Iterable[tuple[float, np.ndarray]], out: Path) -> None:
     blank = np.zeros_like(cells[0])
     cells += [blank] * (-len(cells) % _COLUMNS)
     rows = [np.hstack(cells[k : k + _COLUMNS]) for k in range(0, len(cells), _COLUMNS)]
-    out.parent.mkdir(parents=True, exist_ok=True)
     data = cv2.imencode(".jpg", np.vstack(rows)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])[1]
-    out.write_bytes(data.tobytes())
+    with replacing(out) as partial:
+        partial.write_bytes(data.tobytes())

@@ -1,21 +1,18 @@
 """Videos read block by block, forwards and backwards, for what walks through all of their frames.
 
 Frame k is the k-th picture that is shown, at whatever time: what track files, annotated tubes and sampling plans count.
-`verl_stvg.video.decode` decides which picture that is, how it is turned, and what to do about damage.
+`verl_stvg.video.decode` decides which picture that is, how it is turned, and what to do about damage. It does so in a
+process of its own, within the limits of `verl_stvg.video.child`.
 """
 
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.clock import FrameClock
-from verl_stvg.video.decode import VideoError, read_frames
-from verl_stvg.video.pictures import pictures
-from verl_stvg.video.plan import SamplingPlan
-from verl_stvg.video.timeline import probe
 
 
 class Frames(Protocol):
@@ -33,36 +30,26 @@ class Frames(Protocol):
 
 
 class VideoFrames:
-    """`Frames` of a video file. Blocks that follow one another are decoded in one pass.
+    """`Frames` of a video file, decoded in a child process. Blocks that follow one another are decoded in one pass.
 
     Args:
         path: of the video.
         threads: of the decoder; 0 for as many as it likes.
 
     Raises:
-        VideoError: missing, unreadable or empty file; `read` raises it for damaged ones.
+        VideoError: missing, unreadable or empty file; `read` raises it for damaged ones, and both for a video that goes
+            beyond the limits of `verl_stvg.video.child`.
     """
 
     def __init__(self, path: str | Path, threads: int = 0):
-        info = probe(path)
-        self.path, self.threads, self.clock = Path(path), threads, info.clock
+        self._decoder = shared_decoder(threads)
+        info = self._decoder.probe(path)
+        self.path, self.clock = Path(path), info.clock
         self.height, self.width, self.num_frames, self.fps = info.height, info.width, info.num_frames, info.fps
-        self._pass: tuple[int, Iterator[np.ndarray]] | None = None
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Decode a block of frames."""
-        try:
-            if self._pass is None or self._pass[0] != start:
-                self._pass = start, pictures(self.path, start, self.num_frames, self.threads)
-            block = np.stack(list(islice(self._pass[1], stop - start)))
-            self._pass = stop, self._pass[1]
-            return block
-        except VideoError:  # damaged
-            self._pass = None
-            indices = tuple(range(start, stop))
-            times = tuple(map(self.clock.seconds, indices))
-            plan = SamplingPlan(indices, times, self.height, self.width, self.fps, by_index=True)
-            return read_frames(self.path, plan, threads=self.threads)
+        return self._decoder.block(self.path, start, stop, (self.height, self.width))
 
 
 class ArrayFrames:

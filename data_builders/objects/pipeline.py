@@ -24,11 +24,11 @@ from data_builders.objects.track import Options, Segmenter, track
 from data_builders.records import Entries, Problem, Record, once
 from data_builders.row import counted, hull, misnumbered
 from data_builders.videos import UnknownVideo, VideoRoot
-from verl_stvg.lock import turn, write_whole
+from verl_stvg.lock import finished, turn, write_whole
 from verl_stvg.parallel import work
 from verl_stvg.video.cache import hash_file
+from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.clock import FrameClock
-from verl_stvg.video.decode import probe
 from verl_stvg.video.film import VideoError, VideoInfo
 from verl_stvg.video.quarantine import Quarantine
 from verl_stvg.video.rle import MaskError
@@ -125,7 +125,7 @@ def _track_one(video: str, root: Path, out: Path, models: Models, options: Optio
 
 def _present(video: str, root: Path, path: Path, models: Models, options: Options) -> tuple[Done | None, str]:
     """What is known of a video whose track file is there; else None, and why a file that is there will not do."""
-    if not path.is_file():
+    if not finished(path):
         return None, ""
     try:
         there = load(path)
@@ -147,7 +147,7 @@ def _outdated(tracks: Tracks, path: Path, video: Path) -> bool:
     if content is not None:
         return video.stat().st_ctime_ns > path.stat().st_mtime_ns and hash_file(str(video)) != content
     try:
-        tracks.check(probe(video))
+        tracks.check(shared_decoder().probe(video))
     except (TrackError, VideoError):
         return True
     return False
@@ -194,7 +194,7 @@ def filter_all(tracks: Path, out: Path, ratio: float, per_label: bool, hysteresi
     for path in track_files(tracks):
         name, target = path.relative_to(tracks).as_posix(), out / path.relative_to(tracks)
         reason = ""
-        if target.is_file() and target.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+        if finished(target) and target.stat().st_mtime_ns >= path.stat().st_mtime_ns:
             wanted = {"ratio": ratio, "per_label": per_label, "hysteresis": hysteresis}
             try:
                 made = load(target)
@@ -275,7 +275,7 @@ def _loaded(path: str) -> Tracks:
 
 @functools.lru_cache(maxsize=1024)
 def _info(path: str) -> VideoInfo:
-    return probe(path)
+    return shared_decoder().probe(path)
 
 
 def _target(record: Record, tracks: Tracks, rule: Rule, clock: FrameClock | None = None) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from torch.nn.functional import interpolate
 
 from data_builders.objects.detector import ModelError, imported
 from data_builders.objects.track import Box, Segmenter, encode
+from verl_stvg.models import located
 from verl_stvg.video.markers import RLE
 
 CONFIG = "configs/sam2.1/sam2.1_hiera_l.yaml"
@@ -65,10 +66,17 @@ class Sam2Segmenter:
         Args:
             model: its name there.
             device: default: a GPU if there is one.
+
+        Raises:
+            ModelError: no such model of Meta's.
+            ModelNameError: neither this machine's cache nor the hub has it.
         """
         with _sam2():
-            from sam2.build_sam import build_sam2_video_predictor_hf
+            from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES, build_sam2_video_predictor_hf
 
+            if model not in HF_MODEL_ID_TO_FILENAMES:
+                raise ModelError(f"{model}: no SAM 2 model of the hub; they are {', '.join(HF_MODEL_ID_TO_FILENAMES)}")
+            located(model, HF_MODEL_ID_TO_FILENAMES[model][1])
             return cls(build_sam2_video_predictor_hf(model, device=device or _device()), model)
 
     @classmethod

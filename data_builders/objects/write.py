@@ -1,6 +1,5 @@
 """Videos that are made of the pictures of another one: H.264 of native size, each picture at its own time."""
 
-import os
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -8,6 +7,7 @@ from pathlib import Path, PurePosixPath
 import av
 import numpy as np
 
+from verl_stvg.lock import replacing
 from verl_stvg.video.identity import ENDINGS
 
 _TICK = Fraction(1, 90_000)  # seconds
@@ -51,9 +51,7 @@ def write_video(
             from 0 on whatever its time, because a file without sound starts with its first picture.
         end: seconds at which the last picture goes; None: after the mean time of a picture.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{os.getpid()}.{out.name}")
-    with av.open(str(temporary), "w", format="mp4") as container:
+    with replacing(out) as partial, av.open(str(partial), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.width, stream.height = size
         stream.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
@@ -70,7 +68,6 @@ def write_video(
                 frame.pts, frame.time_base = stamps[k], _TICK
             _mux(container, stream.encode(frame), lasting)
         _mux(container, stream.encode(), lasting)
-    temporary.rename(out)
 
 
 def _stamps(times: tuple[float, ...], end: float) -> list[int]:

@@ -24,7 +24,8 @@ from reward_fns.parsing import last_block
 from verl_stvg.answers import Answer
 from verl_stvg.curriculum import visible_units
 from verl_stvg.video.build import entries_of, plan_of, recorded_info
-from verl_stvg.video.decode import VideoError, VideoInfo, probe
+from verl_stvg.video.child import shared_decoder
+from verl_stvg.video.film import VideoError, VideoInfo
 
 NAME = "boundary_reflection"
 MODES = ("prompted", "blanked")
@@ -139,7 +140,7 @@ def _hidden(row: dict, video: dict, sample: Sample) -> list[list[int]] | None:
 
 def _looked_into(row: dict, sample: Sample) -> VideoInfo:
     try:
-        return probe(Path(row.get("video_root") or "", sample.video))
+        return shared_decoder().probe(Path(row.get("video_root") or "", sample.video))
     except VideoError as error:
         raise SelectionError(
             f"{sample.uid}: the row does not say when each frame of its video is shown, so nothing can be blanked, and "

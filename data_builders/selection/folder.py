@@ -27,7 +27,8 @@ from data_builders.read import json_lines
 from data_builders.selection.samples import Sample, sample_of
 from verl_stvg import answers
 from verl_stvg.answers import Answer
-from verl_stvg.lock import alone, write_whole
+from verl_stvg.lock import alone, replacing, write_whole
+from verl_stvg.row_files import rows_in, schema_of
 from verl_stvg.row_shape import row_shape_problems
 from verl_stvg.video.build import entries_of, root_of
 
@@ -35,6 +36,7 @@ ROWS, MANIFEST, ANSWERS, JUDGED, SUMMARY = "rows.parquet", "manifest.json", "ans
 FORMAT_VERSION = 1  # raise it whenever the same arguments would give other files
 _BATCH = 1000  # rows per row group
 _SHOWN = 5
+_PLAN_TYPES = {"rule": pa.string(), "fps": pa.float64()}
 
 
 class SelectionError(ValueError):
@@ -91,7 +93,7 @@ class Pool:
         Raises:
             SelectionError: they contradict each other.
         """
-        found = [_with_entries(pq.read_schema(file).remove_metadata()) for file in self.files]
+        found = [_with_entries(schema_of(file)) for file in self.files]
         try:
             return pa.unify_schemas(found, promote_options="permissive")
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -108,10 +110,12 @@ class Pool:
         seen: set[str] = set()
         for file, root in zip(self.files, self.roots, strict=True):
             prefix = Path(os.path.relpath(root, self.root))
-            for number, row in enumerate(_all_columns(file)):
+            for number, row in enumerate(rows_in(file, COLUMNS)):
                 if wrong := row_shape_problems(row):
                     raise SelectionError(f"{file}: row {number}: {wrong[0]}")
-                uid = row["extra_info"].get("uid")
+                uid = (row["extra_info"] or {}).get("uid")
+                if not isinstance(uid, str) or not uid:
+                    raise SelectionError(f"{file}: row {number}: has no extra_info.uid; build the rows again")
                 if uid in seen:
                     raise SelectionError(f"{file}: uid {uid!r} is there twice; remove one of the rows or files")
                 seen.add(uid)
@@ -170,29 +174,48 @@ def write_rows(path: Path, rows: Iterable[dict], schema: pa.Schema) -> int:
         return sum(1 for _ in _as_read(rows, schema, writer))
 
 
-def prepare(stage: Stage, files: Iterable[Path], out: Path, video_root: Path | None = None) -> dict:
+def prepare(
+    stage: Stage,
+    files: Iterable[Path],
+    out: Path,
+    video_root: Path | None = None,
+    fit: Mapping[str, float | str] | None = None,
+) -> dict:
     """Freeze the rows that a stage asks, or see that they are those that were frozen; returns the manifest.
+
+    Args:
+        stage: that asks.
+        files: of the rows.
+        out: folder of the stage.
+        video_root: see `verl_stvg.video.build.root_of`.
+        fit: keys of the plan in place of those of the rows, see `verl_stvg.fit`; None: those that were frozen.
 
     Raises:
         SelectionError: the folder holds other rows or another stage, or there are no rows.
     """
     source = pool(files, video_root)
-    schema = with_fields(source.schema, "videos", stage.video_fields)
+    if fit is None:
+        fit = read_manifest(out).get("fit") if (out / MANIFEST).is_file() else None
+    fields = {key: _PLAN_TYPES.get(key, pa.int64()) for key in fit or ()}
+    schema = with_fields(source.schema, "videos", fields | stage.video_fields)
     truths, datasets = hashlib.sha256(), Counter()
 
     def asked() -> Iterator[dict]:
         for row in source.rows():
             sample = sample_of(row)
             datasets[sample.dataset] += 1
+            if fit:
+                row["videos"] = entries_of(row["videos"], where=sample.uid, fit=fit)
             truths.update(json.dumps([sample.uid, row["reward_model"]], sort_keys=True).encode())
             yield stage.ask(row | {"video_root": str(source.root)})
 
     with alone(out, wait=True):  # folds may be asked at the same time
         there = out / MANIFEST
         frozen = there.is_file()
-        temporary = out / f".{os.getpid()}.{ROWS}"
-        with contextlib.nullcontext() if frozen else pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        with contextlib.nullcontext() if frozen else _new_rows(out / ROWS, schema) as writer:
             hashed = answers.hash_rows(_as_read(asked(), schema, writer))
+            if not datasets:
+                raise SelectionError(f"{', '.join(map(str, source.files))}: no rows; build them again")
         manifest = {
             "format_version": FORMAT_VERSION,
             "stage": stage.name,
@@ -200,16 +223,19 @@ def prepare(stage: Stage, files: Iterable[Path], out: Path, video_root: Path | N
             "rows": {"count": datasets.total(), "hash": hashed, "truth": truths.hexdigest()[:16]},
             "datasets": dict(sorted(datasets.items())),
             "video_root": os.path.relpath(source.root, out.resolve()),
+            **({"fit": dict(fit)} if fit else {}),
         }
         if frozen:
             _same(out, json.loads(there.read_text(encoding="utf-8")), json.loads(json.dumps(manifest)))
             return manifest
-        if not datasets:
-            temporary.unlink()
-            raise SelectionError(f"{', '.join(map(str, source.files))}: no rows; build them again")
-        temporary.rename(out / ROWS)
         write_json(there, manifest)  # last: a folder without it is not prepared
         return manifest
+
+
+@contextlib.contextmanager
+def _new_rows(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    with replacing(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        yield writer
 
 
 def _as_read(rows: Iterable[dict], schema: pa.Schema, writer: pq.ParquetWriter | None) -> Iterator[dict]:
@@ -230,14 +256,6 @@ def _same(out: Path, there: Mapping[str, Any], manifest: Mapping[str, Any]) -> N
         raise SelectionError(
             f"{out}: holds other rows ({said}); they cannot be asked further here: choose another folder or remove it"
         )
-
-
-def _all_columns(file: Path) -> Iterator[dict]:
-    with pq.ParquetFile(file) as table:
-        if missing := [name for name in COLUMNS if name not in table.schema_arrow.names]:
-            raise SelectionError(f"{file}: has no column {', '.join(missing)}; build the rows again")
-        for batch in table.iter_batches(_BATCH):
-            yield from batch.to_pylist()
 
 
 # --- answers and judgements -------------------------------------------------------------------------------------------
@@ -380,6 +398,12 @@ def read_judged(path: Path, needed: Iterable[str]) -> dict[str, dict]:
         ValueError: no such file, a line that lacks a key, or two lines about one row.
     """
     file = path / JUDGED if path.is_dir() else path
+    if not file.is_file():
+        here = " has no judgements yet" if path.is_dir() else " is no folder of a stage and no file"
+        raise SelectionError(
+            f"{file}: no such file, so {path}{here}; run that stage of `verl-stvg select` to its end, or correct the "
+            "path"
+        )
     found: dict[str, dict] = {}
     for number, line in json_lines(file):
         if lacks := [key for key in ("uid", *needed) if key not in line]:

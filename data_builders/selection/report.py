@@ -221,8 +221,9 @@ def _card(line: dict, row: dict | None, root: Path, budget: int) -> dict:
     entry = entry_of(row["videos"][0])
     begin, duration, problem = entry.get("video_start") or 0.0, line["duration"], line["error"]
     pictures, size = [], (3, 2)
+    events = [(begin + since, begin + until) for since, until in line["span"]]
     try:
-        pictures, size = thumbnails(root / entry["video"], PICTURES, SIDE, budget, begin, begin + duration)
+        pictures, size = thumbnails(root / entry["video"], PICTURES, SIDE, budget, begin, begin + duration, events)
     except VideoError as error:
         problem = problem or str(error).replace(str(root / entry["video"]), entry["video"])
     reply = line["raw_response"] or ""

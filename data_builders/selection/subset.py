@@ -211,6 +211,8 @@ def _left_out(sets: Mapping[str, str], found: Judgements, hard: Mapping[str, dic
         _check_all(sets, judged, found.variance)
         reasons = {uid: judged[uid]["drop_reason"] for uid in sets if not judged[uid]["kept"]} | reasons
     if found.uids:
+        if not found.uids.is_file():
+            raise SelectionError(f"{found.uids}: no such file; --uids is a file with one uid per line")
         listed = set(found.uids.read_text(encoding="utf-8").splitlines())
         if lost := sorted(listed - sets.keys()):
             raise SelectionError(f"{found.uids}: {len(lost)} uids are no rows of these files: {some(lost)}")

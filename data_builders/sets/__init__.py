@@ -5,6 +5,9 @@ module with `SETS`, name it in `NAMES`, and put a small fixture in the published
 """
 
 import importlib
+import inspect
+import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -85,6 +88,24 @@ def find(name: str) -> AnnotationSet:
     if name not in NAMES:
         raise ValueError(f"no annotation set {name!r}; choose one of {', '.join(NAMES)}")
     return all_sets()[name]
+
+
+def described(source: AnnotationSet) -> str:
+    """What a set is, its home, files, their form and pitfalls: the docstrings of its module and of its reader.
+
+    Lines with an indent are to be shown as they are; all others may be wrapped.
+    """
+    texts = [inspect.getdoc(sys.modules[source.read.__module__]), inspect.getdoc(source.read)]
+    what, form = (re.sub("``?", "", text) for text in texts)
+    splits = "\n".join(f"  {split:5}  {'; '.join(map(_file, files))}" for split, files in source.splits.items())
+    return (
+        f"{source.title}.\n\n{what}\n\nPublished: {source.home}. Default template: {source.template}.\n\n"
+        f"Files in the annotation folder, by split:\n\n{splits}\n\nForm: {form}"
+    )
+
+
+def _file(source: Source) -> str:
+    return " or ".join(source.names) + ("" if source.required else " (optional)")
 
 
 @cache

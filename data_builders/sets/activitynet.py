@@ -10,7 +10,8 @@ from data_builders.sets import AnnotationSet, Source
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
-    """JSON of the form that `sentences` reads, durations within it or in ``durations.json``.
+    """JSON ``{video: {duration, timestamps: [[s, e], ...], sentences: [...]}}``, times in seconds; durations within it
+    or in ``durations.json``.
 
     Pitfalls: sentences carry leading blanks; times are partly integers; training has 2 reversed and 2 empty intervals
     and 29 ends past the duration; val_2 is what others call test.
@@ -60,6 +61,7 @@ def sentences(
         for k, (times, sentence) in enumerate(zip(entry["timestamps"], entry["sentences"], strict=True)):
             yield record(
                 f"{where}, sentence {k}",
+                {"query": f"sentences[{k}]", "intervals.0": f"timestamps[{k}]"},
                 key=f"{video}/{k}",
                 video=video,
                 query=sentence,

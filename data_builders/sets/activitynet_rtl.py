@@ -36,7 +36,7 @@ def _generated(path: Path) -> Entries:
                 if problem := flaw(pair, ("q", "a")):
                     yield Problem(place, problem)
                 else:
-                    yield _answered(place, f"{video}/{k}", video, pair["q"], pair["a"], entry.get("duration"), {})
+                    yield _answered(place, f"{video}/{k}", video, pair["q"], pair["a"], entry.get("duration"), {}, "q")
 
 
 def _annotated(path: Path) -> Entries:
@@ -61,13 +61,21 @@ def _annotated(path: Path) -> Entries:
 
 
 def _answered(
-    where: str, key: str, video: Any, question: Any, answer: Any, duration: Any, extra: dict[str, Any]
+    where: str,
+    key: str,
+    video: Any,
+    question: Any,
+    answer: Any,
+    duration: Any,
+    extra: dict[str, Any],
+    name: str = "question",
 ) -> Record | Problem:
     times = TIME.findall(answer) if isinstance(answer, str) else []
     if len(times) < 2:
         return Problem(where, f"answer: needs two times in angle brackets, has {len(times)}, found {answer!r:.60}")
     return record(
         where,
+        {"query": name},
         key=key,
         video=video,
         query=question,

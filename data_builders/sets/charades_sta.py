@@ -9,7 +9,7 @@ from data_builders.sets.activitynet import known_durations, sentences
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
-    """Text lines ``VIDEO start end##sentence``, or JSON of the form that `activitynet.sentences` reads.
+    """Text lines ``VIDEO start end##sentence``, or JSON ``{video: {duration, timestamps: [[s, e], ...], sentences}}``.
 
     Pitfalls: 14 % of the training intervals end after the video, 4 are reversed; the text form has no durations: a
     ``durations.json`` beside it says them, or the list of videos that Charades is published with

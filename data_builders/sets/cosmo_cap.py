@@ -9,7 +9,7 @@ from data_builders.sets import AnnotationSet, Source
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
-    """JSON lines of the form that `spans` reads.
+    """JSON lines ``{vid, query, span: [s, e], duration}``, whose videos are ``<vid>.mp4``.
 
     Pitfalls: the largest of the sets, whose rows share videos: they are told apart by their number within the video.
     """
@@ -27,6 +27,7 @@ def spans(path: Path) -> Entries:
         counts[vid] += 1
         yield record(
             f"line {number} ({vid})",
+            {"video": "vid", "intervals.0": "span"},
             key=f"{vid}/{counts[vid] - 1}",
             video=f"{vid}.mp4",
             query=entry["query"],

@@ -42,6 +42,7 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
         first, last = (sum(column) / len(times) for column in zip(*times, strict=True))
         yield record(
             where,
+            {"query": "description"},
             key=f"{stem}/{counts[stem] - 1}",
             video=f"{stem}.mp4",
             query=entry["description"],

@@ -44,7 +44,7 @@ KNOWN = (*PASSED, "start", "end", "id", "tube")
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
-    """Lines as the module describes them.
+    """Lines of the fields that are listed above.
 
     Pitfalls: a misspelt field would be an annotation lost, so an unknown one is a problem; no interval at all is read
     as a split without ground truth, and it is for the builder to refuse that where it trains.
@@ -64,11 +64,13 @@ def _lines(path: Path) -> Entries:
             yield Problem(where, problem)
             continue
         fields = {name: line[name] for name in PASSED if name in line}
+        names = {}
         if "start" in line:
             fields["intervals"] = ((line["start"], line["end"]),)
+            names = {"intervals.0.0": "start", "intervals.0.1": "end"}
         if "tube" in line:
             fields["tube"] = _tube(line["tube"])
-        yield record(where, key=str(line["id"]) if "id" in line else f"{video}/{count}", **fields)
+        yield record(where, names, key=str(line["id"]) if "id" in line else f"{video}/{count}", **fields)
 
 
 def _flaw(line: dict) -> str | None:
@@ -95,7 +97,7 @@ def _tube(found: Any) -> Any:
 SETS = (
     AnnotationSet(
         "generic",
-        "Your own set: JSON lines with video, query, start, end and more; its module says which fields there are",
+        "Your own set: JSON lines with video, query, start, end and more; its help lists the fields",
         "your own files",
         {split: (Source((f"{split}.jsonl",)),) for split in ("train", "val", "test")},
         read,

@@ -48,6 +48,12 @@ def _annotated(where: str, video: str, entry: Mapping[str, Any]) -> Record | Pro
         return Problem(where, f"img_size: not [height, width, ...], found {size!r:.60}")
     return record(
         where,
+        {
+            "query": "English" if "English" in entry else "caption",
+            "intervals.0.0": "st_time",
+            "intervals.0.1": "ed_time",
+            "tube.boxes": "bbox",
+        },
         key=video,
         video=video,
         query=entry.get("English", entry.get("caption")),

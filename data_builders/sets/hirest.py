@@ -11,7 +11,9 @@ from data_builders.sets import AnnotationSet, Source
 
 
 def read_moments(files: tuple[Path | None, ...], split: str) -> Entries:
-    """One record for every video of a goal that has a moment for it, its ``bounds``; see `_videos` for the form.
+    """JSON ``{goal: {video file: {relevant, clip, v_duration, bounds: [s, e], steps: [...]}}}``.
+
+    One record for every video of a goal that has a moment for it, its ``bounds``.
 
     Pitfalls: videos that are not ``relevant``, or of which no ``clip`` answers the goal, say bounds [0, 0] and are no
     annotated queries: they are passed over. A video may stand under several goals. The test split has the placeholder
@@ -24,6 +26,7 @@ def read_moments(files: tuple[Path | None, ...], split: str) -> Entries:
         where, goal, video, occurrence, entry = place
         yield record(
             where,
+            {"query": "goal", "intervals.0": "bounds", "duration": "v_duration"},
             key=f"{video}/{occurrence}",
             video=video,
             query=goal,
@@ -33,7 +36,9 @@ def read_moments(files: tuple[Path | None, ...], split: str) -> Entries:
 
 
 def read_steps(files: tuple[Path | None, ...], split: str) -> Entries:
-    """One record for every step of a moment, its ``absolute_bounds``, in seconds of the video; see `_videos`.
+    """JSON ``{goal: {video file: {relevant, clip, v_duration, steps: [{heading, absolute_bounds: [s, e]}, ...]}}}``.
+
+    One record for every step of a moment, its ``absolute_bounds``, in seconds of the video.
 
     Pitfalls: many moments have no steps; 15 training and 3 validation steps are empty or end after the video and stay
     as they are; the sentence is ``heading``, the goal is kept as an extra. The test split has its steps in a file of
@@ -59,6 +64,7 @@ def read_steps(files: tuple[Path | None, ...], split: str) -> Entries:
                 continue
             yield record(
                 f"{where}, step {k}",
+                {"query": "heading", "intervals.0": "absolute_bounds", "duration": "v_duration"},
                 key=f"{video}/{occurrence}/{k}",
                 video=video,
                 query=step["heading"],

@@ -8,7 +8,7 @@ from data_builders.sets.cosmo_cap import spans
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
-    """JSON lines of the form that `cosmo_cap.spans` reads.
+    """JSON lines ``{vid, query, span: [s, e], duration}``, whose videos are ``<vid>.mp4``.
 
     Pitfalls: the videos are cropped already (``videos_crop_3fps_480_noaudio/<vid>.mp4``), spans and durations are those
     of the crop, and so there is no clip; VideoMind leaves out rows whose video is not on its disk, here all are read.

@@ -42,6 +42,9 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
             yield from _video(video, entry, lambda one: _fetched(store, places.get(one)))
 
 
+_NAMES = {"query": "exp"}
+
+
 def _video(video: str, entry: Any, fetch: Callable[[str], Any] | None) -> Entries:
     where = f"video {video!r}"
     if not isinstance(entry, dict):
@@ -68,7 +71,7 @@ def _record(
     fields: dict[str, Any] = {"key": f"{video}/{number}", "video": video, "query": expression.get("exp")}
     extra: dict[str, Any] = {"expression": number, "num_frames": len(frames)}
     if not fetch:
-        return record(where, **fields, extra=extra)
+        return record(where, _NAMES, **fields, extra=extra)
     for name in ("obj_id", "anno_id"):
         if (ids := _ids(expression.get(name))) is None:
             return Problem(where, f"{name}: no list of numbers, found {expression.get(name)!r:.60}")
@@ -84,7 +87,7 @@ def _record(
     masks = tuple(map(_joined, zip(*tracks.values(), strict=True))) if tracks else (None,) * len(frames)
     seen = [frame for frame, mask in enumerate(masks) if mask]
     times = ((seen[0], seen[-1] + 1),) if seen else ()
-    return record(where, **fields, unit="frames", intervals=times, masks=masks, extra=extra)
+    return record(where, _NAMES, **fields, unit="frames", intervals=times, masks=masks, extra=extra)
 
 
 def _joined(masks: tuple[dict | None, ...]) -> dict | None:

@@ -15,7 +15,8 @@ LISTED = ("video", "question", "options", "glue", "answer")
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
-    """Questions of a CSV file with segments and video names beside it, or VideoChat-R1's JSON list of both.
+    """Questions of a CSV file (``video_id, qid, question, answer, a0`` to ``a4, type``) with segments and video names
+    beside it, or VideoChat-R1's JSON list of both (``video, question, options, glue, answer``).
 
     Pitfalls: the CSV gives the answer as text, and the first equal option is taken (``matching_options`` counts them:
     2 for one test question); 36 test segments start at -0.1 or -0.2 and 3 of val end after the duration, which is in
@@ -55,6 +56,13 @@ def _questions(path: Path, segments: Path, names: Path) -> Entries:
                 continue
             yield record(
                 where,
+                {
+                    "video": f"{names.name}: {video}",
+                    "query": "question",
+                    "intervals": f"{segments.name}: location",
+                    "duration": f"{segments.name}: duration",
+                    **{f"options.{k}": name for k, name in enumerate(OPTIONS)},
+                },
                 key=f"{video}/{qid}",
                 video=mapped[video],
                 query=row["question"],
@@ -94,6 +102,7 @@ def _listed(items: Iterator[tuple[int, Any]]) -> Entries:
         else:
             yield record(
                 where,
+                {"query": "question", "intervals": "glue"},
                 key=f"{item['video']}/{count}",
                 video=item["video"],
                 query=item["question"],

@@ -36,6 +36,7 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
                 continue
             yield record(
                 f"{where}, sentence {k}",
+                {"query": f"captions[{k}]", "intervals.0": f"times[{k}]"},
                 key=f"{video}/{k}",
                 video=f"{video}.mp4",
                 query=" ".join(words),

@@ -35,6 +35,7 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
             continue
         yield record(
             where,
+            {"video": "vid", "intervals": "relevant_windows"},
             key=f"{entry['vid']}/{entry['qid']}",
             video=f"{entry['vid']}.mp4",
             query=entry["query"],

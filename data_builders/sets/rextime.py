@@ -8,7 +8,8 @@ from data_builders.sets import AnnotationSet, Source
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
-    """A JSON list of questions with ``span`` in seconds and the letter ``ans``, or the JSON lines of ReXTime's script.
+    """A JSON list of ``{qid, vid, question, options, span: [s, e], ans, duration, ...}``, ``ans`` being a letter; or
+    the JSON lines of ReXTime's script, ``{qid, query, duration, vid, relevant_windows: [[s, e]], ans}``.
 
     ``rextime_val.jsonl``, the truth that the benchmark's script takes, has the questions without their options: its
     rows ask for times (``--template videotg_r1``), and keep the letter for submissions that have one. Pitfalls of
@@ -29,6 +30,7 @@ def _truths(path: Path) -> Entries:
             continue
         yield record(
             f"line {number} ({entry['qid']})",
+            {"key": "qid", "video": "vid", "intervals": "relevant_windows", "answer": "ans"},
             key=entry["qid"],
             video=entry["vid"],
             query=entry["query"],
@@ -52,6 +54,7 @@ def _questions(path: Path, split: str) -> Entries:
             continue
         yield record(
             where,
+            {"key": "qid", "video": "vid", "query": "question", "intervals.0": "span", "answer": "ans"},
             key=entry["qid"],
             video=entry["vid"],
             query=entry["question"],

@@ -9,7 +9,10 @@ from data_builders.sets import AnnotationSet, Source
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
-    """VideoMind's JSON lines, or 2D-TAN's JSON object (a file that ends in ``.json``).
+    """JSON lines of VideoMind, ``{vid, query, duration, relevant_windows: [[s, e]]}`` with exactly one window.
+
+    Or, in a file that ends in ``.json``, JSON of 2D-TAN, ``{"<vid>.avi": {timestamps: [[first, last], ...], sentences,
+    fps, num_frames}}`` with timestamps in frames.
 
     Pitfalls of both: the video of an id is that of one camera of several, ``<id>-cam-002.mp4``; sentences occur more
     than once in a video, with other times. The two hold different selections of sentences, so the same number within
@@ -35,6 +38,7 @@ def _of_lines(path: Path) -> Entries:
             continue
         yield record(
             where,
+            {"intervals": "relevant_windows"},
             key=f"{vid}/{counts[vid] - 1}",
             video=f"{vid}-cam-002.mp4",
             query=entry["query"],
@@ -65,6 +69,7 @@ def _of_videos(path: Path) -> Entries:
             numbers = isinstance(span, list) and all(map(is_number, span))
             yield record(
                 f"{where}, sentence {k}",
+                {"query": f"sentences[{k}]", "intervals.0": f"timestamps[{k}]"},
                 key=f"{vid}/{k}",
                 video=f"{vid}-cam-002.mp4",
                 query=sentence,

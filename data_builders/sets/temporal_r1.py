@@ -25,14 +25,15 @@ STRATEGY = re.compile(r"all|(first|end|random):(\d{1,12})(%?)", re.ASCII)
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
     """YAML with ``datasets``, each with ``json_path`` (beside the YAML if relative), ``data_folder`` and, if not all
     of it is wanted, ``sampling_strategy``: ``first:N``, ``end:N`` or ``random:N``, N also in ``%``, rounded up. Or one
-    such ``.json`` or ``.jsonl`` by itself. Videos, and ``data_folder``, are relative to the video root.
+    such ``.json`` or ``.jsonl`` by itself. An item of a list is ``{dataset, video, problem, solution: [s, e],
+    video_length}``. Videos, and ``data_folder``, are relative to the video root.
 
     Pitfalls: ``solution`` is in fractions of the video, here multiplied by ``video_length`` and kept as
     ``solution_start`` and ``solution_end``; without a length (charades_train only, any other source needs one)
     ``intervals`` are the fractions, until the file has been measured; fractions above 1 occur; ``problem`` is the whole
     user text. The original takes every folder by the ``dataset`` of a list's first item and cannot draw at random;
     here a list may mix sources, ``data_folder`` belongs to its list, and random lines come in the list's order, from
-    `SEED`.
+    a fixed seed.
     """
     (path,) = files
     if path.suffix in (".yaml", ".yml"):
@@ -114,6 +115,7 @@ def _item(where: str, key: str, folder: str, item: dict) -> Record | Problem:
     video = item["video"]
     return record(
         where,
+        {"query": "problem", "prompt": "problem", "intervals.0": "solution"},
         key=key,
         video=posixpath.join(folder, video) if isinstance(video, str) else video,
         query=item["problem"],

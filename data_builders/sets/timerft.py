@@ -34,6 +34,7 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
             continue
         yield record(
             where,
+            {"query": "sentence", "intervals.0": "timestamp"},
             key=f"{video}/{counts[video] - 1}",
             video=video,
             query=entry["sentence"],

@@ -38,6 +38,7 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
         part = (entry["start"], entry["end"])
         yield record(
             where,
+            {"query": "question", "clip.0": "start", "clip.1": "end"},
             key=f"{video}/{counts[video] - 1}",
             video=video,
             query=entry["question"],

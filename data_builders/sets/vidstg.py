@@ -20,7 +20,8 @@ _KINDS = {"captions": "declarative", "questions": "interrogative"}
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:
-    """JSON list of relations with captions and questions; boxes from VidOR's ``<group>/<vid>.json``, a folder.
+    """JSON list of ``{vid, fps, used_segment, temporal_gt, captions, questions, ...}``, spans being
+    ``{begin_fid, end_fid}``; boxes from VidOR's ``<group>/<vid>.json``, a folder.
 
     Pitfalls: frames are those of the whole video, and the video is shown from ``used_segment.begin_fid`` to
     ``end_fid``, both included, so that times are counted from there; ``temporal_gt.end_fid`` is not included; the frame
@@ -98,6 +99,7 @@ def _record(where: str, key: str, entry: dict, sentence: Any, kind: str, file: P
     fps, relation = entry["fps"], entry.get("used_relation")
     return record(
         where,
+        {"query": "description"},
         key=key,
         video=f"{file.parent.name}/{file.stem}",
         query=sentence.get("description"),

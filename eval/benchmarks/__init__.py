@@ -22,6 +22,9 @@ from eval.benchmarks.temporal import Values
 from eval.benchmarks.tubes import Library, Script
 
 KINDS = ("intervals", "tubes", "masks", "questions")
+SORTS = {"words": "words of the query"}
+"""Fields of the annotation by which the results of any set are grouped, with the group's name: ``words`` says whether
+what a query is about was common in training (``common``) or not (``rare``, or a set's own name for it)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Benchmark:
         template: of the evaluation prompt, of `data_builders.templates`.
         published: number of rows by split, so that a part of a benchmark does not pass for it.
         scripts: of papers that tubes are scored with as well.
-        sorts: fields of the annotation by which results are grouped, with the group's name.
+        sorts: fields of the annotation by which results are grouped as well, with the group's name.
         counts: whether a row is of the benchmark; the set may hold more.
     """
 

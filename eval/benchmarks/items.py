@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_builders.objects.boxes import annotated_size
 from eval.metrics.answers import read_option
@@ -23,8 +22,9 @@ from eval.metrics.tubes import as_arrays, from_seconds
 from reward_fns import parsing, stvg_boxes, stvg_r1, temporal_r1, time_r1, videochat_r1
 from verl_stvg.answers import Answer
 from verl_stvg.reward import find_recipe
-from verl_stvg.row_shape import FAR, row_shape_problems
-from verl_stvg.video.build import entries_of, root_of
+from verl_stvg.row_files import batches_in, open_rows
+from verl_stvg.row_shape import FAR, columns_are_sound, row_shape_problems
+from verl_stvg.video.build import are_plain, entries_of, root_of
 from verl_stvg.video.clock import FrameClock
 
 Interval = tuple[float, float]
@@ -216,7 +216,7 @@ def read_rows(files: Iterable[Path], video_root: str | Path | None = None) -> It
         if not file.is_file():
             raise ValueError(f"{file}: no such file of rows; build the rows first, or correct the path")
         root = root_of(file.resolve(), video_root)
-        with pq.ParquetFile(file) as table:
+        with open_rows(file) as table:
             names = table.schema_arrow.names
             if missing := [name for name in ("data_source", "reward_model", "extra_info") if name not in names]:
                 raise ValueError(
@@ -228,7 +228,7 @@ def read_rows(files: Iterable[Path], video_root: str | Path | None = None) -> It
             if "videos" in names and "videos.list.element.video" not in paths:
                 columns.append("videos")  # of another form, or written with another name of what is in a list
             number = 0
-            for batch in table.iter_batches(_BATCH, columns=columns):
+            for batch in batches_in(table, file, columns, _BATCH):
                 yield from _rows(batch, root, file, number)
                 number += len(batch)
 
@@ -246,39 +246,73 @@ def _has(kind: pa.DataType, name: str) -> bool:
     return pa.types.is_struct(kind) and kind.get_field_index(name) >= 0
 
 
+class _Row(dict):
+    """A row of `read_rows`: the entries of its ``videos`` are as `entries_of` gives them."""
+
+
 def _rows(batch: pa.RecordBatch, root: Path, file: Path, number: int) -> Iterator[dict]:
     """Rows of a batch, the first of which has this number in its file."""
-    videos = batch.column("videos").to_pylist() if "videos" in batch.schema.names else [None] * len(batch)
-    truths = _fields(batch.column("reward_model").field("ground_truth"))
-    infos = _fields(batch.column("extra_info"))
-    sources = batch.column("data_source").to_pylist()
-    for place, (source, video, truth, info) in enumerate(zip(sources, videos, truths, infos, strict=True), number):
-        known = truth if isinstance(truth.get("boxes"), list) else {**truth, "boxes": None}  # arrays are sound
-        asked = {"data_source": source, "prompt": [], "reward_model": {"ground_truth": known}, "extra_info": info}
-        if wrong := row_shape_problems(asked):
-            raise ValueError(f"{file}: row {place}: {wrong[0]}")
-        entries = entries_of(video, where=f"{file}: row {place}")
+    truths, infos = _columns(batch.column("reward_model").field("ground_truth")), _columns(batch.column("extra_info"))
+    looked = {name: values for name, values in truths.items() if name != "boxes" or not _are_boxes(values)}  # sound
+    sound = columns_are_sound(batch.column("data_source"), looked, infos)
+    sources, videos = batch.column("data_source").to_pylist(), _videos(batch, root, file, number)
+    rows = zip(sources, videos, _values(truths), _values(infos), strict=True)
+    for place, (source, entries, truth, info) in enumerate(rows, number):
+        if not sound:
+            _check(source, truth, info, f"{file}: row {place}")
+        yield _Row(data_source=source, videos=entries, reward_model={"ground_truth": truth}, extra_info=info)
+
+
+def _videos(batch: pa.RecordBatch, root: Path, file: Path, number: int) -> Iterator[list[dict]]:
+    """Entries of the videos of each row, paths of track files absolute."""
+    column = batch.column("videos") if "videos" in batch.schema.names else pa.nulls(len(batch))
+    if (names := _only_names(column)) is not None and are_plain(names):
+        yield from ([{"video": name}] for name in names)
+        return
+    for place, videos in enumerate(column.to_pylist(), number):
+        entries = entries_of(videos, where=f"{file}: row {place}")
         for entry in entries:
             if "tracks" in entry:
                 entry["tracks"] = str(root / entry["tracks"])
-        yield {"data_source": source, "videos": entries, "reward_model": {"ground_truth": truth}, "extra_info": info}
+        yield entries
 
 
-def _fields(column: pa.StructArray) -> Iterator[dict]:
-    """Structs as dictionaries, boxes as arrays (T, 4)."""
-    columns = {}
-    for index, kind in enumerate(column.type):
-        values = column.field(index)
+def _only_names(videos: pa.Array) -> list[str] | None:
+    """Names of videos where each row has one video, and nothing more of it is known; else None."""
+    if not pa.types.is_list(videos.type) or not pa.types.is_struct(videos.type.value_type) or videos.null_count:
+        return None
+    entries = videos.flatten()
+    if entries.null_count or videos.value_lengths().unique().to_pylist() != [1]:
+        return None
+    known = [name for name, values in _columns(entries).items() if values.null_count < len(values)]
+    return entries.field("video").to_pylist() if known == ["video"] else None
+
+
+def _check(source: object, truth: dict, info: dict, where: str) -> None:
+    known = truth if isinstance(truth.get("boxes"), list) else {**truth, "boxes": None}  # arrays are sound
+    asked = {"data_source": source, "prompt": [], "reward_model": {"ground_truth": known}, "extra_info": info}
+    if wrong := row_shape_problems(asked):
+        raise ValueError(f"{where}: {wrong[0]}")
+
+
+def _columns(structs: pa.StructArray) -> dict[str, pa.Array]:
+    return {kind.name: structs.field(index) for index, kind in enumerate(structs.type)}
+
+
+def _values(columns: Mapping[str, pa.Array]) -> Iterator[dict]:
+    """Rows of columns as dictionaries, boxes as arrays (T, 4)."""
+    found = {}
+    for name, values in columns.items():
         if values.null_count == len(values):  # half of the columns of most sets
-            columns[kind.name] = [None] * len(values)
+            found[name] = [None] * len(values)
         else:
-            columns[kind.name] = _boxes(values) if _are_boxes(kind, values) else values.to_pylist()
-    return (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+            found[name] = _boxes(values) if name == "boxes" and _are_boxes(values) else values.to_pylist()
+    return (dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True))
 
 
-def _are_boxes(kind: pa.Field, values: pa.Array) -> bool:
+def _are_boxes(values: pa.Array) -> bool:
     """Whether a column is the boxes of tubes as `verl-stvg build` writes them, four finite numbers each."""
-    if kind.name != "boxes" or kind.type != pa.list_(pa.list_(pa.float32())):
+    if values.type != pa.list_(pa.list_(pa.float32())):
         return False
     sides = values.values.values
     lengths = np.diff(_numbers(values.values.offsets, np.int32))
@@ -317,7 +351,8 @@ def item_of(row: Mapping[str, Any]) -> Item:
     uid = info.get("uid") or truth.get("uid")
     if not uid or not info.get("duration"):
         raise ValueError(f"row {uid or info.get('index')!r} has no uid or no duration; build the rows again")
-    video = (entries_of(row.get("videos"), where=f"row {uid}") or ({},))[0]
+    entries = row["videos"] if type(row) is _Row else entries_of(row.get("videos"), where=f"row {uid}")
+    video = entries[0] if entries else {}
     source = row["data_source"]
     boxes, size = truth.get("boxes"), (info.get("width"), info.get("height"))
     item = Item(

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from eval.benchmarks.items import Item, Prediction
-from eval.benchmarks.temporal import Values, intervals, set_iou, truths
+from eval.benchmarks.temporal import Values, as_intervals, intervals, read_leniently, set_iou, truths
 from eval.metrics import videomind
-from eval.metrics.answers import check_ans
+from eval.metrics.answers import check_ans, read_option
 from eval.metrics.gqa import grounded_qa
 from eval.metrics.temporal import reaches
 from reward_fns import videochat_r1
@@ -71,7 +71,32 @@ def variants(items: Sequence[Item], said: Sequence[Prediction | None], texts: Se
         right = np.array([_videomind_right(*one) for one in three])
         found |= {"Acc@QA": right.astype(float), "Acc@GQA": (right & (iop >= np.float32(0.5))).astype(float)}
         found["Acc@IoU"] = (right & (iou >= np.float32(0.5))).astype(float)
-    return table | {f"{name} (VideoMind)": one.astype(float) for name, one in found.items()}
+    table |= {f"{name} (VideoMind)": one.astype(float) for name, one in found.items()}
+    return table | lenient(items, said, texts)
+
+
+def lenient(items: Sequence[Item], said: Sequence[Prediction | None], texts: Sequence[str | None]) -> Values:
+    """Return the table with what `lenient.read_time` reads where no time was read, per item; nothing if it reads none.
+
+    A time that was read stands, because prompts of this kind ask for it outside of the answer's block. The option is
+    the one that was read, or, where nothing could be, what `answers.read_option` reads in the reply.
+    """
+    strict = [one.interval if one is not None else None for one in said]
+    times = [time or found for time, found in zip(strict, read_leniently(said, texts) or strict, strict=True)]
+    if times == strict:
+        return {}
+    options = [
+        one.option if one is not None else read_option(text, item.num_options) if text and item.num_options else None
+        for item, one, text in zip(items, said, texts, strict=True)
+    ]
+    pairs = zip(items, options, strict=True)
+    right = np.array([option is not None and option == item.answer for item, option in pairs])
+    values = grounded_qa(as_intervals(times), truths(items), right)
+    table = {"mIoU": values["IoU"]} | {f"IoU@{m:g}": reaches(values["IoU"], m).astype(float) for m in THRESHOLDS}
+    table |= _precision(values["IoP"])
+    if asked(items, said):
+        table |= {name: values[name] for name in ("Acc@QA", "Acc@GQA", "Acc@IoU")}
+    return {f"{name} (lenient)": found for name, found in table.items()}
 
 
 def _is_videochat(item: Item) -> bool:

@@ -11,6 +11,7 @@ compared within the answered time. Boxes without a time answer the frames that t
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ from reward_fns.measures import set_f1
 from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.tracks import TrackError, Tracks, find_track, load
 
+HELD_MASKS = 500_000
+"""Masks of track files that are held at once, about 0.3 GB."""
 _FAR = 1e9  # seconds; beyond it only the number of digits grows
 
 Frames = tuple[int, int]
@@ -44,6 +47,11 @@ class Objects:
 
     tracks: Tracks
     _boxes: dict[int, dict[int, Box]] = field(default_factory=dict)
+
+    @cached_property
+    def num_masks(self) -> int:
+        """Masks of all objects in all frames."""
+        return sum(len(track.masks) for track in self.tracks.tracks)
 
     def of(self, object_id: int) -> dict[int, Box]:
         """Boxes of an object by frame; none if there is no such object."""
@@ -80,14 +88,16 @@ def _boxes(masks: Mapping[int, Mapping]) -> dict[int, Box]:
 
 @dataclass
 class Library:
-    """Track files of a benchmark's videos, the last one held, because rows of a video lie together.
+    """Track files of a benchmark's videos. Scores are made in several passes over the rows, so those that were asked
+    for last are held, as many as have `HELD_MASKS` masks together.
 
     Attributes:
         folder: of the track files; None takes those that the rows name.
     """
 
     folder: Path | None = None
-    _held: tuple[Path, Objects] | None = None
+    _held: dict[Path, Objects] = field(default_factory=dict)
+    _masks: int = 0
 
     def knows(self, item: Item) -> bool:
         """Whether an item has a track file to look for."""
@@ -107,12 +117,17 @@ class Library:
             ValueError: the file cannot be read, or is of another video; the message names the row.
         """
         path = self.path(item)
-        if self._held is None or self._held[0] != path:
+        found = self._held.pop(path, None)
+        if found is None:
             try:
-                self._held = path, Objects(load(path))
+                found = Objects(load(path))
             except ValueError as error:
                 raise ValueError(f"row {item.uid}: {error}") from error
-        tracks = self._held[1].tracks
+            self._masks += found.num_masks
+        self._held[path] = found
+        while len(self._held) > 1 and self._masks > HELD_MASKS:
+            self._masks -= self._held.pop(next(iter(self._held))).num_masks
+        tracks = found.tracks
         if item.size is not None and (tracks.width, tracks.height) != item.size:
             raise ValueError(
                 f"row {item.uid}: {path} is of a video of {tracks.width}x{tracks.height}, the row's has "
@@ -128,7 +143,7 @@ class Library:
                     f"row {item.uid}: {path}: {error}, or, if the row is older than the video or this program, build "
                     "the rows again"
                 ) from error
-        return self._held[1]
+        return found
 
 
 # --- clean ------------------------------------------------------------------------------------------------------------

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from verl_stvg import nesting
 from verl_stvg.parallel import work
+from verl_stvg.row_files import rows_in
 from verl_stvg.video.cache import CacheError, hash_file
 from verl_stvg.video.decode import VideoInfo
 from verl_stvg.video.identity import identity
@@ -31,6 +30,8 @@ PLAN_KEYS = (
     *("video_start", "video_end"),
 )
 """Keys of an entry of ``videos`` that `plan_video` knows."""
+PART_KEYS = ("video_start", "video_end")
+"""Those of them that say what is shown; the others say how."""
 MARK_KEYS = ("tracks", "marker_style")
 """Keys that say which IDs are drawn on the frames, and how."""
 MASK_KEYS = ("hidden", "shown")
@@ -150,6 +151,26 @@ def entry_of(video: object) -> dict:
     return entry
 
 
+def refit(entry: dict, fit: Mapping | None) -> dict:
+    """An entry as `entry_of` has it, planned by a fit's keys instead of its own; what is shown, and drawn, stays.
+
+    Args:
+        entry: see `entry_of`.
+        fit: keys of `PLAN_KEYS` with values, see `verl_stvg.fit`; nothing leaves the entry as it is.
+
+    Raises:
+        ValueError: the entry masks temporal units, which count in its own plan.
+    """
+    if not fit:
+        return entry
+    if masked := [key for key in MASK_KEYS if key in entry]:
+        raise ValueError(
+            f"{' and '.join(masked)} of the row count the temporal units of its own plan, which a fit replaces; leave "
+            "the fit out, or take these rows out"
+        )
+    return {key: entry[key] for key in entry if key not in PLAN_KEYS or key in PART_KEYS} | dict(fit)
+
+
 def _unknown(key: str) -> str:
     near = difflib.get_close_matches(key, VIDEO_KEYS, 1)
     return f"{key!r} is no key of a video; " + (
@@ -216,25 +237,36 @@ def which(place: int, count: int) -> str:
     return f"{VIDEO_COLUMN}[{place}]: " if count > 1 else ""
 
 
-def entries_of(videos: object, root: str | Path | None = None, where: str = "") -> list[dict]:
+def entries_of(
+    videos: object, root: str | Path | None = None, where: str = "", fit: Mapping | None = None
+) -> list[dict]:
     """All entries of a row's ``videos``, each as `entry_of` has it.
 
     Args:
         videos: of a row; None for none.
         root: folder that relative paths start from, see `located`; None leaves paths as they are.
         where: file and row, with which a message begins.
+        fit: see `refit`.
 
     Raises:
-        ValueError: see `entry_of`; of several videos it says which.
+        ValueError: see `entry_of` and `refit`; of several videos it says which.
     """
     where = f"{where}: " if where else ""
     videos, found = listed(videos, where), []
     for place, video in enumerate(videos):
         try:
-            found.append(entry_of(video) if root is None else located(video, root))
+            found.append(refit(entry_of(video) if root is None else located(video, root), fit))
         except ValueError as error:
             raise ValueError(f"{where}{which(place, len(videos))}{error}") from error
     return found
+
+
+def are_plain(names: Sequence[object]) -> bool:
+    """Whether `entry_of` finds nothing wrong with any of these names of videos, seen at once; False: look at each."""
+    if not all(type(name) is str and 0 < len(name) < _SHORT for name in names):
+        return False
+    joined = "\n".join(names)
+    return "://" not in joined and "\0" not in joined
 
 
 def root_of(file: Path, given: str | Path | None = None) -> Path:
@@ -263,27 +295,29 @@ def _named_root(manifest: Path) -> str | None:
     return root
 
 
-def read_jobs(files: Iterable[str | Path], video_root: str | Path | None = None, patch: int = PATCH) -> list[Job]:
+def read_jobs(
+    files: Iterable[str | Path],
+    video_root: str | Path | None = None,
+    patch: int = PATCH,
+    fit: Mapping | None = None,
+) -> list[Job]:
     """Every distinct video and plan of the rows, in their order; a row whose videos are none (`entry_of`) is one, too.
 
     Args:
         files: parquet files with a column ``videos``, as `verl_stvg.dataset` reads them.
         video_root: see `root_of`.
         patch: of the model, see `plan_video`.
+        fit: see `refit`.
 
     Raises:
-        ValueError: a missing file, or one without the column.
+        ValueError: a missing file, one that is no parquet file, or one without the column.
     """
     jobs: dict[Job, None] = {}
     for file in map(Path, files):
-        if not file.is_file():
-            raise ValueError(f"{file}: no such file; build the rows first, or correct the path")
-        if VIDEO_COLUMN not in pq.read_schema(file).names:
-            raise ValueError(f"{file}: has no column {VIDEO_COLUMN!r}; build the rows again")
         root = root_of(file, video_root)
-        for number, videos in enumerate(pq.read_table(file, columns=[VIDEO_COLUMN])[VIDEO_COLUMN].to_pylist()):
+        for number, row in enumerate(rows_in(file, (VIDEO_COLUMN,), (VIDEO_COLUMN,))):
             try:
-                entries = entries_of(videos, root, f"{file}: row {number}")
+                entries = entries_of(row[VIDEO_COLUMN], root, f"{file}: row {number}", fit)
             except ValueError as error:
                 jobs[Job("", (), str(error))] = None
                 continue

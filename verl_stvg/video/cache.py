@@ -37,7 +37,8 @@ from typing import BinaryIO
 import numpy as np
 import xxhash
 
-from verl_stvg.video.decode import VideoError
+from verl_stvg.video.content import hash_file
+from verl_stvg.video.film import VideoError
 from verl_stvg.video.identity import identity
 from verl_stvg.video.plan import SamplingPlan
 
@@ -487,15 +488,6 @@ def _sync_folder(folder: Path) -> None:
 
 
 # --- the index of videos: one small file each, named by path and identity of the video, holding the hash of its bytes
-
-
-def hash_file(path: str) -> str:
-    """Hash of a file's bytes: 32 hexadecimal digits (XXH3, 128 bits)."""
-    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(2**20))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
 
 
 def _read_record(record: Path) -> str | None:

@@ -18,6 +18,8 @@ Nor does it take all the memory: its address space is bounded while it works on 
 
 import json
 import logging
+import math
+import mmap
 import os
 import queue
 import re
@@ -37,7 +39,9 @@ import av
 import numpy as np
 
 from verl_stvg import python
+from verl_stvg.video.content import Hashed
 from verl_stvg.video.decode import (
+    Blocks,
     DecoderError,
     VideoError,
     VideoInfo,
@@ -47,6 +51,7 @@ from verl_stvg.video.decode import (
     read_frames,
 )
 from verl_stvg.video.film import MAX_AREA, TimelessVideo
+from verl_stvg.video.packets import open_file
 from verl_stvg.video.plan import SamplingPlan
 
 logger = logging.getLogger(__name__)
@@ -58,6 +63,8 @@ MEMORY = 4 * 2**30 + 80 * 2**20 * (os.cpu_count() or 1)
 
 16 reference pictures of 4K take 0.2 GiB, of `MAX_AREA` 1.5 GiB. Threads reserve more than they use.
 """
+SHARED = 2**24
+"""Bytes of the memory that frames of a block come through; more only where one frame is larger."""
 _DISK_RATE = 20e6  # bytes per second that the slowest disk or network reads
 _SLOW_RATE = 64e6  # pixels per second that any machine decodes
 _LEAST_AREA = 2**16  # pixels; smaller pictures take as long, for the calls around them
@@ -189,6 +196,16 @@ class Decoder:
         """
         return VideoInfo.of(self._call({"path": os.path.abspath(path)})["info"])
 
+    def examine(self, path: str | Path) -> tuple[VideoInfo, str]:
+        """`probe`, and the hash of the file's bytes (`verl_stvg.video.content`); the file is opened once for both.
+
+        Raises:
+            VideoError: the video cannot be used, crashes the decoder, takes too long or too much memory.
+            DecoderError: the decoder cannot be used at all.
+        """
+        answer = self._call({"path": os.path.abspath(path), "content": True})
+        return VideoInfo.of(answer["info"]), answer["content"]
+
     def read(self, path: str | Path, plan: SamplingPlan, needs: tuple[float, float] | None = None) -> np.ndarray:
         """`verl_stvg.video.decode.read_frames` in a child: uint8 array (T, H, W, 3).
 
@@ -212,6 +229,28 @@ class Decoder:
         """
         with tempfile.NamedTemporaryFile(prefix="verl-stvg-") as file:
             self.read_into(path, plan, file.name)
+
+    def block(self, path: str | Path, start: int, stop: int, size: tuple[int, int]) -> np.ndarray:
+        """Frames ``start`` to ``stop - 1`` of a video as shown, decoded by PyAV: uint8 RGB (T, H, W, 3).
+
+        A child that is asked for the blocks of one video in turn goes through the file once, see
+        `verl_stvg.video.decode.Blocks`. The frames come through memory that both processes see, some at a time.
+
+        Args:
+            path: of the video.
+            start: frame of the video.
+            stop: frame of the video.
+            size: (height, width) of the video, see `probe`.
+
+        Raises:
+            VideoError: the video cannot be used, crashes the decoder, takes too long or too much memory.
+        """
+        path, frames = os.path.abspath(path), np.empty((stop - start, *size, 3), np.uint8)
+        step = max(1, SHARED // max(1, math.prod(frames.shape[1:])))
+        for first in range(0, len(frames), step):
+            part = frames[first : first + step]
+            self._call({"path": path, "start": start + first, "shape": part.shape}, part)
+        return frames
 
     def read_into(
         self,
@@ -275,7 +314,8 @@ class Decoder:
         for _ in range(self.workers):
             self._idle.put(None)
 
-    def _call(self, request: dict) -> dict:
+    def _call(self, request: dict, out: np.ndarray | None = None) -> dict:
+        """The answer to a request; the frames that were asked for come into `out`."""
         if self._owner != os.getpid():  # forked: the children answer to another
             self._forget()
         idle = self._idle
@@ -284,8 +324,12 @@ class Decoder:
             if child is None or child.process.poll() is not None:
                 child = _Child(self)
             path = request["path"]
-            answer = child.ask(request, Limit(self.timeout, os.path.getsize(path) if os.path.isfile(path) else 0))
+            limit = Limit(self.timeout, os.path.getsize(path) if os.path.isfile(path) else 0)
+            shared = None if out is None else child.shared(out.nbytes)
+            answer = child.ask(request, limit)
             unharmed = "spent" not in answer
+            if shared is not None and "error" not in answer:
+                out[:] = shared.reshape(out.shape)
         finally:
             if child is not None and not unharmed:
                 child.kill()
@@ -298,9 +342,9 @@ class Decoder:
 
 
 @cache
-def shared_decoder() -> Decoder:
-    """The decoder of this process for whoever looks at one video after another: builds, checks and pages."""
-    return Decoder(threads=1)
+def shared_decoder(threads: int = 1) -> Decoder:
+    """The decoder of this process for whoever looks at one video after another: builds, checks, tracks and pages."""
+    return Decoder(threads=threads)
 
 
 class _Child:
@@ -308,21 +352,31 @@ class _Child:
 
     def __init__(self, settings: Decoder):
         memory = None if ":" in settings.decoder else settings.memory
-        arguments = {"decoder": settings.decoder, "threads": settings.threads, "memory": memory}
+        self.memory = os.fdopen(os.memfd_create("verl-stvg-frames"), "r+b", buffering=0)
+        self.pixels, shared = np.empty(0, np.uint8), self.memory.fileno()
+        arguments = {"decoder": settings.decoder, "threads": settings.threads, "memory": memory, "shared": shared}
         self.process = subprocess.Popen(
             python.code(_START, json.dumps({**arguments, "parent": os.getpid()})),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
+            pass_fds=[shared],
             env=python.environment(path=True),
         )
         self.ready, self.heard = False, b""
+
+    def shared(self, count: int) -> np.ndarray:
+        """So many bytes of the memory that the child writes frames into."""
+        if len(self.pixels) < count:
+            self.memory.truncate(max(count, SHARED))
+            self.pixels = _mapped(self.memory.fileno())
+        return self.pixels[:count]
 
     def ask(self, request: dict, limit: Limit) -> dict:
         """Answer to a request; one that names an error if the child dies of it or takes too long.
 
         Args:
-            request: see `_handle`.
+            request: see `_Worker.handle`.
             limit: until the child has seen how much there is to decode, and gives another.
         """
         if not self.ready:
@@ -377,12 +431,18 @@ class _Child:
         self.process.wait()
         self.process.stdin.close()
         self.process.stdout.close()
+        self.memory.close()
+
+
+def _mapped(file: int) -> np.ndarray:
+    """All bytes of a file that is memory."""
+    return np.frombuffer(mmap.mmap(file, 0), np.uint8)
 
 
 # --- in the child -----------------------------------------------------------------------------------------------------
 
 
-def _serve(decoder: str, threads: int, memory: int | None, parent: int) -> None:
+def _serve(decoder: str, threads: int, memory: int | None, shared: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
@@ -393,7 +453,7 @@ def _serve(decoder: str, threads: int, memory: int | None, parent: int) -> None:
         _send(answers, {})
     except DecoderError as error:
         _send(answers, {"error": "DecoderError", "message": str(error)})
-    notes = _Notes()
+    notes, worker = _Notes(), _Worker(decoder, threads, memory, shared, answers)
     logging.getLogger("verl_stvg").addHandler(notes)
     poll = select.poll()
     poll.register(0, select.POLLIN)
@@ -403,7 +463,7 @@ def _serve(decoder: str, threads: int, memory: int | None, parent: int) -> None:
         line = sys.stdin.buffer.readline()
         if not line:
             return
-        answer = _handle(json.loads(line), decoder, threads, memory, answers)
+        answer = worker.handle(json.loads(line))
         signal.setitimer(signal.ITIMER_REAL, 0)
         _send(answers, {**answer, "notes": notes.messages})
         notes.messages = []
@@ -424,42 +484,86 @@ def _send(pipe: int, answer: dict) -> None:
     os.write(pipe, json.dumps(answer).encode() + b"\n")
 
 
-def _handle(request: dict, decoder: str, threads: int, memory: int | None, answers: int) -> dict:
-    """Probe ``path``, or decode ``plan`` into ``out`` from ``offset`` on, ``needs`` at least, within a ``limit``."""
-    path, limit = request["path"], Limit(**request["limit"])
-    bounds = _Memory(memory)
-    _set_alarm(limit)
-    work = 0
+class _Worker:
+    """Does the requests.
 
-    def begins(pictures: int, area: int) -> None:
-        nonlocal work
-        work += pictures
-        longer = limit.for_work(work, area)
-        _set_alarm(longer)
-        _send(answers, {"limit": asdict(longer)})
+    Args:
+        decoder: see `Decoder`.
+        threads: see `Decoder`.
+        memory: bytes, see `Decoder`; None for no bound.
+        shared: file of the memory that both processes see.
+        answers: pipe to the parent.
+    """
 
-    try:
-        if "plan" not in request:
-            with bounds:
-                return {"info": asdict(probe(path, begins))}
-        plan = SamplingPlan(**request["plan"])
-        shape = (plan.num_frames, plan.height, plan.width, 3)
+    def __init__(self, decoder: str, threads: int, memory: int | None, shared: int, answers: int):
+        self.decoder, self.threads, self.memory, self.shared, self.answers = decoder, threads, memory, shared, answers
+        self.pixels = np.empty(0, np.uint8)
+        self.blocks: Blocks | None = None
+        self.space = 0  # address space before `blocks` was made, bytes
+
+    def handle(self, request: dict) -> dict:
+        """Do one of three things within a ``limit``.
+
+        Without more than a ``path`` the video is probed; with ``content`` its bytes are hashed, too. A ``plan`` is
+        decoded, of which ``needs`` at least, into the file ``out`` from ``offset`` on. A block of some ``shape``, the
+        frames from ``start`` on, comes into the memory that both processes see.
+        """
+        path, limit = request["path"], Limit(**request["limit"])
+        _set_alarm(limit)
+        work = 0
+
+        def begins(pictures: int, area: int) -> None:
+            nonlocal work
+            work += pictures
+            longer = limit.for_work(work, area)
+            _set_alarm(longer)
+            _send(self.answers, {"limit": asdict(longer)})
+
+        bounds = _Memory(self.memory)
         try:
-            out = np.memmap(request["out"], np.uint8, "r+", request["offset"], shape)
-        except OSError as error:
-            return {"error": "OSError", "message": f"{request['out']}: cannot be written ({error})"}
-        with bounds:
-            read_frames(path, plan, request["needs"], decoder, threads, out, begins)
-    except Exception as error:  # whatever a decoder raises, the next request finds a child
-        if bounds.ran_out(error):
-            bound = "there is" if memory is None else f"{memory / 2**30:.2g} GiB"
-            reason = f"needs more memory to decode than {bound}; encode the video again, smaller"
-            return {"error": "VideoError", "message": f"{path}: {reason}", "spent": True}
-        if isinstance(error, (VideoError, DecoderError)):
-            return {"error": type(error).__name__, "message": str(error)}
-        reason = f"{type(error).__name__}: {error}"
-        return {"error": "VideoError", "message": f"{path}: the decoder fails ({reason}); encode the video again"}
-    return {}
+            self._begin(request)
+            if "start" in request:
+                out = self.pixels[: math.prod(request["shape"])].reshape(request["shape"])
+                bounds = _Memory(self.memory, self.space)
+                with bounds:
+                    self.blocks.read(request["start"], out, begins)
+                return {}
+            if "content" in request:
+                with bounds, open_file(Path(path)) as raw:
+                    file = Hashed(raw)
+                    return {"info": asdict(probe(path, begins, file)), "content": file.digest()}
+            if "plan" not in request:
+                with bounds:
+                    return {"info": asdict(probe(path, begins))}
+            plan = SamplingPlan(**request["plan"])
+            shape = (plan.num_frames, plan.height, plan.width, 3)
+            try:
+                out = np.memmap(request["out"], np.uint8, "r+", request["offset"], shape)
+            except OSError as error:
+                return {"error": "OSError", "message": f"{request['out']}: cannot be written ({error})"}
+            with bounds:
+                read_frames(path, plan, request["needs"], self.decoder, self.threads, out, begins)
+        except Exception as error:  # whatever a decoder raises, the next request finds a child
+            if bounds.ran_out(error):
+                bound = "there is" if self.memory is None else f"{self.memory / 2**30:.2g} GiB"
+                reason = f"needs more memory to decode than {bound}; encode the video again, smaller"
+                return {"error": "VideoError", "message": f"{path}: {reason}", "spent": True}
+            if isinstance(error, (VideoError, DecoderError)):
+                return {"error": type(error).__name__, "message": str(error)}
+            reason = f"{type(error).__name__}: {error}"
+            return {"error": "VideoError", "message": f"{path}: the decoder fails ({reason}); encode the video again"}
+        return {}
+
+    def _begin(self, request: dict) -> None:
+        """Go on with the open pass if the request does; else end it."""
+        if "start" in request and len(self.pixels) < os.fstat(self.shared).st_size:
+            self.pixels = _mapped(self.shared)
+        open_at = None if self.blocks is None else (str(self.blocks.path), self.blocks.next)
+        if open_at == (request["path"], request.get("start")):
+            return
+        self.blocks = None
+        if "start" in request:
+            self.blocks, self.space = Blocks(request["path"], self.threads), _address_space()[0]
 
 
 def _set_alarm(limit: Limit) -> None:
@@ -471,16 +575,17 @@ class _Memory:
 
     Args:
         more: bytes by which it may grow; None for no bound.
+        size: bytes that it may grow from; None: what there is now.
     """
 
-    def __init__(self, more: int | None):
-        self.more, self.bound, self.before = more, None, 0
+    def __init__(self, more: int | None, size: int | None = None):
+        self.more, self.size, self.bound, self.before = more, size, None, 0
 
     def __enter__(self) -> None:
         self.given = resource.getrlimit(resource.RLIMIT_AS)
         if self.more is not None:
             size, self.before = _address_space()
-            bounds = [size + self.more, self.given[0]]
+            bounds = [(size if self.size is None else self.size) + self.more, self.given[0]]
             self.bound = min(bound for bound in bounds if bound != resource.RLIM_INFINITY)
             resource.setrlimit(resource.RLIMIT_AS, (self.bound, self.given[1]))
 

@@ -19,7 +19,7 @@ Damage (PyAV only; the other decoders refuse a damaged file at best, and decord 
 """
 
 import logging
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,13 +31,22 @@ from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.fetch import DECODERS, DecoderError, Differs, Take, fetch_frames, load_decoder
 from verl_stvg.video.film import Timeline, VideoError, VideoInfo
 from verl_stvg.video.markers import draw_ids
-from verl_stvg.video.packets import Begins
-from verl_stvg.video.pictures import FEED, PASS, decode_packets, fed_for
+from verl_stvg.video.packets import Begins, nothing_begins
+from verl_stvg.video.pictures import FEED, PASS, decode_packets, fed_for, pictures
 from verl_stvg.video.plan import SamplingPlan
 from verl_stvg.video.timeline import probe, timeline
 from verl_stvg.video.tracks import TrackError, Tracks, load
 
-__all__ = ["DecoderError", "VideoError", "VideoInfo", "load_decoder", "needed_frames", "probe", "read_frames"]
+__all__ = [
+    "Blocks",
+    "DecoderError",
+    "VideoError",
+    "VideoInfo",
+    "load_decoder",
+    "needed_frames",
+    "probe",
+    "read_frames",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +65,7 @@ def read_frames(
     decoder: str = "pyav",
     threads: int = 0,
     out: np.ndarray | None = None,
-    begins: Begins = lambda pictures, area: None,
+    begins: Begins = nothing_begins,
 ) -> np.ndarray:
     """Decode the frames of a plan: at each grid time the frame on show (the last one presented at or before it).
 
@@ -122,6 +131,59 @@ def read_frames(
     if count := (shown < 0).sum():
         logger.warning("%s: %d of %d frames are lost, outside the span needed, and black", path, count, len(shown))
     return frames
+
+
+class Blocks:
+    """Frames of a video in their own size, block by block; blocks that follow one another are one pass over the file.
+
+    Args:
+        path: of the video.
+        threads: of the decoder; 0 for as many as it likes.
+
+    Attributes:
+        path: of the video.
+        next: frame that the open pass goes on with; None where none is open.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 0):
+        self.path, self.threads, self.next = Path(path), threads, None
+        self._line: Timeline | None = None
+        self._pictures: Iterator[np.ndarray] = iter(())
+
+    def read(self, start: int, out: np.ndarray, begins: Begins = nothing_begins) -> None:
+        """Decode the frames from ``start`` on.
+
+        Args:
+            start: frame of the video.
+            out: uint8 array (T, H, W, 3) that takes them, RGB, in the size of the video as shown.
+            begins: called before each pass over the file.
+
+        Raises:
+            VideoError: missing or unreadable file, one that is damaged there, or one without such frames.
+        """
+        line, stop = timeline(self.path, begins), start + len(out)
+        if not 0 <= start < stop <= line.info.num_frames:
+            held = line.info.num_frames
+            raise VideoError(f"{self.path}: holds {held} frames, and {start} to {stop - 1} are asked for")
+        first = int(line.numbers[start])
+        if start != self.next or line is not self._line:  # another timeline: the file has changed
+            self._line = line
+            self._pictures = pictures(self.path, start, line.info.num_frames, self.threads)
+            first = line.start_of(first)
+        begins(max(len(out), int(line.numbers[start:stop].max()) + 1 - first), line.stored[0] * line.stored[1])
+        self.next = None
+        try:
+            for k in range(len(out)):
+                out[k] = next(self._pictures)
+            if stop < line.info.num_frames:
+                self.next = stop
+            else:
+                self._pictures = iter(())  # closes the file
+        except VideoError:  # damaged
+            clock, indices = line.info.clock, tuple(range(start, stop))
+            times = tuple(map(clock.seconds, indices))
+            plan = SamplingPlan(indices, times, *out.shape[1:3], clock.fps, by_index=True)
+            read_frames(self.path, plan, threads=self.threads, out=out, begins=begins)
 
 
 def _drawing(path: Path, plan: SamplingPlan, info: VideoInfo) -> Draw:

@@ -19,8 +19,10 @@ What is shown follows the players:
 """
 
 import contextlib
+import os
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, islice, pairwise
 from pathlib import Path
@@ -60,21 +62,29 @@ def nothing_begins(pictures: int, area: int) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def opened(path: Path, file: BinaryIO | None = None) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """A container and the film in it.
+
+    Args:
+        path: of the file.
+        file: of that path if it is open already; it stays open.
 
     Raises:
         VideoError: not readable, without a film, or with pictures over `MAX_AREA`.
     """
     if not path.is_file():
-        raise VideoError(f"{path}: no such video; check the row's path and the folder the rows are relative to")
+        raise _missing(path)
     try:
-        container = av.open(str(path), metadata_errors="ignore")
+        if file is not None:
+            file.seek(0)
+        container = av.open(str(path) if file is None else _Unclosed(file), metadata_errors="ignore")
     except av.error.FFmpegError as error:
         raise _unreadable(path, error) from error
     with container:
         stream = _film(path, container)
         context = stream.codec_context
+        if context is None:
+            raise VideoError(f"{path}: its pictures are coded in a way that nobody knows; download or encode it again")
         if context.width * context.height > MAX_AREA:
             raise VideoError(
                 f"{path}: pictures of {context.width}x{context.height} are over {MAX_AREA} pixels; make a smaller copy"
@@ -83,9 +93,21 @@ def opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoSt
         yield container, stream
 
 
-def _unreadable(path: Path, error: av.error.FFmpegError) -> VideoError:
-    """What is wrong with a file that FFmpeg cannot open."""
-    with path.open("rb") as file:
+class _Unclosed:
+    """An open file as PyAV reads one, which would close it with the container."""
+
+    def __init__(self, file: BinaryIO):
+        self.name, self.read, self.seek, self.tell = os.fspath(file.name), file.read, file.seek, file.tell
+
+
+def _missing(path: Path) -> VideoError:
+    return VideoError(f"{path}: no such video; check the row's path and the folder the rows are relative to")
+
+
+def _unreadable(path: Path, error: av.error.FFmpegError | OSError) -> VideoError:
+    """What is wrong with a file that cannot be opened."""
+    head = b""
+    with contextlib.suppress(OSError), path.open("rb") as file:
         head = file.read(512)
     if head[4:8] in (b"ftyp", b"mdat", b"wide", b"free", b"skip"):
         return TimelessVideo(
@@ -95,7 +117,7 @@ def _unreadable(path: Path, error: av.error.FFmpegError) -> VideoError:
     reason = error.strerror or error
     if head.lstrip()[:1] in (b"<", b"{"):
         reason = "it holds text, perhaps the message of a server"
-    if not head:
+    if not head and path.stat().st_size == 0:
         reason = "it is empty"
     return VideoError(f"{path}: not a readable video ({reason}); download or encode it again")
 
@@ -133,82 +155,153 @@ def packets(
 # --- the walk ---------------------------------------------------------------------------------------------------------
 
 
-def walk(path: Path, begins: Begins = nothing_begins) -> Timeline:
+@dataclass
+class _Packets:
+    """What is known of the packets of a film, in the order of the file.
+
+    Attributes:
+        stamps: (P,) order of presentation, see `Timeline`.
+        dts: (P,) time stamps of decoding.
+        durations: (P,) in units of the time stamps.
+        keys: (P,) bool, keyframes.
+        shown: (P,) bool, whether a packet holds a picture that is shown.
+        picture: one that decodes, with the number of its packet for its time.
+        as_decoded: the decoder's order counts, and not that of the time stamps.
+    """
+
+    stamps: np.ndarray
+    dts: np.ndarray
+    durations: np.ndarray
+    keys: np.ndarray
+    shown: np.ndarray
+    picture: av.VideoFrame | None
+    as_decoded: bool = False
+
+
+def walk(path: Path, begins: Begins = nothing_begins, file: BinaryIO | None = None) -> Timeline:
     """Look at every packet of a file.
 
     Args:
         path: of the file.
         begins: called before pictures are decoded, where the order of the packets does not tell that of the pictures.
+        file: of that path if it is open already; it stays open. The walk opens the file once at most.
 
     Raises:
         TimelessVideo: its times cannot be had.
         VideoError: missing, unreadable or empty file.
     """
-    with opened(path) as (container, stream):
+    if file is None:
+        with open_file(path) as file:
+            return walk(path, begins, file)
+    with opened(path, file) as (container, stream):
+        form, base = container.format.name, stream.time_base
         if container.format.flags & Flags.no_timestamps.value:
-            raise TimelessVideo(f"{path}: holds no times, only pictures ({container.format.name}); run {_REMUX}")
-        context, base, form = stream.codec_context, stream.time_base, container.format.name
-        context.thread_count = 1
-        found, hidden, picture = [], [], None
-        may_hide = context.name in _VP8 + _VP9
-        for number, packet in packets(container, stream):
-            if isinstance(packet, av.FFmpegError):
-                continue
-            found.append((packet.pts, packet.dts, packet.duration, packet.is_keyframe, packet.is_discard))
-            if may_hide and _is_hidden(context.name, packet):
-                hidden.append(number)
-            if number == 0 or (picture is None and packet.is_keyframe):
-                picture = _alone(context, number, packet)
-        pts, dts, durations, keys, cut = _columns(found)
-        shown = ~cut
-        shown[hidden] = False
-        stamps, notes = np.where(pts == NO_STAMP, dts, pts), _streams_note(container, stream)
-        moves, area = bool(context.has_b_frames), context.width * context.height
-        given = None
-        if form == "avi":  # knows only when packets are decoded
-            stamps = dts
-            if moves:
-                begins(len(found), area)
-                given, lost = _given(path)
-                stamps, held = _in_chunks(dts, given, lost)
-        elif "mp4" not in form:
-            jumps = bool(container.format.flags & Flags.ts_discont.value)
-            stamps, count = _counted_on(stamps, dts, durations, base, jumps)
-            notes += [f"its times start again {count} times; they are counted on"] if count else []
-        elif len(found) > stream.frames:
-            shown &= ~_in_gaps(path, stream.id, stamps, base)
-        if form != "avi" and _is_doubtful(path, stamps, dts, shown, moves, "mp4" in form):
-            begins(len(found), area)
-            given, lost = _given(path)
-            if given == _timed(stamps, shown, given):
-                given = None  # as the time stamps say
-            else:
-                stamps, held = _in_turn(path, stamps, given, lost)
-                notes.append("its times contradict the order of its pictures, which counts")
-        if given is not None:
-            shown &= held
-            picture = _first_picture(path)
-        elif picture is None or not _begins_with(picture.pts, stamps, shown):
-            picture = _first_picture(path)
-            shown &= _from(picture.pts, stamps, keys, shown)
-        if shown.sum() < 2:
-            raise TimelessVideo(f"{path}: {_NO_PICTURES[min(1, int(shown.sum()))]}")
-        numbers = in_order(stamps, shown)
-        order, last = stamps[numbers], int(durations[numbers[-1]])
-        if form == "avi":  # chunks that only delay the decoder count, too
-            last = max(1, int(np.ptp(dts[dts != NO_STAMP]) + 1 - (order[-1] - order[0])))
-        elif form == "gif":
-            order, last = _as_played(order, last, base)
-        late = _late(container, order[0] * base)
+            raise TimelessVideo(f"{path}: holds no times, only pictures ({form}); run {_REMUX}")
+        found = _look(container, stream)
+        notes = _streams_note(container, stream)
+        notes += _put_in_order(path, file, container, stream, found, begins)
+        picture = _begin(path, file, found)
+        if found.shown.sum() < 2:
+            raise TimelessVideo(f"{path}: {_NO_PICTURES[min(1, int(found.shown.sum()))]}")
+        order, last = _ticks(form, found, base)
+        late, length = _late(container, order[0] * base), int(order[-1] - order[0] + last)
         if late:
             notes.append(f"its picture starts {float(late):.3f} s after the file does, from where times count")
-        notes += _cut_off_note(container, float(order[-1] - order[0] + last) * float(base) + float(late))
-        promised = _promised(container, stream, len(found), float((order[-1] - order[0] + last) * base))
+        notes += _cut_off_note(container, float(length) * float(base) + float(late))
+        promised = _promised(container, stream, len(found.keys), float(length * base))
         stored, turn = (picture.width, picture.height), _turn(path, picture, stream.sample_aspect_ratio)
         rates = [rate for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
         times, size = _times(order, last, base, late, rates), _size(path, stored, turn)
         info = VideoInfo(len(order), **times, **size, notes=tuple(notes))
-        return Timeline(info, stream.index, stored, turn, stamps, shown, keys, promised, given is not None)
+        return Timeline(
+            info, stream.index, stored, turn, found.stamps, found.shown, found.keys, promised, found.as_decoded
+        )
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A file to read, unbuffered.
+
+    Raises:
+        VideoError: missing or unreadable.
+    """
+    if not path.is_file():
+        raise _missing(path)
+    try:
+        return path.open("rb", buffering=0)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _look(container: av.container.InputContainer, stream: av.VideoStream) -> _Packets:
+    """Go through the packets, and decode one keyframe."""
+    context = stream.codec_context
+    context.thread_count = 1
+    found, hidden, picture = [], [], None
+    may_hide = context.name in _VP8 + _VP9
+    for number, packet in packets(container, stream):
+        if isinstance(packet, av.FFmpegError):
+            continue
+        found.append((packet.pts, packet.dts, packet.duration, packet.is_keyframe, packet.is_discard))
+        if may_hide and _is_hidden(context.name, packet):
+            hidden.append(number)
+        if number == 0 or (picture is None and packet.is_keyframe):
+            picture = _alone(context, number, packet)
+    pts, dts, durations, keys, cut = _columns(found)
+    shown = ~cut
+    shown[hidden] = False
+    return _Packets(np.where(pts == NO_STAMP, dts, pts), dts, durations, keys, shown, picture)
+
+
+def _put_in_order(
+    path: Path, file: BinaryIO, container, stream: av.VideoStream, found: _Packets, begins: Begins
+) -> list[str]:
+    """Find the order of presentation where time stamps do not tell it, and what is not shown; notes about it."""
+    context, form, notes = stream.codec_context, container.format.name, []
+    moves, area = bool(context.has_b_frames), context.width * context.height
+    if form == "avi":  # knows only when packets are decoded
+        found.stamps = found.dts
+        if moves:
+            begins(len(found.keys), area)
+            given, lost = _given(path, file)
+            found.stamps, held = _in_chunks(found.dts, given, lost)
+            found.shown, found.as_decoded = found.shown & held, True
+        return notes
+    if "mp4" not in form:
+        jumps = bool(container.format.flags & Flags.ts_discont.value)
+        found.stamps, count = _counted_on(found.stamps, found.dts, found.durations, stream.time_base, jumps)
+        notes += [f"its times start again {count} times; they are counted on"] if count else []
+    elif len(found.keys) > stream.frames:
+        found.shown &= ~_in_gaps(file, stream.id, found.stamps, stream.time_base)
+    if _is_doubtful(path, file, found, moves, "mp4" in form):
+        begins(len(found.keys), area)
+        given, lost = _given(path, file)
+        if given != _timed(found.stamps, found.shown, given):  # else as the time stamps say
+            found.stamps, held = _in_turn(path, found.stamps, given, lost)
+            found.shown, found.as_decoded = found.shown & held, True
+            notes.append("its times contradict the order of its pictures, which counts")
+    return notes
+
+
+def _begin(path: Path, file: BinaryIO, found: _Packets) -> av.VideoFrame:
+    """The first picture that is shown; what comes before it is not."""
+    picture = found.picture
+    if found.as_decoded:
+        return _first_picture(path, file)
+    if picture is None or not _begins_with(picture.pts, found.stamps, found.shown):
+        picture = _first_picture(path, file)
+        found.shown &= _from(picture.pts, found.stamps, found.keys, found.shown)
+    return picture
+
+
+def _ticks(form: str, found: _Packets, base: Fraction) -> tuple[np.ndarray, int]:
+    """Stamps of the pictures in order of presentation, and how long the last one stays."""
+    numbers = in_order(found.stamps, found.shown)
+    order, last = found.stamps[numbers], int(found.durations[numbers[-1]])
+    if form == "avi":  # chunks that only delay the decoder count, too
+        last = max(1, int(np.ptp(found.dts[found.dts != NO_STAMP]) + 1 - (order[-1] - order[0])))
+    elif form == "gif":
+        order, last = _as_played(order, last, base)
+    return order, last
 
 
 def _columns(found: list[tuple]) -> tuple[np.ndarray, ...]:
@@ -238,10 +331,10 @@ def _begins_with(first: int, stamps: np.ndarray, shown: np.ndarray) -> bool:
     return bool(shown[first] and stamps[first] != NO_STAMP and stamps[shown].min() == stamps[first])
 
 
-def _first_picture(path: Path) -> av.VideoFrame:
+def _first_picture(path: Path, file: BinaryIO) -> av.VideoFrame:
     """The first picture that a player shows, with the number of its packet for its time."""
     reason: object = "it holds no packets"
-    with opened(path) as (container, stream):
+    with opened(path, file) as (container, stream):
         context = stream.codec_context
         context.thread_count = 1
         for number, packet in chain(packets(container, stream), [(-1, None)]):
@@ -281,12 +374,13 @@ def _is_hidden(codec: str, packet: av.Packet) -> bool:
     return not (shows_existing or shows)
 
 
-def _is_doubtful(path: Path, stamps: np.ndarray, dts: np.ndarray, shown: np.ndarray, moves: bool, mp4: bool) -> bool:
+def _is_doubtful(path: Path, file: BinaryIO, found: _Packets, moves: bool, mp4: bool) -> bool:
     """Whether the time stamps may contradict the order in which the decoder gives the pictures.
 
     They are missing or come twice, or lie before the time of decoding, or rise from packet to packet although the
     decoder moves pictures.
     """
+    stamps, dts, shown = found.stamps, found.dts, found.shown
     missing = np.flatnonzero(shown & (stamps == NO_STAMP))
     known = stamps[shown & (stamps != NO_STAMP)]
     if len(np.unique(known)) < len(known) or (not mp4 and (stamps < dts)[shown & (stamps != NO_STAMP)].any()):
@@ -296,15 +390,15 @@ def _is_doubtful(path: Path, stamps: np.ndarray, dts: np.ndarray, shown: np.ndar
         return True
     if not len(missing) and not rising:
         return False
-    early, _ = _given(path, _EARLY)
+    early, _ = _given(path, file, _EARLY)
     return bool(set(missing.tolist()) & set(early)) or (rising and early != sorted(early))
 
 
-def _given(path: Path, count: int | None = None) -> tuple[list[int], list[int]]:
+def _given(path: Path, file: BinaryIO, count: int | None = None) -> tuple[list[int], list[int]]:
     """The packets whose pictures the decoder gives, in its order, and those that break; of the first ones or of all."""
     given: list[int] = []
     broken: list[int] = []
-    with opened(path) as (container, stream):
+    with opened(path, file) as (container, stream):
         context = stream.codec_context
         context.thread_count = 1
         for number, packet in chain(islice(packets(container, stream), count), [(-1, None)]):
@@ -395,14 +489,14 @@ def _counted_on(
     return counted, len(places)
 
 
-def _in_gaps(path: Path, track: int, stamps: np.ndarray, base: Fraction) -> np.ndarray:
+def _in_gaps(file: BinaryIO, track: int, stamps: np.ndarray, base: Fraction) -> np.ndarray:
     """(P,) packets that FFmpeg plays where the edit list of an MP4's track has a gap, but at its beginning.
 
     FFmpeg plays the beginning of the film there; nothing new is shown.
     """
     inside = np.zeros(len(stamps), bool)
-    with path.open("rb") as file, contextlib.suppress(struct.error):  # cut off: there is no such list
-        for start, end in _gaps(file, track, 0, path.stat().st_size, {}):
+    with contextlib.suppress(struct.error):  # cut off: there is no such list
+        for start, end in _gaps(file, track, 0, file.seek(0, os.SEEK_END), {}):
             inside |= (stamps >= start / base) & (stamps < end / base)
     return inside
 

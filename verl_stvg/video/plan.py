@@ -8,6 +8,9 @@ Papers whose code reads videos with qwen-vl-utils trained on other frames: sprea
 included, and therefore at a rate near 2 fps that differs from video to video. ``rule="qwen_vl_utils"`` gives exactly
 those frames and sizes, and says their true rate.
 
+A model whose limits are narrower than those that rows were built for needs a plan for videos of any length.
+``rule="adaptive_grid"`` is the grid at the rate, of ``fps``, ``fps / 2``, ``fps / 3`` and so on, that is low enough.
+
 A model's token is a square of 28 pixels (Qwen2-VL, Qwen2.5-VL) or of 32 (Qwen3-VL). Rows do not say for which; the side
 of a patch, half of it, comes from the model's processor (`verl_stvg.video.positions.fit`).
 """
@@ -40,7 +43,7 @@ MAX_RATIO = 200
 MAX_TOKENS = 2**20
 """Visual tokens of a video: as many as the longest context of any of these models, or 5 GB of frames."""
 
-RULES = ("grid", "qwen_vl_utils")
+RULES = ("grid", "qwen_vl_utils", "adaptive_grid")
 MIN_FRAMES = 4
 """qwen-vl-utils' FPS_MIN_FRAMES."""
 TOTAL_PIXELS = 128_000 * FACTOR * FACTOR * 0.9
@@ -269,9 +272,10 @@ def refuse_contradictions(
         raise ValueError(f"sampling rule {rule!r} is unknown; choose one of {', '.join(RULES)}")
     if fps is not None and not fps > 0:
         raise ValueError(f"fps must be positive, got {fps}")
-    if nframes is not None and rule == "grid":
+    if nframes is not None and rule != "qwen_vl_utils":
+        default = " (the default)" if rule == "grid" else ""
         raise ValueError(
-            f"nframes={nframes} fixes the number of frames, and rule 'grid' (the default) fixes their distance; set "
+            f"nframes={nframes} fixes the number of frames, and rule {rule!r}{default} fixes their distance; set "
             "rule to 'qwen_vl_utils', or fps in place of nframes"
         )
     if nframes is not None and fps is not None:
@@ -313,15 +317,16 @@ def plan_video(
         width: of the source, pixels.
         height: of the source, pixels.
         fps: grid rate; 2.0, the default, keeps one temporal unit at one second. Under ``qwen_vl_utils`` the rate to
-            come close to.
-        max_frames: upper bound on T. A longer video is an error in the grid, and under ``qwen_vl_utils`` sampled at a
+            come close to, and under ``adaptive_grid`` the highest one.
+        max_frames: upper bound on T. A longer video is an error in the grid, and under the other rules sampled at a
             lower rate.
         min_pixels: per frame; default: 128 tokens.
         max_pixels: per frame; default: 768 tokens.
         total_pixels: over all frames, counted as qwen-vl-utils does (two frames share one temporal patch).
         min_frames: lower bound on T. A shorter video is an error in the grid, which has none by default, and under
             ``qwen_vl_utils`` (default: `MIN_FRAMES`) sampled at a higher rate.
-        rule: ``grid`` or ``qwen_vl_utils``.
+        rule: ``grid``, ``qwen_vl_utils`` or ``adaptive_grid``: the grid at ``fps / k`` with the smallest whole k at
+            which a video keeps to ``max_frames`` and, in frames of ``min_pixels``, to ``total_pixels``.
         nframes: T under ``qwen_vl_utils``, see `smart_nframes`; ``min_frames`` and ``max_frames`` then say nothing. It
             excludes ``fps``.
         resized_height: of every frame, pixels, rounded to a multiple of twice ``patch`` and, together with the width,
@@ -385,8 +390,10 @@ def plan_video(
         indices = spread(num_frames, count)
         times = tuple(clock.seconds(i) for i in indices)
         return SamplingPlan(indices, times, h, w, count / num_frames * source_fps, patch=patch, by_index=True)
-    count = math.floor(min(clock.duration * fps, _MANY) + 1e-6)
-    count -= count % TEMPORAL_PATCH
+    size = _GridSize(height, width, min_pixels, max_pixels, total_pixels, factor, rule == "adaptive_grid")
+    if rule == "adaptive_grid":
+        fps /= _slowing(min(clock.duration * fps, _MANY), max_frames, size)
+    count = _whole_units(min(clock.duration * fps, _MANY))
     if count < TEMPORAL_PATCH:
         raise ValueError(
             f"video lasts {clock.duration:.2f} s, which is less than {TEMPORAL_PATCH} frames at {fps} fps; "
@@ -402,12 +409,59 @@ def plan_video(
             f"video lasts {clock.duration:.1f} s, which is {count} frames at {fps} fps and over "
             f"max_frames={max_frames}; lower fps, raise max_frames, or cut the video"
         )
-    if total_pixels is not None:
-        max_pixels = max(min(max_pixels, total_pixels * TEMPORAL_PATCH // count), int(min_pixels * 1.05))
-    h, w = smart_resize(height, width, min_pixels, max_pixels, factor)
+    h, w = size.of(count)
     _refuse_excess(count, h, w, factor)
     times = tuple(k / fps for k in range(count))
     return SamplingPlan(tuple(clock.on_show(times).tolist()), times, h, w, float(fps), patch=patch)
+
+
+@dataclass(frozen=True)
+class _GridSize:
+    """How large the frames of the grid are; arguments of `plan_video`, and whether ``min_pixels`` always holds."""
+
+    height: int
+    width: int
+    min_pixels: int
+    max_pixels: float
+    total_pixels: int | None
+    factor: int
+    enlarged: bool
+
+    def of(self, count: int) -> tuple[int, int]:
+        """Height and width of each of so many frames."""
+        most = self.max_pixels
+        if self.total_pixels is not None:
+            most = max(min(most, self.total_pixels * TEMPORAL_PATCH // count), int(self.min_pixels * 1.05))
+        h, w = smart_resize(self.height, self.width, self.min_pixels, most, self.factor)
+        if self.enlarged and h * w < self.min_pixels:  # rounded down to whole tokens
+            h, w = smart_resize(h, w, self.min_pixels, math.inf, self.factor)
+        return h, w
+
+    def keeps(self, count: int) -> bool:
+        """Whether so many frames keep to ``total_pixels``."""
+        h, w = self.of(count)
+        return self.total_pixels is None or count * h * w <= self.total_pixels * TEMPORAL_PATCH
+
+
+def _slowing(frames: float, max_frames: int, size: _GridSize) -> int:
+    """The smallest whole k for which a k-th of the frames keeps to both bounds; 1 where no k leaves two frames."""
+    bound = (
+        max_frames
+        if size.total_pixels is None
+        else min(max_frames, TEMPORAL_PATCH * size.total_pixels / size.min_pixels)
+    )
+    k = max(1, math.floor(frames / (bound + TEMPORAL_PATCH)))
+    while (count := _whole_units(frames / k)) >= TEMPORAL_PATCH:
+        if count <= max_frames and size.keeps(count):
+            return k
+        k = max(k, math.floor(frames / count)) + 1
+    return 1
+
+
+def _whole_units(frames: float) -> int:
+    """Frames of whole temporal units."""
+    count = math.floor(frames + 1e-6)
+    return count - count % TEMPORAL_PATCH
 
 
 def _refuse_excess(count: int, height: int, width: int, factor: int) -> None:

@@ -2,18 +2,20 @@
 
 Qwen2.5-VL reads time from three-axis positions, Qwen3-VL from text before each temporal unit (``<3.2 seconds>``).
 
-Qwen2.5-VL: three faults stand in transformers 5.9.0 and vLLM 0.24.0, and each changes what the model reads:
+Qwen2.5-VL: four faults stand in transformers 5.9.0 and vLLM 0.24.0, and each changes what the model reads:
 
 1. transformers lets the text after a video start at ``start + max(h, w) / merge``, inside the video's own time span,
    where the model was trained with the largest position so far plus one;
 2. transformers casts the seconds per temporal unit to an integer, so 0.99 s becomes a clock that stands still;
-3. vLLM drops the video's metadata, the processor then assumes 24 fps, and the temporal axis collapses to 0 and 1.
+3. vLLM drops the video's metadata, the processor then assumes 24 fps, and the temporal axis collapses to 0 and 1;
+4. transformers rounds the seconds per unit to float32, and vLLM to the type of the weights: 0.667969 in bfloat16 for
+   the 2 / 3 s of 3 fps, so that every fourth unit stands elsewhere than for the actor. Here both have float64.
 
 Qwen3-VL: both count positions alike, but not the tokens around a video.
 
-4. verl sends vLLM a prompt in which the units are written out, each cut down to one placeholder; vLLM writes the whole
+5. verl sends vLLM a prompt in which the units are written out, each cut down to one placeholder; vLLM writes the whole
    video out again at the first of them, so the rollout reads every time twice, and placeholders without a video;
-5. transformers turns the first time into tokens together with the text before it, vLLM by itself, so that
+6. transformers turns the first time into tokens together with the text before it, vLLM by itself, so that
    ``</answer><0.2 seconds>`` is read in two ways.
 
 `mend_transformers` runs in every process that builds positions (trainer, evaluation, supervised warm start),
@@ -22,6 +24,7 @@ idempotent, and leave an already mended version alone; ``tests/test_positions.py
 that day has come.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -116,9 +119,35 @@ def mend_modeling(modeling_qwen2_5_vl) -> None:
     modeling_qwen2_5_vl.Qwen2_5_VLModel.get_rope_index = get_rope_index
 
 
+def seconds_per_unit(metadata: Sequence, temporal_patch: int) -> torch.Tensor:
+    """Seconds of each video's temporal unit, (number of videos,) float64: one source for the actor and the rollout.
+
+    Args:
+        metadata: transformers' ``VideoMetadata`` of each video.
+        temporal_patch: frames of a unit.
+    """
+    return torch.tensor([temporal_patch / video.sampled_fps for video in metadata], dtype=torch.float64)
+
+
 def mend_processing(processing_qwen2_5_vl) -> None:
-    """Give transformers' Qwen2.5-VL processor the hook through which verl asks for the seconds per unit."""
-    processing_qwen2_5_vl.Qwen2_5_VLProcessor.get_rope_index_kwargs = get_rope_index_kwargs
+    """Let transformers' Qwen2.5-VL processor give the seconds per unit unrounded, and hand them to verl."""
+    processor = processing_qwen2_5_vl.Qwen2_5_VLProcessor
+    processor.get_rope_index_kwargs = get_rope_index_kwargs
+    stock = processor.__call__
+    if hasattr(stock, "__wrapped__"):
+        return
+
+    @functools.wraps(stock)
+    def __call__(self, *args, **kwargs):
+        asked = kwargs.get("return_metadata")
+        result = stock(self, *args, **kwargs, **({} if asked else {"return_metadata": True}))
+        if "second_per_grid_ts" in result:
+            metadata = result["video_metadata"] if asked else result.pop("video_metadata")
+            if torch.is_tensor(result["second_per_grid_ts"]):
+                result["second_per_grid_ts"] = seconds_per_unit(metadata, self.video_processor.temporal_patch_size)
+        return result
+
+    processor.__call__ = __call__
 
 
 def mend_transformers() -> None:
@@ -138,7 +167,7 @@ def vllm_forwards_metadata() -> bool:
 
 
 def mend_vllm() -> None:
-    """Let vLLM hand a video's metadata to Qwen2.5-VL's processor, in this process.
+    """Let vLLM hand a video's metadata to Qwen2.5-VL's processor, and keep its seconds unrounded, in this process.
 
     Videos given as ``(frames, metadata)`` then get the clock of their own frame rate. Videos without metadata keep
     vLLM's stock behaviour.
@@ -179,7 +208,11 @@ def mend_vllm() -> None:
                 raise ValueError(
                     "one video of this prompt has metadata and another has none; give it for all or for none"
                 )
-        return stock_call(self, prompt, mm_data, mm_kwargs, tok_kwargs)
+        result = stock_call(self, prompt, mm_data, mm_kwargs, tok_kwargs)
+        if "video_metadata" in mm_data:  # vLLM has rounded the seconds to the type of the weights
+            patch = self.info.get_hf_config().vision_config.temporal_patch_size
+            result["second_per_grid_ts"] = seconds_per_unit(mm_data["video_metadata"], patch)
+        return result
 
     qwen2_5_vl.Qwen2_5_VLProcessingInfo.get_data_parser = get_data_parser
     qwen2_5_vl.Qwen2_5_VLMultiModalProcessor._call_hf_processor = _call_hf_processor

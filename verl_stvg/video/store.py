@@ -12,7 +12,7 @@ import numpy as np
 
 from verl_stvg.video.cache import DECODE_POLICY, FrameCache
 from verl_stvg.video.child import Decoder
-from verl_stvg.video.decode import VideoInfo
+from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.plan import SamplingPlan
 
 
@@ -49,7 +49,7 @@ class FrameStore:
         Raises:
             VideoError: the video cannot be used.
         """
-        return _decoder(self.decoder, self.timeout).probe(path)
+        return decoder_of(self.decoder, self.timeout).probe(path)
 
     def frames(self, path: str | Path, plan: SamplingPlan) -> np.ndarray:
         """Frames of a video, from the cache or decoded into it: read-only uint8 (T, H, W, 3).
@@ -66,7 +66,7 @@ class FrameStore:
         Raises:
             VideoError: the video cannot be used, crashes its decoder or takes too long.
         """
-        _decoder(self.decoder, self.timeout).read_into(path, plan, out.filename, out.offset)
+        decoder_of(self.decoder, self.timeout).read_into(path, plan, out.filename, out.offset)
 
 
 @cache
@@ -75,5 +75,6 @@ def _cache(folder: str, max_bytes: int | None, policy: str) -> FrameCache:
 
 
 @cache
-def _decoder(name: str, timeout: float) -> Decoder:
+def decoder_of(name: str = "pyav", timeout: float = 60.0) -> Decoder:
+    """This process's decoder of that name for requests that run at once, see `FrameStore`."""
     return Decoder(name, timeout, workers=os.cpu_count() or 1, threads=1)

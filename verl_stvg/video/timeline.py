@@ -12,6 +12,7 @@ import zlib
 from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import xxhash
@@ -27,18 +28,19 @@ _HELD = 64  # timelines that a process remembers
 logger = logging.getLogger(__name__)
 
 
-def probe(path: str | Path, begins: Begins = nothing_begins) -> VideoInfo:
+def probe(path: str | Path, begins: Begins = nothing_begins, file: BinaryIO | None = None) -> VideoInfo:
     """What a video is to whoever watches it, and proof that a picture decodes.
 
     Args:
         path: of the video.
         begins: called before pictures are decoded, which few files need.
+        file: of that path if it is open already; it stays open.
 
     Raises:
         TimelessVideo: its times cannot be had.
         VideoError: missing, unreadable or empty file; one that is cut off.
     """
-    line = timeline(path, begins)
+    line = timeline(path, begins, file)
     if line.promised is not None:
         raise VideoError(
             f"{path}: decodes up to {line.info.duration:.3f} s only, and its index says {line.promised:.3f} s; it is "
@@ -47,7 +49,7 @@ def probe(path: str | Path, begins: Begins = nothing_begins) -> VideoInfo:
     return line.info
 
 
-def timeline(path: str | Path, begins: Begins = nothing_begins) -> Timeline:
+def timeline(path: str | Path, begins: Begins = nothing_begins, file: BinaryIO | None = None) -> Timeline:
     """The timeline of a file: from memory, from the user's cache folder, or from a walk over its packets.
 
     Raises:
@@ -62,7 +64,7 @@ def timeline(path: str | Path, begins: Begins = nothing_begins) -> Timeline:
     kept = _folder() / f"{xxhash.xxh3_128_hexdigest(json.dumps(key).encode())}.timeline"
     found = _read(kept)
     if found is None:
-        found = walk(path, begins)
+        found = walk(path, begins, file)
         if time.time() - max(key[2], key[3]) / 1e9 > _SETTLED and identity(path) == list(key[1:]):
             _write(kept, found)
     _known[key] = found
@@ -97,7 +99,7 @@ def _write(path: Path, line: Timeline) -> None:
         "turn": asdict(line.turn),
     }
     data = json.dumps(head).encode() + b"\n" + zlib.compress(raw, 1)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}")  # of all who write it, the same bytes: what a kill leaves is replaced
     try:
         if not path.parent.is_dir():
             path.parent.mkdir(parents=True, exist_ok=True)
