@@ -250,7 +250,7 @@ def test_an_unusable_video_is_left_out_and_named(annotations, tmp_path):
         (["--past-end", "cut"], "past_end='cut' is unknown; choose one of keep, clip, drop"),
         (["--rule", "fps"], "rule='fps' is unknown"),
         (["--duration-from", "file"], "duration_from=file needs the files"),
-        (["--videos", "nowhere"], "nowhere: no such folder; correct --videos"),
+        (["--videos", "nowhere"], "nowhere: no such folder (that is "),
     ],
 )
 def test_arguments_that_do_not_fit(arguments, said, annotations, tmp_path):

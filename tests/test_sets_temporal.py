@@ -211,7 +211,7 @@ def test_charades_keys_do_not_move_with_a_bad_time(tmp_path):
 
 def test_charades_empty_sentence(tmp_path):
     (found,) = entries_of(charades(tmp_path, "AO8RW 0.0 6.9##\n"), charades_sta.SETS[0])
-    assert isinstance(found, Problem) and "query" in found.what
+    assert isinstance(found, Problem) and "sentence" in found.what
 
 
 def test_charades_json_form_with_either_duration_field(tmp_path):

@@ -37,6 +37,7 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
             continue
         yield record(
             f"{where} ({video})",
+            {"query": "sentence", "intervals.0.0": "start", "intervals.0.1": "end"},
             key=f"{video}/{counts[video] - 1}",
             video=video,
             query=sentence,
