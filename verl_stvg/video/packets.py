@@ -97,7 +97,15 @@ class _Unclosed:
     """An open file as PyAV reads one, which would close it with the container."""
 
     def __init__(self, file: BinaryIO):
-        self.name, self.read, self.seek, self.tell = os.fspath(file.name), file.read, file.seek, file.tell
+        self.name, self.read, self.tell = os.fspath(file.name), file.read, file.tell
+        self._seek = file.seek
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As a file's; where FFmpeg asks for a place that no file has, a negative number says so to it."""
+        try:
+            return self._seek(offset, whence)
+        except OSError as error:
+            return -error.errno
 
 
 def _missing(path: Path) -> VideoError:
