@@ -364,6 +364,7 @@ _HINTS = {
     "several intervals": "--several-intervals split makes a row of each",
     "reversed interval": "--reversed-intervals swap turns them round",
     "interval past the end": "--past-end clip cuts them at the end",
+    "min_pixels=": "--min-pixels, --max-pixels and --total-pixels leave no size for a frame",
     "too short or too long": "choose --fps and --max-frames, or --rule adaptive_grid",
     "no ground truth": "name the file val.jsonl or test.jsonl if it is for evaluation",
 }

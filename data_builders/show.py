@@ -112,6 +112,8 @@ def _problems(row: dict) -> list[str]:
 
 def _found(findings: Path) -> Iterator[tuple[Path, int | None, str]]:
     """File, row and text of every line that `data_builders.check.write` wrote."""
+    if not findings.is_file():
+        raise ValueError(f"{findings}: no such file of findings; write it with check --report, or correct --findings")
     for number, line in json_lines(findings):
         try:
             yield Path(line["file"]), line["row"], f"{line['problem']}: {line['detail']}"

@@ -19,6 +19,7 @@ from data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scale
 from eval import charts
 from eval.benchmarks import BENCHMARKS, SORTS
 from eval.replies import Reply
+from verl_stvg import nesting
 from verl_stvg.row_shape import row_shape_problems
 from verl_stvg.video import tracks as track_files
 from verl_stvg.video.build import entries_of, plan_of, root_of
@@ -206,7 +207,7 @@ class Rows:
                 for name in names
             ]
             for uid, dataset, annotated in zip(*columns, strict=True):
-                fields = json.loads(annotated) if annotated else {}
+                fields = _fields(annotated)
                 benchmark = BENCHMARKS.get(dataset)
                 for field, name in {**SORTS, **(benchmark.sorts if benchmark else {})}.items():
                     if fields.get(field):
@@ -217,6 +218,15 @@ class Rows:
         """Path of each row's video by uid; the uid itself where the row cannot be read."""
         paths = [[_path(videos) for videos in table.column("videos").to_pylist()] for _, _, table in self._tables]
         return {uid: paths[place][k] or uid for uid, (place, k) in self._found.items()}
+
+
+def _fields(annotated: object) -> dict:
+    """Further fields of a row's annotation; none where the text is no JSON object, which the row's own card says."""
+    try:
+        found = nesting.loads(annotated) if annotated else {}
+    except (ValueError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _path(videos: object) -> str | None:

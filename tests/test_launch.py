@@ -284,7 +284,13 @@ def test_a_resumed_run_keeps_what_stays_true_and_numbers_the_rest(trained):
         (folder / f"validation/{step}.jsonl").write_text("{}\n")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "da')
+    (folder / "parity.jsonl").write_text('{"step": 1}\n{"step": 4}\n')
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"fit": {"fps": 1.0}}))  # as the run has written it
     assert trained("a=1", steps="3,4,5", status=1) == 1
+    assert json.loads((folder / "run.json").read_text())["fit"] == {"fps": 1.0}  # of the checkpoints that are there
+    assert (folder / "parity.jsonl").read_text() == '{"step": 1}\n'
+    assert (folder / "parity.1.jsonl").read_text() == '{"step": 4}\n'
     assert steps_in(folder / "metrics.jsonl") == [1, 2, 3, 4, 5]
     assert (folder / "metrics.1.jsonl").read_text().endswith('{"step": 5, "da')
     assert {path.name for path in (folder / "validation").iterdir()} == {"0.jsonl", "2.jsonl"}

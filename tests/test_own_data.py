@@ -386,3 +386,24 @@ def test_a_choice_names_what_it_lacks(own, tmp_path):
     pq.write_table(table.drop(["prompt"]), tmp_path / "rows.parquet")
     with pytest.raises(ValueError, match="rows.parquet: has no column prompt"):
         subset.select([tmp_path / "rows.parquet"], tmp_path / "out", subset.Judgements())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"total_pixels": 1000}, "total_pixels=1000 has no room for 2 frames of min_pixels="),
+        ({"max_pixels": 784, "min_pixels": 3136}, "min_pixels=3136 is over max_pixels=784"),
+    ],
+)
+def test_a_budget_without_room_is_refused_by_name(given, said):
+    with pytest.raises(ValueError, match=said):
+        fit.checked(given)
+    with pytest.raises(ValueError, match=said):
+        plan_video(2500, 25.0, 640, 480, rule="adaptive_grid", **given)
+
+
+def test_the_largest_frame_counts_where_no_smallest_is_given():
+    """The example of docs/data.md: frames are no larger than it says, and the budget is used."""
+    assert fit.checked({"max_pixels": 50_000})["max_pixels"] == 50_000
+    plan = plan_video(2500, 25.0, 640, 480, rule="adaptive_grid", max_pixels=50_176, total_pixels=802_816)
+    assert plan.height * plan.width <= 50_176 and plan.num_tokens <= 1024 and len(plan.frame_indices) > 14

@@ -6,6 +6,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
@@ -317,6 +318,47 @@ def test_the_worst_tokens_lie_beside_the_metrics_and_a_resumed_run_redoes_its_ow
     monkeypatch.setattr(parity, "_begun", False)
     parity.keep(config, 1, [{"uid": "d"}])
     assert (tmp_path / "checkpoints" / parity.FILE).exists()
+
+
+def test_the_older_trainer_keeps_the_worst_tokens_of_a_step(run, tmp_path, monkeypatch):
+    """What it computes metrics of is another batch than the one that was answered, and does not say its step."""
+    from tensordict import TensorDict
+    from verl.experimental.agent_loop import agent_loop
+    from verl.protocol import DataProto
+
+    from verl_stvg import legacy
+
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
+    monkeypatch.setattr(parity, "_begun", False)
+    monkeypatch.setattr(agent_loop.AgentLoopManager, "generate_sequences", lambda self, prompts: prompts)
+    monkeypatch.setattr(
+        legacy, "omega_conf_to_dataclass", lambda config: SimpleNamespace(tokenizer=SimpleNamespace(decode=str))
+    )
+    asked = DataProto(None, {"uid": np.array(["a", "b"], dtype=object)}, {"global_steps": 7})
+    manager = object.__new__(legacy.LegacyLoopManager)
+    manager.generate_sequences(asked)
+    manager.generate_sequences(
+        DataProto(None, {"uid": asked.non_tensor_batch["uid"]}, {"global_steps": 9, "validate": True})
+    )
+    ones = torch.ones(2, 3)
+    answered = {"responses": ones.long(), "response_mask": ones.long(), "attention_mask": ones.long()}
+    apart = {"old_log_probs": -ones, "rollout_log_probs": -2 * ones}
+    infos = np.array([{"uid": "a"}, {"uid": "b"}], dtype=object)
+    batch = DataProto(TensorDict({**answered, **apart}, 2), {"extra_info": infos}, {"reward_extra_keys": []})
+    assert legacy.parity_metrics(run(), batch)["parity/outside_gate"] == 1
+    kept = [json.loads(line) for line in (tmp_path / parity.FILE).read_text().splitlines()]
+    assert len(kept) == 6 and {one["step"] for one in kept} == {7} and {one["uid"] for one in kept} == {"a", "b"}
+
+
+def test_a_loss_may_weigh_entropy():
+    """verl's entropy of banned logits has a gradient, whatever it is weighed by."""
+    from verl.utils.torch_functional import entropy_from_logits
+
+    for dtype in (torch.float32, torch.bfloat16):
+        leaf = torch.randn(2, 8, dtype=dtype, requires_grad=True)
+        logits = Banned(7, (3,)).out_of(leaf * 1.0)
+        (1000 * entropy_from_logits(logits).sum()).backward()
+        assert leaf.grad.isfinite().all() and not leaf.grad[:, [3, 7]].any()
 
 
 def test_terminal_and_page_say_when_the_gate_is_left():

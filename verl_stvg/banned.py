@@ -47,12 +47,14 @@ class Banned:
 
         Args:
             logits: (..., vocabulary), after the temperature, which could make infinity of the lowest value.
-            value: default: the lowest finite value of the type; at minus infinity verl's entropy is not a number.
+            value: default: -1e30, and -1e4 in float16. At minus infinity verl's entropy is not a number, and near the
+                lowest finite value its gradient is none where a loss weighs entropy by more than 1.
         """
-        value = torch.finfo(logits.dtype).min if value is None else value
+        if value is None:
+            value = -1e4 if logits.dtype == torch.float16 else -1e30
         with torch.no_grad():
             for one in self.ids:
-                logits[..., one] = value
+                logits[..., one : one + 1] = value  # a row that the output layer lacks is banned already
             logits[..., self.vocabulary :] = value
         return logits
 

@@ -236,9 +236,9 @@ def kernels_without_logits(config: DictConfig) -> list[str]:
 
 
 def engine_without_ban(config: DictConfig) -> list[str]:
-    """A warning where the actor keeps the tokens that vLLM may not say: an engine that is none of verl's FSDP ones."""
+    """A warning where the actor keeps the tokens that vLLM may not say: its engine is not a child of the FSDP one."""
     strategy = str(config.actor_rollout_ref.actor.strategy)
-    if strategy.startswith("fsdp") or config.actor_rollout_ref.rollout.name != "vllm":
+    if strategy.startswith("fsdp") or strategy == "veomni" or config.actor_rollout_ref.rollout.name != "vllm":
         return []
     return [
         f"actor_rollout_ref.actor.strategy={strategy}: this actor gives probability to the tokens that verl bans in "

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from importlib.metadata import distribution, requires
+from urllib.parse import unquote
 
 PACKAGE = "verl-stvg"
 OTHER_NAMES = {"cv2": "opencv-python-headless", "transfer_queue": "TransferQueue", "yaml": "pyyaml"}
@@ -74,7 +75,7 @@ def install(extra: str) -> str:
     found = json.loads(where)
     url, folder = found["url"], found.get("dir_info")
     if folder is not None:
-        return f'{command} {"-e " if folder.get("editable") else ""}"{url.removeprefix("file://")}[{extra}]"'
+        return f'{command} {"-e " if folder.get("editable") else ""}"{unquote(url.removeprefix("file://"))}[{extra}]"'
     version_control = f"{found['vcs_info']['vcs']}+" if "vcs_info" in found else ""
     return f'{command} "{PACKAGE}[{extra}] @ {version_control}{url}"'
 

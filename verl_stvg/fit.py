@@ -13,7 +13,8 @@ from typing import Any
 
 from verl_stvg import nesting
 from verl_stvg.chat_template import training_record
-from verl_stvg.video.build import PART_KEYS, PLAN_KEYS, entry_of
+from verl_stvg.video.build import PART_KEYS, PLAN_KEYS, entry_of, plan_of
+from verl_stvg.video.decode import VideoInfo
 from verl_stvg.video.plan import FACTOR, MAX_PIXELS, MERGE, TEMPORAL_PATCH
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ def checked(given: Mapping[str, Any] | None) -> dict[str, float | str]:
     usual = {"rule": RULE} | ({} if "nframes" in found else {"fps": FPS})
     try:
         entry = entry_of({"video": "a.mp4", **usual, **found})
+        if entry["rule"] == RULE and "max_frames" not in entry and "min_frames" not in entry:
+            plan_of(entry, VideoInfo(1500, 25.0, 640, 480))  # a minute in pixels of many
     except ValueError as error:
         raise ValueError(f"{str(error).replace('; correct the row', '')}; correct the fit") from error
     return {key: _TYPES.get(key, int)(entry[key]) for key in KEYS if key in entry}
@@ -62,7 +65,7 @@ def parse(given: Iterable[str]) -> dict[str, Any]:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise ValueError(f"--fit {text} is not of the form KEY=VALUE, such as total_pixels=100352")
+            raise ValueError(f"--fit {text} is not of the form KEY=VALUE, such as total_pixels=802816")
         if name in found:
             raise ValueError(f"--fit {name} is given twice; leave one of them out")
         found[name] = value if name in ("rule", "model") else _number(name, value)

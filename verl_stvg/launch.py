@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from verl_stvg import held_out, python, recipe_names
+from verl_stvg import held_out, nesting, python, recipe_names
 from verl_stvg.lock import alone, write_whole
 from verl_stvg.phases import TELL, Progress
 from verl_stvg.resume import APPEND_METRICS, keep_metrics, resumed_step
@@ -70,6 +70,7 @@ def _train(arguments: list[str], run_dir: Path) -> int:
         return 0
     metrics, log = run_dir / "metrics.jsonl", run_dir / "train.log"
     environment = {"VERL_FILE_LOGGER_PATH": str(metrics.absolute()), TELL: "yes"}
+    shown = _fit_of(run_dir / "run.json") if resumed is not None else None
     set_aside(run_dir, resumed)
     if resumed is not None:
         logger.info("going on from step %d of %s", resumed, given["trainer.default_local_dir"])
@@ -80,6 +81,8 @@ def _train(arguments: list[str], run_dir: Path) -> int:
         "resumed_from": resumed,
         "status": None,
     }
+    if shown:  # of the checkpoints that are there, until the run has written its own
+        record["fit"] = shown
     for name, key in (
         ("train_files", "data.train_files"),
         ("val_files", "data.val_files"),
@@ -95,6 +98,12 @@ def _train(arguments: list[str], run_dir: Path) -> int:
     # the run has written into it how its videos are shown, see `verl_stvg.preflight.record_fit`
     _write(run_dir / "run.json", json.loads((run_dir / "run.json").read_text(encoding="utf-8")) | {"status": ended})
     return ended
+
+
+def _fit_of(path: Path) -> dict | None:
+    """How videos are shown in the run that wrote a ``run.json``; None where that is missing or says nothing."""
+    found = nesting.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return found.get("fit") if isinstance(found, dict) else None
 
 
 def _write(path: Path, record: dict) -> None:
@@ -141,7 +150,7 @@ def at_its_end(path: Path, arguments: list[str], given: dict[str, str], resumed:
     return earlier.get("arguments") == arguments and changed <= path.stat().st_mtime
 
 
-EARLIER = re.compile(r"(?:train|run|metrics|validation)\.(\d+)(?:\.\w+)?")
+EARLIER = re.compile(r"(?:train|run|metrics|parity|validation)\.(\d+)(?:\.\w+)?")
 """Names under which files of earlier starts are kept, with the number of the start."""
 
 
@@ -160,6 +169,8 @@ def set_aside(run_dir: Path, resumed: int | None) -> None:
     metrics, validation = run_dir / "metrics.jsonl", run_dir / "validation"
     if resumed is not None:
         keep_metrics(metrics, resumed, run_dir / f"metrics.{number}.jsonl")
+        if (run_dir / "parity.jsonl").exists():
+            keep_metrics(run_dir / "parity.jsonl", resumed, run_dir / f"parity.{number}.jsonl")
         dumps = validation.glob("*.jsonl")
         repeated = [path for path in dumps if path.stem.isdecimal() and int(path.stem) > resumed]
         for path in repeated:

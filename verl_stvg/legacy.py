@@ -22,6 +22,9 @@ from verl_stvg.rollout import MASK, STATS
 from verl_stvg.trainer import step_metrics, why_pixels_must_travel
 from verl_stvg.worker import KeysAndMasks
 
+_step = 0
+"""Of the batch that was answered last for training; what the trainer computes of it does not say its step."""
+
 
 class KeyedOutput(agent_loop._InternalAgentLoopOutput):
     """verl's own record of a trajectory, which insists on tensors; keys that stand for pixels are none."""
@@ -51,6 +54,9 @@ class LegacyLoopManager(agent_loop.AgentLoopManager):
 
     def generate_sequences(self, prompts: DataProto) -> DataProto:
         """Answers of a batch, in its order."""
+        global _step
+        if not prompts.meta_info.get("validate"):
+            _step = int(prompts.meta_info["global_steps"])
         columns = prompts.non_tensor_batch
         columns["session_id"] = places_in_group(columns["uid"])
         columns["global_steps"] = np.full(len(prompts), prompts.meta_info["global_steps"])
@@ -76,7 +82,7 @@ def parity_metrics(config, batch: DataProto) -> dict[str, float]:
         uids = [(info or {}).get("uid") for info in batch.non_tensor_batch["extra_info"]]
         answers = [batch.batch[name] for name in ("responses", "response_mask", "old_log_probs", "rollout_log_probs")]
         tokenizer = omega_conf_to_dataclass(config.actor_rollout_ref.model).tokenizer
-        parity.keep(config, batch.meta_info["global_steps"], parity.worst_tokens(uids, *answers, tokenizer))
+        parity.keep(config, _step, parity.worst_tokens(uids, *answers, tokenizer))
     return found
 
 

@@ -131,12 +131,12 @@ def finished(out: Path) -> bool:
         return False
     for folder in (out, _beside(out)):
         if (folder / NAME).exists() and os.path.abspath(folder) not in _held:
-            with contextlib.suppress(FolderInUse), alone(folder):
+            with contextlib.suppress(FolderInUse, PermissionError), alone(folder):  # to look needs no right to write
                 if folder != out:
                     clear(folder)
                     _leave(folder)
                 else:
-                    (folder / NAME).unlink()
+                    (folder / NAME).unlink(missing_ok=True)
     return True
 
 
@@ -166,7 +166,7 @@ def _beside(path: Path) -> Path:
 
 
 def _leave(work: Path) -> None:
-    (work / NAME).unlink()
+    (work / NAME).unlink(missing_ok=True)  # where nothing can be locked, another process may have been here
     with contextlib.suppress(OSError):  # something is kept there, or another process has begun: the lock is gone
         work.rmdir()
 

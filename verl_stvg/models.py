@@ -5,9 +5,12 @@ traceback that does not say which of the user's words was wrong. Here it is aske
 """
 
 import difflib
+import logging
 import os
 import re
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
 """The file that every model of transformers has."""
@@ -32,16 +35,20 @@ def located(name: str, file: str = CONFIG) -> str:
     """
     if "://" in name:
         return name
+    elsewhere = os.environ.get("VERL_USE_MODELSCOPE", "").lower() in ("true", "1")  # verl's loaders ask another hub
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / file).is_file():
             raise ModelNameError(f"{name} holds no model ({file}); correct the path")
         return str(folder)
+    if folder.is_file():
+        raise ModelNameError(f"{name}: is a file; name the folder of a model")
     if folder.is_absolute() or name.startswith((".", "~")) or not _HUB_NAME.fullmatch(name):
         raise ModelNameError(
             f"{name}: no such folder{_near(folder)}; name a model's folder, a checkpoint of verl, or a hub model"
         )
-    _on_the_hub(name, file, _near(folder))
+    if not elsewhere:
+        _on_the_hub(name, file, _near(folder))
     return name
 
 
@@ -73,11 +80,18 @@ def _on_the_hub(name: str, file: str, near: str) -> None:
             "(hf auth login)"
         ) from error
     except (OSError, httpx.HTTPError) as error:
-        remedy = "set HF_HUB_OFFLINE=1 to use what this machine's cache has of it" if known else "correct the name"
+        if known:
+            logger.warning(
+                "%s: the hub does not answer at %s; what the cache of this machine has of it is used. HF_HUB_OFFLINE=1 "
+                "saves the time that loaders spend on asking",
+                name,
+                constants.ENDPOINT,
+            )
+            return
         said = " ".join(str(error).split())[:120] or type(error).__name__
         raise ModelNameError(
-            f"{name}: no such folder{near}, and the hub does not answer at {constants.ENDPOINT} ({said}); {remedy}, "
-            f"{download}"
+            f"{name}: no such folder{near}, and the hub does not answer at {constants.ENDPOINT} ({said}); "
+            f"correct the name, {download}"
         ) from error
 
 

@@ -228,9 +228,10 @@ def record_fit(config: DictConfig) -> None:
 
     fit, metrics = fit_of(config.data), os.environ.get("VERL_FILE_LOGGER_PATH")
     path = metrics and Path(metrics).with_name("run.json")
-    if fit and path and path.is_file():
+    if path and path.is_file():
         record = json.loads(path.read_text(encoding="utf-8"))
-        write_whole(path, json.dumps(record | {"fit": fit}, indent=2))
+        record.pop("fit", None)  # of an earlier start
+        write_whole(path, json.dumps(record | ({"fit": fit} if fit else {}), indent=2))
 
 
 def cache_without_manager(config: DictConfig) -> list[str]:

@@ -320,7 +320,8 @@ def plan_video(
             come close to, and under ``adaptive_grid`` the highest one.
         max_frames: upper bound on T. A longer video is an error in the grid, and under the other rules sampled at a
             lower rate.
-        min_pixels: per frame; default: 128 tokens.
+        min_pixels: per frame; default: 128 tokens, under ``adaptive_grid`` half of ``max_pixels`` (ours) where
+            that is less than 128 tokens.
         max_pixels: per frame; default: 768 tokens.
         total_pixels: over all frames, counted as qwen-vl-utils does (two frames share one temporal patch).
         min_frames: lower bound on T. A shorter video is an error in the grid, which has none by default, and under
@@ -347,8 +348,12 @@ def plan_video(
     if num_frames < 1 or not source_fps > 0:
         raise ValueError(f"video has {num_frames} frames at {source_fps} fps; it is empty or its header is damaged")
     factor = patch * MERGE
-    min_pixels = _pixels(MIN_PIXELS, factor) if min_pixels is None else min_pixels
     max_pixels = _pixels(MAX_PIXELS, factor) if max_pixels is None else max_pixels
+    if min_pixels is None:
+        usual = _pixels(MIN_PIXELS, factor)
+        min_pixels = max(factor**2, max_pixels // 2) if rule == "adaptive_grid" and usual > max_pixels else usual
+    if rule == "adaptive_grid" and min_pixels > max_pixels:
+        raise ValueError(f"min_pixels={min_pixels} is over max_pixels={max_pixels}; correct one of them")
     clock = clock or FrameClock(num_frames, source_fps)
     if video_start or video_end is not None:
         offset, first, part = _part(clock, video_start, video_end)
@@ -444,7 +449,11 @@ class _GridSize:
 
 
 def _slowing(frames: float, max_frames: int, size: _GridSize) -> int:
-    """The smallest whole k for which a k-th of the frames keeps to both bounds; 1 where no k leaves two frames."""
+    """The smallest whole k for which a k-th of the frames keeps to both bounds; 1 where no k leaves two frames.
+
+    Raises:
+        ValueError: ``total_pixels`` has no room for two frames.
+    """
     bound = (
         max_frames
         if size.total_pixels is None
@@ -455,6 +464,11 @@ def _slowing(frames: float, max_frames: int, size: _GridSize) -> int:
         if count <= max_frames and size.keeps(count):
             return k
         k = max(k, math.floor(frames / count)) + 1
+    if not size.keeps(TEMPORAL_PATCH):
+        raise ValueError(
+            f"total_pixels={size.total_pixels} has no room for {TEMPORAL_PATCH} frames of min_pixels="
+            f"{size.min_pixels}; raise total_pixels or lower min_pixels"
+        )
     return 1
 
 

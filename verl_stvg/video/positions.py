@@ -140,7 +140,7 @@ def mend_processing(processing_qwen2_5_vl) -> None:
     @functools.wraps(stock)
     def __call__(self, *args, **kwargs):
         asked = kwargs.get("return_metadata")
-        result = stock(self, *args, **kwargs, **({} if asked else {"return_metadata": True}))
+        result = stock(self, *args, **{**kwargs, "return_metadata": True})
         if "second_per_grid_ts" in result:
             metadata = result["video_metadata"] if asked else result.pop("video_metadata")
             if torch.is_tensor(result["second_per_grid_ts"]):
