@@ -896,7 +896,8 @@ def make_detector(confidence=0.1):
 def test_detectors_by_name(detect, monkeypatch):
     made = detect.detector(f"{__name__}:make_detector", confidence=0.4)
     assert made.confidence == 0.4
-    calls = []
+    calls, asked = [], []
+    monkeypatch.setattr(detect, "located", lambda name: asked.append(name) or name)  # see tests/test_model_names.py
     monkeypatch.setattr(detect, "HuggingFaceDetector", lambda *a, **k: calls.append((a, k)))
     monkeypatch.setattr(detect, "GroundingDinoDetector", lambda *a, **k: calls.append((a, k)))
     detect.detector("rtdetr", device="cpu")
@@ -907,6 +908,7 @@ def test_detectors_by_name(detect, monkeypatch):
         (("facebook/detr-resnet-50",), {}),
         ((["person", "traffic light"],), {"nms": None}),
     ]
+    assert asked == ["PekingU/rtdetr_r50vd", "facebook/detr-resnet-50", detect.GROUNDING_DINO]
 
 
 @pytest.mark.parametrize(
