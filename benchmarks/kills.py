@@ -225,7 +225,7 @@ def _training(clips: Path, model: Path) -> Iterator[Variant]:
 def _trained(path: Path) -> bytes:
     """A file of a training run without what measures the machine: tensors, steps, or the bytes."""
     if path.suffix == ".pt":
-        return json.dumps(_tensors(path), sort_keys=True).encode()
+        return json.dumps({name: _digest(value) for name, value in tensors(path).items()}, sort_keys=True).encode()
     if path.name == "metrics.jsonl":
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         kept = [[line["step"], {k: v for k, v in line["data"].items() if not k.startswith(TIMINGS)}] for line in lines]
@@ -233,13 +233,11 @@ def _trained(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _tensors(path: Path) -> dict[str, str]:
-    """Hashes of a saved state's tensors, and its other values, by name; without generators, which verl seeds from
-    nothing.
-    """
+def tensors(path: Path) -> dict[str, Any]:
+    """Tensors of a saved state by name, and its other values; without generators, which verl seeds from nothing."""
     import torch
 
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
 
     def walk(name: str, value: Any) -> None:
         if isinstance(value, dict):
@@ -249,14 +247,20 @@ def _tensors(path: Path) -> dict[str, str]:
         elif isinstance(value, list | tuple):
             for place, one in enumerate(value):
                 walk(f"{name}/{place}", one)
-        elif isinstance(value, torch.Tensor):
-            whole = getattr(value, "_local_tensor", value).detach().contiguous()
-            found[name] = hashlib.sha256(whole.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
         else:
-            found[name] = repr(value)
+            found[name] = getattr(value, "_local_tensor", value)
 
     walk("", torch.load(path, weights_only=False))
     return found
+
+
+def _digest(value: Any) -> str:
+    """Hash of a tensor's bytes; of another value, how it is written."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return repr(value)
+    return hashlib.sha256(value.detach().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 # --- starts -----------------------------------------------------------------------------------------------------------

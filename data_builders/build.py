@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_builders.check import SLACK
 from data_builders.read import AnnotationError, json_lines
 from data_builders.records import Entries, Problem, once
 from data_builders.row import CHOICES, ROW_SCHEMA, Drop, Policies, RowMaker, Video
@@ -36,8 +37,6 @@ FORMAT_VERSION = 3  # raise it whenever the same arguments would give other file
 SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 DURATIONS = "durations.json"
-SLACK = 1.0
-"""Seconds by which an interval may end after its video and still count as covered, as in `data_builders.check`."""
 PAST_END = "have an interval that ends over a second after the video does"
 WITHOUT_TRUTH = "have no public ground truth; they can be answered, but not scored here"
 _SHOWN = 5

@@ -27,6 +27,7 @@ from torch.utils.data import SequentialSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import RandomSampler
 
+from benchmarks.kills import tensors
 from verl_stvg import launch, resume
 from verl_stvg.rollout import answer_seed
 
@@ -574,25 +575,6 @@ def drawn(folder, step):
     """Rows and answers of a step."""
     lines = [json.loads(line) for line in (folder / f"rollouts/{step}.jsonl").read_text().splitlines()]
     return Counter((line["gts"]["uid"], line["output"]) for line in lines)
-
-
-def tensors(path):
-    """Tensors of a saved state by name, and its numbers; without generators, which verl seeds from nothing."""
-    found = {}
-
-    def walk(name, value):
-        if isinstance(value, dict):
-            for key, one in value.items():
-                if f"{name}/{key}" != "/rng":
-                    walk(f"{name}/{key}", one)
-        elif isinstance(value, list | tuple):
-            for place, one in enumerate(value):
-                walk(f"{name}/{place}", one)
-        else:
-            found[name] = getattr(value, "_local_tensor", value)
-
-    walk("", torch.load(path, weights_only=False))
-    return found
 
 
 def difference(one, other):

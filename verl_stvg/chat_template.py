@@ -47,15 +47,30 @@ def parse(given: Iterable[str]) -> dict[str, Any]:
     Raises:
         ValueError: an option without ``=``, given twice, or fixed.
     """
-    found: dict[str, Any] = {}
+    found = pairs("--template-option", given, "enable_thinking=false")
+    return checked({name: _value(value) for name, value in found.items()})
+
+
+def pairs(option: str, given: Iterable[str], example: str) -> dict[str, str]:
+    """Names and values of an option that is given several times, each ``KEY=VALUE``.
+
+    Args:
+        option: as the user writes it, for messages.
+        given: what stands behind it.
+        example: of one that is right.
+
+    Raises:
+        ValueError: one without ``=`` or a name, or a name that is given twice.
+    """
+    found: dict[str, str] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise ValueError(f"--template-option {text} is not of the form KEY=VALUE, such as enable_thinking=false")
+            raise ValueError(f"{option} {text} is not of the form KEY=VALUE, such as {example}")
         if name in found:
-            raise ValueError(f"--template-option {name} is given twice; leave one of them out")
-        found[name] = _value(value)
-    return checked(found)
+            raise ValueError(f"{option} {name} is given twice; leave one of them out")
+        found[name] = value
+    return found
 
 
 def _value(text: str) -> Any:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from verl_stvg import nesting
-from verl_stvg.chat_template import training_record
+from verl_stvg.chat_template import pairs, training_record
 from verl_stvg.video.build import PART_KEYS, PLAN_KEYS, entry_of, plan_of
 from verl_stvg.video.decode import VideoInfo
 from verl_stvg.video.plan import FACTOR, MAX_PIXELS, MERGE, TEMPORAL_PATCH
@@ -61,14 +61,8 @@ def parse(given: Iterable[str]) -> dict[str, Any]:
     Raises:
         ValueError: not of that form, a key twice, or see `of_model`.
     """
-    found: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--fit {text} is not of the form KEY=VALUE, such as total_pixels=802816")
-        if name in found:
-            raise ValueError(f"--fit {name} is given twice; leave one of them out")
-        found[name] = value if name in ("rule", "model") else _number(name, value)
+    texts = pairs("--fit", given, "total_pixels=802816")
+    found = {name: text if name in ("rule", "model") else _number(name, text) for name, text in texts.items()}
     limits = of_model(found.pop("model")) if "model" in found else {}
     return limits | found
 
