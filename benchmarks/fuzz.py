@@ -37,10 +37,10 @@ from eval.benchmarks.items import item_of, read_rows
 from eval.score import score
 from verl_stvg import answers
 from verl_stvg.answers import Answer
-from verl_stvg.parallel import work
 from verl_stvg.video import build, tracks
 from verl_stvg.video.store import FrameStore
 from verl_stvg.video.tracks import Track, Tracks
+from verl_stvg.workers import work
 
 ROWS, FILES = 20_000, 5_000
 """Rows that are changed, and files of each other kind."""

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import Options, Row
 from data_builders import synthetic
-from verl_stvg import python
+from verl_stvg.base import python
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARES = {"build": 35, "select": 25, "eval": 20, "track": 17, "train": 3}

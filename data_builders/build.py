@@ -28,7 +28,7 @@ from data_builders.row import CHOICES, ROW_SCHEMA, Drop, Policies, RowMaker, Vid
 from data_builders.sets import AnnotationSet
 from data_builders.templates import TEMPLATES, Template
 from data_builders.videos import Facts, UnknownVideo, VideoRoot, check_name, probe_all
-from verl_stvg.lock import clear, finished, whole
+from verl_stvg.base.lock import clear, finished, whole
 from verl_stvg.video.plan import RULES
 
 logger = logging.getLogger(__name__)
@@ -61,8 +61,8 @@ class Job:
         tracks: folder of track files whose IDs are drawn on the frames.
         marker_style: of `verl_stvg.video.markers`; None is STVG-R1's.
         probe: look into every video.
-        workers: see `verl_stvg.parallel.work`.
-        on_ray: see `verl_stvg.parallel.work`.
+        workers: see `verl_stvg.workers.work`.
+        on_ray: see `verl_stvg.workers.work`.
     """
 
     source: AnnotationSet

@@ -25,8 +25,7 @@ from data_builders.records import Interval
 from data_builders.row import counted, hull, misnumbered
 from data_builders.templates import perfect_answer
 from data_builders.videos import Facts
-from verl_stvg.lock import write_whole
-from verl_stvg.parallel import work
+from verl_stvg.base.lock import write_whole
 from verl_stvg.reward import find_recipe
 from verl_stvg.row_files import rows_in
 from verl_stvg.row_shape import row_shape_problems
@@ -36,6 +35,7 @@ from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.decode import VideoInfo
 from verl_stvg.video.identity import ENDINGS
 from verl_stvg.video.plan import SamplingPlan
+from verl_stvg.workers import work
 
 COLUMNS = ("data_source", "prompt", "videos", "reward_model", "extra_info")
 DRIFT = 0.5
@@ -153,8 +153,8 @@ def check(
         files: parquet files; those of training and evaluation together, so that they can be compared.
         video_root: see `verl_stvg.video.build.root_of`.
         decode: every planned frame, not only the header.
-        workers: see `verl_stvg.parallel.work`.
-        on_ray: see `verl_stvg.parallel.work`.
+        workers: see `verl_stvg.workers.work`.
+        on_ray: see `verl_stvg.workers.work`.
         progress: called with videos done and their number.
         videos: look into them; else only what the rows say is looked at.
         fit: keys of the plan in place of those of the rows, see `verl_stvg.fit`.

@@ -13,7 +13,7 @@ from typing import Any
 
 import ijson
 
-from verl_stvg import nesting
+from verl_stvg.base import nesting
 
 
 class AnnotationError(ValueError):

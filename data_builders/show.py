@@ -16,7 +16,7 @@ import jinja2
 from data_builders import check
 from data_builders.objects.boxes import TurnedBoxes, annotated_size, scaled
 from data_builders.read import json_lines
-from verl_stvg.lock import write_whole
+from verl_stvg.base.lock import write_whole
 from verl_stvg.row_shape import row_shape_problems
 from verl_stvg.video.build import root_of
 from verl_stvg.video.child import shared_decoder

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from verl_stvg.lock import finished, whole
+from verl_stvg.base.lock import finished, whole
 
 FORMAT_VERSION = 5  # raise it whenever the same arguments would give other files
 

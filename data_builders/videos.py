@@ -16,12 +16,12 @@ from collections.abc import Hashable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 
-from verl_stvg.parallel import work
 from verl_stvg.video.cache import hash_file
 from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.identity import ENDINGS, identity
+from verl_stvg.workers import work
 
 logger = logging.getLogger(__name__)
 
@@ -292,8 +292,8 @@ def probe_all(
         root: of the videos.
         names: relative to the root.
         journal: file of JSON lines.
-        workers: see `verl_stvg.parallel.work`.
-        on_ray: see `verl_stvg.parallel.work`.
+        workers: see `verl_stvg.workers.work`.
+        on_ray: see `verl_stvg.workers.work`.
     """
     known = dict(_read_journal(root, journal))
     yield {name: known[name] for name in names if name in known}

@@ -19,7 +19,7 @@ from data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scale
 from eval import charts
 from eval.benchmarks import BENCHMARKS, SORTS
 from eval.replies import Reply
-from verl_stvg import nesting
+from verl_stvg.base import nesting
 from verl_stvg.row_shape import row_shape_problems
 from verl_stvg.video import tracks as track_files
 from verl_stvg.video.build import entries_of, plan_of, root_of

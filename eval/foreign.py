@@ -23,8 +23,8 @@ from eval.benchmarks.items import Interval, Item, Prediction, Stored, read_answe
 from eval.metrics.lenient import read_time
 from eval.metrics.readers import extract_time
 from eval.metrics.rows import SHOWN
-from verl_stvg import nesting
 from verl_stvg.answers import Answer
+from verl_stvg.base import nesting
 from verl_stvg.chat_template import of_dump
 from verl_stvg.video.identity import ENDINGS
 

@@ -20,7 +20,7 @@ from eval import charts, clips, evaluations, replies, runs
 from eval.clips import NUM_FRAMES, PICK, PICK_SEED, Clip, Rows, Said, Voice
 from eval.evaluations import Evaluation
 from eval.runs import Run, summarise
-from verl_stvg.lock import write_whole
+from verl_stvg.base.lock import write_whole
 
 __all__ = ["summarise", "write"]
 

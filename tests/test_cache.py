@@ -28,7 +28,6 @@ from typer.testing import CliRunner
 
 from verl_stvg import preflight
 from verl_stvg.cache_cli import app, parse_size, size_text
-from verl_stvg.parallel import NoCluster
 from verl_stvg.video import cache as module
 from verl_stvg.video.build import QUARANTINE, Job, build, plan_of, read_jobs
 from verl_stvg.video.cache import CacheError, FrameCache
@@ -36,6 +35,7 @@ from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan, plan_video
 from verl_stvg.video.quarantine import Quarantine
 from verl_stvg.video.store import FrameStore
+from verl_stvg.workers import NoCluster
 
 ROOT = Path(__file__).resolve().parent.parent
 LONG_AGO = 1_000_000_000

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_builders.synthetic import ROW_SCHEMA
-from verl_stvg import cli, doctor, launch, recipe_names, status
+from verl_stvg import cli, doctor, launch
 from verl_stvg.answers import Answer
+from verl_stvg.base import recipe_names, status
 from verl_stvg.plugin import PluginError
 
 ROOT = recipe_names.FOLDER.parent

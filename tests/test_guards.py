@@ -20,7 +20,7 @@ from data_builders.objects.target import match_masks
 from data_builders.objects.track import Options, encode
 from data_builders.read import AnnotationError, json_entries, json_items, json_lines, json_whole
 from eval.metrics.masks import decode, j_f
-from verl_stvg import nesting, python
+from verl_stvg.base import nesting, python
 from verl_stvg.video import rle, tracks
 from verl_stvg.video.markers import rle_area
 from verl_stvg.video.rle import MaskError
@@ -74,7 +74,7 @@ def test_the_trap_catches(trap):
 
 CHILD = """
 import sys
-from verl_stvg.parallel import work
+from verl_stvg.workers import work
 from verl_stvg.video.child import Decoder
 
 if __name__ == "__main__":
@@ -141,7 +141,7 @@ def _pythons() -> list[str]:
 SPAWN = """
 import multiprocessing, subprocess, sys
 from concurrent.futures import ProcessPoolExecutor
-from verl_stvg import python
+from verl_stvg.base import python
 
 if __name__ == "__main__":
     python.guard_spawn()
@@ -188,7 +188,7 @@ def test_ray_workers_get_no_folder_that_their_driver_does_not_import_from(monkey
 RAY = """
 import os
 import ray
-from verl_stvg import python
+from verl_stvg.base import python
 
 @ray.remote
 def look():

@@ -8,7 +8,8 @@ import typer
 from typer.testing import CliRunner
 
 from data_builders import sets
-from verl_stvg import cli, recipe_names
+from verl_stvg import cli
+from verl_stvg.base import recipe_names
 
 
 def told(*arguments: str) -> str:
@@ -57,7 +58,7 @@ def test_the_list_of_commands_imports_none_of_them():
     assert "tiny-model" in done.stdout
     assert done.stdout.splitlines()[-2:] == [
         "loaded:",
-        "ours: verl_stvg.__main__ verl_stvg.cli verl_stvg.extras verl_stvg.status",
+        "ours: verl_stvg.__main__ verl_stvg.cli verl_stvg.base.extras verl_stvg.base.status",
     ]
 
 
@@ -72,7 +73,7 @@ def test_train_names_recipes_variants_and_an_example():
 def test_keys_of_verl_reach_the_launcher_in_their_order(monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr("verl_stvg.launch.train", lambda arguments, folder: seen.append((arguments, folder)) or 0)
-    monkeypatch.setattr("verl_stvg.status.Output.goes_on", False)
+    monkeypatch.setattr("verl_stvg.base.status.Output.goes_on", False)
     given = ["+variant=[tiny,lora]", "data.seed=1", "--config-dir", "mine", "hydra.searchpath=[file:///mine]"]
     arguments = ["train", given[0], "--recipe", "stvg_r1", *given[1:], "--run-dir", str(tmp_path)]
     done = CliRunner().invoke(cli.app, arguments)

@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from reward_fns import RECIPES
-from verl_stvg import held_out, launch, recipe_names
+from verl_stvg import held_out, launch
+from verl_stvg.base import recipe_names
 
 # starts a grandchild that detaches itself as Ray and vLLM do, and tells its id
 DETACHED = """

@@ -22,13 +22,13 @@ from data_builders.objects import pipeline
 from data_builders.selection import difficulty, folder
 from tests.conftest import ROOT
 from verl_stvg import checkpoint
-from verl_stvg.lock import NAME, FolderInUse, alone, clear, finished, replacing, turn, whole, write_whole
+from verl_stvg.base.lock import NAME, FolderInUse, alone, clear, finished, replacing, turn, whole, write_whole
 from verl_stvg.video.tracks import Tracks, save
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from verl_stvg.lock import alone, replacing, whole
+from verl_stvg.base.lock import alone, replacing, whole
 how, folder = sys.argv[1], Path(sys.argv[2])
 with {"alone": alone, "whole": whole, "replacing": replacing}[how](folder) as work:
     if work:
@@ -71,8 +71,8 @@ def test_where_files_cannot_be_locked_work_goes_on(tmp_path, monkeypatch, caplog
     def no_locks(*given):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("verl_stvg.lock.fcntl.lockf", no_locks)
-    monkeypatch.setattr("verl_stvg.lock.fcntl.flock", no_locks)
+    monkeypatch.setattr("verl_stvg.base.lock.fcntl.lockf", no_locks)
+    monkeypatch.setattr("verl_stvg.base.lock.fcntl.flock", no_locks)
     with alone(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
     assert "files cannot be locked there" in caplog.text
@@ -205,7 +205,7 @@ def test_links_and_pipes_are_written_where_they_are(tmp_path):
     write_whole(tmp_path / "link", "mine")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "elsewhere/file").read_text() == "mine"
     done = subprocess.run(
-        [sys.executable, "-c", "from pathlib import Path; from verl_stvg.lock import write_whole\n"
+        [sys.executable, "-c", "from pathlib import Path; from verl_stvg.base.lock import write_whole\n"
          "write_whole(Path('/dev/stdout'), 'said')"],
         capture_output=True, text=True, cwd=ROOT, check=True,
     )  # fmt: skip
@@ -217,7 +217,7 @@ def test_links_and_pipes_are_written_where_they_are(tmp_path):
 KILLED_BEHIND = """
 import os, signal, sys
 from pathlib import Path
-from verl_stvg import lock
+from verl_stvg.base import lock
 how, out, unlinks = sys.argv[1], Path(sys.argv[2]), 0
 
 def unlink(self, missing_ok=False):  # the lock is the last file that goes
@@ -361,7 +361,7 @@ def test_a_report_of_findings_stays_as_it_was_where_a_new_one_cannot_be_written(
 
 WORKERS = """
 import os, sys, time
-from verl_stvg.parallel import work
+from verl_stvg.workers import work
 
 def told(jobs):
     print(os.getpid(), flush=True)
@@ -394,7 +394,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
 
 def test_a_run_ends_with_a_launcher_that_is_killed(tmp_path, monkeypatch):
     (tmp_path / "sleeps.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)\n")
-    launcher = "import subprocess; from verl_stvg import python\n"
+    launcher = "import subprocess; from verl_stvg.base import python\n"
     launcher += "subprocess.run(python.module('sleeps', attached=True), env=python.environment())"
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     with subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE, text=True, env=environment) as one:

@@ -16,7 +16,8 @@ from data_builders.selection import difficulty, folder, subset
 from data_builders.sets import find
 from data_builders.tiny_model import TinyConfig, make_processor, make_untrained
 from tests.test_build import write_video
-from verl_stvg import capacity, fit, preflight, recipe_names
+from verl_stvg import capacity, fit, preflight
+from verl_stvg.base import recipe_names
 from verl_stvg.config_checks import too_few_rows
 from verl_stvg.data_cli import build_app
 from verl_stvg.dataset import RowError, VideoGroundingDataset, frame_source

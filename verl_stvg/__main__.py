@@ -2,7 +2,7 @@
 
 import sys
 
-from verl_stvg import extras, status
+from verl_stvg.base import extras, status
 
 
 def main() -> None:

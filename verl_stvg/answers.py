@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_stvg import nesting
-from verl_stvg.lock import write_whole
+from verl_stvg.base import nesting
+from verl_stvg.base.lock import write_whole
 
 _OLDER = {"template": {}, "opened": ""}
 """What is meant by a file that was written before it had these keys."""

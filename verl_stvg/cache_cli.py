@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from verl_stvg import status
+from verl_stvg.base import status
 from verl_stvg.eval_cli import FitOptions
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from verl_stvg import nesting
+from verl_stvg.base import nesting
 
 logger = logging.getLogger(__name__)
 

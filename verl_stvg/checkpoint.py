@@ -12,9 +12,9 @@ from pathlib import Path
 
 import xxhash
 
-from verl_stvg import python
-from verl_stvg.lock import finished, whole
-from verl_stvg.models import located
+from verl_stvg.base import python
+from verl_stvg.base.lock import finished, whole
+from verl_stvg.base.models import located
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def resolve(model: str) -> str:
             otherwise its shards are merged, in bfloat16, as verl's merger does, into ``merged`` beside them.
 
     Raises:
-        ModelNameError: no such folder, and no such name on the hub, which is asked once (`verl_stvg.models`).
+        ModelNameError: no such folder, and no such name on the hub, which is asked once (`verl_stvg.base.models`).
         CheckpointError: no model in the folder, a shard is missing, or an adapter (LoRA) would be left out.
     """
     folder = Path(model).expanduser()

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from verl_stvg import extras, status
+from verl_stvg.base import extras, status
 
 DATA, EVAL, ENGINE = ("data",), ("eval",), ("cpu", "gpu")
 
@@ -124,7 +124,7 @@ def _start(
 
 def main() -> None:
     """Run the command line: what a user can mend becomes one message, and every end has its status
-    (`verl_stvg.status`).
+    (`verl_stvg.base.status`).
     """
     status.end_quietly_when_unheard()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)

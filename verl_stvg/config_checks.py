@@ -18,8 +18,8 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from pyarrow import parquet
 
+from verl_stvg.base.models import ModelNameError, located
 from verl_stvg.freeze import KEEP_MERGER
-from verl_stvg.models import ModelNameError, located
 from verl_stvg.row_files import RowFileError, open_rows
 
 REWARD_OPTIONS = "reward.custom_reward_function.reward_kwargs"

@@ -1,6 +1,6 @@
 """A CPU as a verl platform: what lets the real FSDP + vLLM engine run on a laptop.
 
-Nothing here takes effect where vLLM is not the CPU build (`verl_stvg.vllm_build`). Each piece answers one obstacle
+Nothing here takes effect where vLLM is not the CPU build (`verl_stvg.base.vllm_build`). Each piece answers one obstacle
 between verl 0.9.1 and a CPU and is named after it; the platform class is verl's own extension point, the rest stands
 where verl or vLLM has none.
 """
@@ -16,7 +16,7 @@ import psutil
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry, set_platform
 
-from verl_stvg import vllm_build
+from verl_stvg.base import vllm_build
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from data_builders import sets
-from verl_stvg import status
+from verl_stvg.base import status
 from verl_stvg.eval_cli import FitOptions
 
 

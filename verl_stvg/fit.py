@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from verl_stvg import nesting
+from verl_stvg.base import nesting
 from verl_stvg.chat_template import pairs, training_record
 from verl_stvg.video.build import PART_KEYS, PLAN_KEYS, entry_of, plan_of
 from verl_stvg.video.decode import VideoInfo
@@ -132,7 +132,7 @@ def of_model(model: str, budget: int | None = None) -> dict[str, float | str]:
     """
     from transformers import AutoConfig, AutoProcessor
 
-    from verl_stvg.models import located
+    from verl_stvg.base.models import located
     from verl_stvg.video.positions import writes_times
 
     name = located(model)

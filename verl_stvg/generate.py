@@ -20,7 +20,7 @@ from tqdm import tqdm
 from verl_stvg import answers, chat_template, checkpoint
 from verl_stvg import fit as fits
 from verl_stvg.answers import Answer, AnswersError
-from verl_stvg.lock import alone
+from verl_stvg.base.lock import alone
 from verl_stvg.row_files import rows_in, schema_of
 from verl_stvg.video.build import VIDEO_COLUMN, entries_of, root_of
 from verl_stvg.video.store import FrameStore, default_folder

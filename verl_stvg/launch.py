@@ -22,8 +22,9 @@ from pathlib import Path
 
 import psutil
 
-from verl_stvg import held_out, nesting, python, recipe_names
-from verl_stvg.lock import alone, write_whole
+from verl_stvg import held_out
+from verl_stvg.base import nesting, python, recipe_names
+from verl_stvg.base.lock import alone, write_whole
 from verl_stvg.phases import TELL, Progress
 from verl_stvg.resume import APPEND_METRICS, keep_metrics, resumed_step
 

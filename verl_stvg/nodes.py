@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from uuid import uuid4
 
-from verl_stvg import python
+from verl_stvg.base import python
 
 PACKAGES = ("verl-stvg", "verl", "torch", "transformers", "vllm")
 """Distributions of which all nodes need the same version; vLLM's CPU build counts as vLLM."""

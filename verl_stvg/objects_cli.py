@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from verl_stvg import status
-from verl_stvg.lock import replacing
+from verl_stvg.base import status
+from verl_stvg.base.lock import replacing
 
 app = typer.Typer(no_args_is_help=True, help="Objects in videos: detect, track, number, find the target.")
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from verl_stvg.lock import write_whole
+from verl_stvg.base.lock import write_whole
 
 FILE = "parity.jsonl"
 WORST = 10

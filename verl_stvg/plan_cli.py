@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from verl_stvg import recipe_names, status
-from verl_stvg.lock import write_whole
+from verl_stvg.base import recipe_names, status
+from verl_stvg.base.lock import write_whole
 
 logger = logging.getLogger(__name__)
 

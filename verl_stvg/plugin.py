@@ -10,7 +10,7 @@ clock, or fail an hour later. So a failure leaves as `PluginError`, which verl's
 import functools
 from collections.abc import Callable
 
-from verl_stvg import extras
+from verl_stvg.base import extras
 
 
 class PluginError(BaseException):
@@ -36,7 +36,8 @@ def when_imported(module: str, action: Callable) -> None:
 
 def register() -> None:
     """Mend positions and packing; register agent loop, metrics and checks, and the CPU if there is nothing else."""
-    from verl_stvg import banned, cpu, freeze, packing, phases, preflight, python, resume, sampler, schedule, weights
+    from verl_stvg import banned, cpu, freeze, packing, phases, preflight, resume, sampler, schedule, weights
+    from verl_stvg.base import python
     from verl_stvg.video import positions, refs
 
     python.guard_spawn()

@@ -17,7 +17,9 @@ from pathlib import Path
 import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from verl_stvg import nodes, phases, python, watch
+from verl_stvg import nodes, phases, watch
+from verl_stvg.base import python
+from verl_stvg.base.lock import write_whole
 from verl_stvg.config_checks import (
     REWARD_OPTIONS,
     clip_ratio_that_is_not_read,
@@ -33,7 +35,6 @@ from verl_stvg.config_checks import (
     unusable_cache,
     unusable_files,
 )
-from verl_stvg.lock import write_whole
 from verl_stvg.resume import too_little_disk, unusable_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -362,7 +363,8 @@ def too_few_gpus(config: DictConfig) -> list[str]:
     """Whether this machine has the GPUs of a run that joins no cluster, or is a CPU that the run is meant for."""
     import torch
 
-    from verl_stvg import cpu, vllm_build
+    from verl_stvg import cpu
+    from verl_stvg.base import vllm_build
 
     asked = int(config.trainer.n_gpus_per_node) * int(config.trainer.nnodes)
     if cluster_address(config):
@@ -388,7 +390,7 @@ def too_few_gpus(config: DictConfig) -> list[str]:
 
 def _cpu_run(config: DictConfig, workers: int) -> list[str]:
     """What a run on a CPU needs to be told: the device, and a logical GPU for each worker."""
-    from verl_stvg import vllm_build
+    from verl_stvg.base import vllm_build
 
     problems, logical = [], int(OmegaConf.select(config, "ray_kwargs.ray_init.num_gpus") or 0)
     if config.trainer.device != "cpu":

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from verl_stvg.lock import replacing, write_whole
+from verl_stvg.base.lock import replacing, write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from annotated_types import Ge, Le, MaxLen, MinLen
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from verl_stvg import nesting
+from verl_stvg.base import nesting
 
 FAR = 1e9
 """Largest size of a time (seconds) or a coordinate (pixels) of a row: 30 years."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from verl_stvg import status
+from verl_stvg.base import status
 
 logger = logging.getLogger(__name__)
 

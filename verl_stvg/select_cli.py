@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from verl_stvg import status
+from verl_stvg.base import status
 from verl_stvg.eval_cli import FitOptions, TemplateOptions
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from verl_stvg import recipe_names, status
+from verl_stvg.base import recipe_names, status
 
 
 def train(

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import wrapt
 
-from verl_stvg import python
 from verl_stvg.banned import Banned
+from verl_stvg.base import python
 
 
 def register() -> None:

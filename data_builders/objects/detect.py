@@ -13,7 +13,7 @@ import torch
 from torchvision.ops import batched_nms
 
 from data_builders.objects.detector import Detection, Detector, ModelError, imported
-from verl_stvg.models import located
+from verl_stvg.base.models import located
 
 RTDETR = "PekingU/rtdetr_r50vd"
 GROUNDING_DINO = "IDEA-Research/grounding-dino-tiny"

@@ -24,8 +24,7 @@ from data_builders.objects.track import Options, Segmenter, track
 from data_builders.records import Entries, Problem, Record, once
 from data_builders.row import counted, hull, misnumbered
 from data_builders.videos import UnknownVideo, VideoRoot
-from verl_stvg.lock import finished, turn, write_whole
-from verl_stvg.parallel import work
+from verl_stvg.base.lock import finished, turn, write_whole
 from verl_stvg.video.cache import hash_file
 from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.clock import FrameClock
@@ -33,6 +32,7 @@ from verl_stvg.video.film import VideoError, VideoInfo
 from verl_stvg.video.quarantine import Quarantine
 from verl_stvg.video.rle import MaskError
 from verl_stvg.video.tracks import TrackError, Tracks, find_track, load, save
+from verl_stvg.workers import work
 
 QUARANTINE = "quarantine.jsonl"
 _SLACK = 2  # frames by which a tube may be longer than its video, as rounding makes it
@@ -88,8 +88,8 @@ def track_all(
         out: folder of the track files.
         models: what finds and follows objects.
         options: how.
-        workers: see `verl_stvg.parallel.work`; each holds its models in memory.
-        on_ray: see `verl_stvg.parallel.work`.
+        workers: see `verl_stvg.workers.work`; each holds its models in memory.
+        on_ray: see `verl_stvg.workers.work`.
         gpus: of each Ray worker.
     """
     task = functools.partial(_track_some, root=root, out=out, models=models, options=options)

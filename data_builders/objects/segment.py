@@ -27,7 +27,7 @@ from torch.nn.functional import interpolate
 
 from data_builders.objects.detector import ModelError, imported
 from data_builders.objects.track import Box, Segmenter, encode
-from verl_stvg.models import located
+from verl_stvg.base.models import located
 from verl_stvg.video.markers import RLE
 
 CONFIG = "configs/sam2.1/sam2.1_hiera_l.yaml"

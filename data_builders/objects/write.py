@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import av
 import numpy as np
 
-from verl_stvg.lock import replacing
+from verl_stvg.base.lock import replacing
 from verl_stvg.video.identity import ENDINGS
 
 _TICK = Fraction(1, 90_000)  # seconds

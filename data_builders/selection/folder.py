@@ -27,7 +27,7 @@ from data_builders.read import json_lines
 from data_builders.selection.samples import Sample, sample_of
 from verl_stvg import answers
 from verl_stvg.answers import Answer
-from verl_stvg.lock import alone, replacing, write_whole
+from verl_stvg.base.lock import alone, replacing, write_whole
 from verl_stvg.row_files import rows_in, schema_of
 from verl_stvg.row_shape import row_shape_problems
 from verl_stvg.video.build import entries_of, root_of

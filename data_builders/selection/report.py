@@ -15,7 +15,7 @@ import jinja2
 from data_builders.check import rows_of
 from data_builders.selection.difficulty import BINS
 from data_builders.selection.folder import JUDGED, MANIFEST, ROWS, SelectionError, read_judged, read_summary
-from verl_stvg.lock import write_whole
+from verl_stvg.base.lock import write_whole
 from verl_stvg.video.build import entry_of, root_of
 from verl_stvg.video.decode import VideoError
 from verl_stvg.video.thumbnails import thumbnails

@@ -30,7 +30,7 @@ from data_builders.selection.folder import (
     write_json,
     write_rows,
 )
-from verl_stvg.lock import whole
+from verl_stvg.base.lock import whole
 
 UIDS, TRAIN = "uids.txt", "train.parquet"
 FORMAT_VERSION = 1  # raise it whenever the same arguments would give other files

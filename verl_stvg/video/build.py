@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 
-from verl_stvg import nesting
-from verl_stvg.parallel import work
+from verl_stvg.base import nesting
 from verl_stvg.row_files import rows_in
 from verl_stvg.video.cache import CacheError, hash_file
 from verl_stvg.video.decode import VideoInfo
@@ -23,6 +22,7 @@ from verl_stvg.video.markers import STYLES
 from verl_stvg.video.plan import PATCH, SamplingPlan, plan_video, refuse_contradictions
 from verl_stvg.video.quarantine import Quarantine
 from verl_stvg.video.store import FrameStore
+from verl_stvg.workers import work
 
 PLAN_KEYS = (
     *("rule", "fps", "nframes", "min_frames", "max_frames"),

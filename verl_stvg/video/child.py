@@ -38,7 +38,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from verl_stvg import python
+from verl_stvg.base import python
 from verl_stvg.video.content import Hashed
 from verl_stvg.video.decode import (
     Blocks,

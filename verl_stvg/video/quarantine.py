@@ -13,7 +13,7 @@ import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from verl_stvg.nesting import loads
+from verl_stvg.base.nesting import loads
 from verl_stvg.video.identity import identity
 
 logger = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from verl_stvg import nesting
+from verl_stvg.base import nesting
 from verl_stvg.video import rle
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.identity import ENDINGS

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from verl_stvg.extras import install
+from verl_stvg.base.extras import install
 
 
 @dataclass(frozen=True)

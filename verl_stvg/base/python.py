@@ -34,7 +34,7 @@ def module(name: str, *arguments: str, attached: bool = False) -> list[str]:
         arguments: texts.
         attached: it ends when this process has ended, see `end_with_parent`.
     """
-    first = f"from verl_stvg import python; python.end_with_parent({os.getpid()}); " if attached else ""
+    first = f"from verl_stvg.base import python; python.end_with_parent({os.getpid()}); " if attached else ""
     return code(f"{first}import runpy; runpy.run_module({name!r}, run_name='__main__', alter_sys=True)", *arguments)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
 
-from verl_stvg import python
+from verl_stvg.base import python
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
