@@ -35,9 +35,9 @@ from data_builders.selection.samples import sample_of
 from eval import clips, foreign
 from eval.benchmarks.items import item_of, read_rows
 from eval.score import score
-from verl_stvg import answers
-from verl_stvg.answers import Answer
-from verl_stvg.video import build, tracks
+from verl_stvg.rows import answers, cache_fill
+from verl_stvg.rows.answers import Answer
+from verl_stvg.video import tracks
 from verl_stvg.video.store import FrameStore
 from verl_stvg.video.tracks import Track, Tracks
 from verl_stvg.workers import work
@@ -332,8 +332,8 @@ def fuzz_rows(seed: int, folder: Path, tally: Tally) -> None:
         if counts.rows != len(rows):
             tally.crashes.setdefault("check: rows that are not counted", f"seed {seed}: {counts.rows}")
     tally.attempt("show", seed, path, lambda: show.write([path], page, folder, _PAGE))
-    jobs = tally.attempt("cache", seed, path, lambda: build.read_jobs([path], folder)) or []
-    tally.attempt("frames", seed, path, lambda: build.build_chunk(jobs[:_PAGE], store))
+    jobs = tally.attempt("cache", seed, path, lambda: cache_fill.read_jobs([path], folder)) or []
+    tally.attempt("frames", seed, path, lambda: cache_fill.build_chunk(jobs[:_PAGE], store))
     tally.attempt("clips", seed, path, lambda: _clips(path, folder))
     tally.attempt("score", seed, path, lambda: [item_of(row) for row in read_rows([path], folder)])
     tally.attempt("select", seed, path, lambda: [sample_of(row) for row in pool([path], folder).rows()])

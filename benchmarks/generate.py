@@ -49,9 +49,9 @@ def compare(engine, rows: Path, folder: Path) -> Iterator[Row]:
     """Answer ``val.parquet`` of a folder of rows both ways; ``train.parquet`` is for warming up."""
     from vllm import SamplingParams
 
-    from verl_stvg import answers
     from verl_stvg.engines import PromptMaker, vllm_prompt
     from verl_stvg.generate import generate, read_rows
+    from verl_stvg.rows import answers
 
     file, settings = rows / "val.parquet", engine.settings
     generate([rows / "train.parquet"], folder / "warm", settings, engine)

@@ -21,7 +21,7 @@ from pycocotools import mask as coco
 
 from benchmarks import Options, Row
 from data_builders.row import ROW_SCHEMA
-from verl_stvg.answers import Answer, append
+from verl_stvg.rows.answers import Answer, append
 from verl_stvg.video.tracks import Track, Tracks, save, track_name
 
 TUBES, QUERIES, VIDEOS = 1160, 17_031, 4_885
@@ -33,7 +33,7 @@ _SCORE = """
 import json, re, sys, time
 from pathlib import Path
 from eval import score
-from verl_stvg import answers
+from verl_stvg.rows import answers
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text()).group(1)) / 1024
 before, begin = peak(), time.thread_time()

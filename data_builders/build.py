@@ -55,7 +55,7 @@ class Job:
         splits: of the set; empty for those whose files are there.
         template: of the prompts.
         rule: of frame sampling; None is the template's paper.
-        shown: keys of `verl_stvg.fit` in place of those of the template's paper.
+        shown: keys of `verl_stvg.rows.fit` in place of those of the template's paper.
         policies: see `Policies`.
         targets: JSON lines with uid and object_id (or object_ids), for templates that ask who.
         tracks: folder of track files whose IDs are drawn on the frames.

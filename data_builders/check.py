@@ -27,9 +27,9 @@ from data_builders.templates import perfect_answer
 from data_builders.videos import Facts
 from verl_stvg.base.lock import write_whole
 from verl_stvg.reward import find_recipe
-from verl_stvg.row_files import rows_in
-from verl_stvg.row_shape import row_shape_problems
-from verl_stvg.video.build import entry_of, listed, located, plan_of, refit, root_of, which
+from verl_stvg.rows.cache_fill import entry_of, listed, located, plan_of, refit, root_of, which
+from verl_stvg.rows.files import rows_in
+from verl_stvg.rows.shape import row_shape_problems
 from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.decode import VideoInfo
@@ -151,13 +151,13 @@ def check(
 
     Args:
         files: parquet files; those of training and evaluation together, so that they can be compared.
-        video_root: see `verl_stvg.video.build.root_of`.
+        video_root: see `verl_stvg.rows.cache_fill.root_of`.
         decode: every planned frame, not only the header.
         workers: see `verl_stvg.workers.work`.
         on_ray: see `verl_stvg.workers.work`.
         progress: called with videos done and their number.
         videos: look into them; else only what the rows say is looked at.
-        fit: keys of the plan in place of those of the rows, see `verl_stvg.fit`.
+        fit: keys of the plan in place of those of the rows, see `verl_stvg.rows.fit`.
 
     Raises:
         ValueError: a file that is missing or has no rows of ours.

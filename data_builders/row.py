@@ -15,8 +15,8 @@ from data_builders.objects.boxes import TurnedBoxes, annotated_size, scales
 from data_builders.records import Interval, Record, is_number
 from data_builders.templates import Template, normalise
 from data_builders.videos import Facts
-from verl_stvg.fit import FPS
-from verl_stvg.video.build import MARK_KEYS, PLAN_KEYS, plan_of
+from verl_stvg.rows.cache_fill import MARK_KEYS, PLAN_KEYS, plan_of
+from verl_stvg.rows.fit import FPS
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.plan import MAX_FRAMES
 from verl_stvg.video.tracks import find_track
@@ -88,7 +88,7 @@ class RowMaker:
         template: of the prompts.
         policies: for training.
         rule: of frame sampling; None is the template's.
-        shown: keys of `verl_stvg.fit` in place of the template's own.
+        shown: keys of `verl_stvg.rows.fit` in place of the template's own.
         targets: what is known of the target by uid: ``object_id`` or ``object_ids``, ``visible``.
         tracks: folder of the track files whose IDs are drawn, as it is and relative to the video root.
         marker_style: of the drawing.

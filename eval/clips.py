@@ -20,9 +20,9 @@ from eval import charts
 from eval.benchmarks import BENCHMARKS, SORTS
 from eval.replies import Reply
 from verl_stvg.base import nesting
-from verl_stvg.row_shape import row_shape_problems
+from verl_stvg.rows.cache_fill import entries_of, plan_of, root_of
+from verl_stvg.rows.shape import row_shape_problems
 from verl_stvg.video import tracks as track_files
-from verl_stvg.video.build import entries_of, plan_of, root_of
 from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.thumbnails import choose, jpeg
 

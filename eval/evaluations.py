@@ -16,7 +16,7 @@ import numpy as np
 from eval import charts
 from eval.metrics.intervals import bootstrap
 from eval.runs import is_number, read_lines, read_record
-from verl_stvg import answers
+from verl_stvg.rows import answers
 
 RESAMPLES = 2000
 ERRORS = {

@@ -23,9 +23,9 @@ from eval.benchmarks.items import Interval, Item, Prediction, Stored, read_answe
 from eval.metrics.lenient import read_time
 from eval.metrics.readers import extract_time
 from eval.metrics.rows import SHOWN
-from verl_stvg.answers import Answer
 from verl_stvg.base import nesting
-from verl_stvg.chat_template import of_dump
+from verl_stvg.rows.answers import Answer
+from verl_stvg.rows.chat_template import of_dump
 from verl_stvg.video.identity import ENDINGS
 
 _ALIKE = 0.3  # seconds: annotated times of a table that was stored in float16 are that far off
@@ -493,7 +493,7 @@ def _is_line(found: dict) -> bool:
 
 
 def _answers(content: list[dict], counts: Counter) -> Iterator[Entry]:
-    """Ours: `verl_stvg.answers`."""
+    """Ours: `verl_stvg.rows.answers`."""
     for line in content:
         texts, error = tuple(line.get("texts", ())), line.get("error")
         yield Entry(Answer(line["uid"], texts, tuple(line.get("finish", ())), (), error), (line["uid"],))

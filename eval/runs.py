@@ -19,9 +19,9 @@ from eval.metrics.intervals import bootstrap
 from reward_fns import RECIPES, Recipe
 from verl_stvg import held_out
 from verl_stvg.base.recipe_names import FOLDER, VARIANTS, values
-from verl_stvg.chat_template import of_dump
 from verl_stvg.held_out import HeldOut
 from verl_stvg.reward import find_recipe
+from verl_stvg.rows.chat_template import of_dump
 
 RESAMPLES = 5000
 TITLES = {

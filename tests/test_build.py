@@ -19,7 +19,7 @@ from data_builders.videos import UnknownVideo, VideoRoot
 from reward_fns import RECIPES
 from verl_stvg.cli import app
 from verl_stvg.reward import find_recipe
-from verl_stvg.video.build import plan_of
+from verl_stvg.rows.cache_fill import plan_of
 from verl_stvg.video.decode import probe
 
 LINES = """\

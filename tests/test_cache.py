@@ -28,8 +28,8 @@ from typer.testing import CliRunner
 
 from verl_stvg import preflight
 from verl_stvg.cache_cli import app, parse_size, size_text
+from verl_stvg.rows.cache_fill import QUARANTINE, Job, build, plan_of, read_jobs
 from verl_stvg.video import cache as module
-from verl_stvg.video.build import QUARANTINE, Job, build, plan_of, read_jobs
 from verl_stvg.video.cache import CacheError, FrameCache
 from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan, plan_video

@@ -30,13 +30,13 @@ from verl_stvg.curriculum import (
     visible_units,
 )
 from verl_stvg.dataset import RowError, VideoGroundingDataset, frame_store
-from verl_stvg.prompts import plan_video_part
 from verl_stvg.reward import compute_score
 from verl_stvg.rollout import MASK, RolloutError, video_parts
+from verl_stvg.rows.prompts import plan_video_part
 from verl_stvg.trainer import PollingReplayBuffer, check_filtering, curriculum_metrics, widest_groups
 from verl_stvg.video.decode import read_frames
+from verl_stvg.video.keys import CachedFrames, view
 from verl_stvg.video.plan import SamplingPlan, plan_video
-from verl_stvg.video.refs import CachedFrames, view
 from verl_stvg.worker import StockWorker, VideoGroundingWorker, total_steps
 
 HARD = RowFacts("set/train/1", "hard", 1.0, ((24.0, 30.0),))

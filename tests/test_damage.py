@@ -25,7 +25,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_stvg.video import build
+from verl_stvg.rows import cache_fill
 from verl_stvg.video.cache import CacheError
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.decode import HOLD_SECONDS, DecoderError, VideoError, needed_frames, probe, read_frames
@@ -432,7 +432,7 @@ def test_a_decoder_that_is_not_there_is_no_fault_of_the_video(wholes, name, reas
 
 PARENT = """
 import sys, threading, time
-from verl_stvg.video import build
+from verl_stvg.rows import cache_fill as build
 from verl_stvg.video.cache import CacheError
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.decode import probe
@@ -616,7 +616,7 @@ def test_a_manifest_that_is_removed_begins_anew(tmp_path):
 def test_a_cache_folder_that_is_removed_is_no_fault_of_its_videos(wholes, tmp_path, monkeypatch):
     """Somebody clears the folder while it is filled: the builder ends with an error that names it."""
     store, stock = FrameStore(str(tmp_path / "frames")), FrameStore.decode_into
-    jobs = [build.Job(str(wholes[name].path), ()) for name in ("tail", "sound")]
+    jobs = [cache_fill.Job(str(wholes[name].path), ()) for name in ("tail", "sound")]
     again = []
 
     def removing(self, *given):
@@ -629,10 +629,10 @@ def test_a_cache_folder_that_is_removed_is_no_fault_of_its_videos(wholes, tmp_pa
         patch.setattr(FrameStore, "decode_into", removing)
         for _ in range(2):
             with pytest.raises(CacheError, match=f"{store.folder}: cannot take the frames of {jobs[0].video}"):
-                list(build.build(jobs, store))
+                list(cache_fill.build(jobs, store))
             again.append(True)
-    missing = build.Job(str(tmp_path / "missing.mp4"), ())
-    states = {one.job: one.state for part in build.build([missing, *jobs], store) for one in part}
+    missing = cache_fill.Job(str(tmp_path / "missing.mp4"), ())
+    states = {one.job: one.state for part in cache_fill.build([missing, *jobs], store) for one in part}
     assert states == {missing: "failed", jobs[0]: "built", jobs[1]: "built"}
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from data_builders.synthetic import ROW_SCHEMA
 from verl_stvg import cli, doctor, launch
-from verl_stvg.answers import Answer
 from verl_stvg.base import recipe_names, status
 from verl_stvg.plugin import PluginError
+from verl_stvg.rows.answers import Answer
 
 ROOT = recipe_names.FOLDER.parent
 

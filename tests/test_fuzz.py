@@ -18,8 +18,8 @@ from data_builders.selection.folder import SelectionError, pool
 from eval.benchmarks.items import item_of, read_rows
 from reward_fns import stvg_boxes
 from tests.test_build import run
-from verl_stvg.row_shape import columns_are_sound, row_shape_problems
-from verl_stvg.video import build
+from verl_stvg.rows import cache_fill
+from verl_stvg.rows.shape import columns_are_sound, row_shape_problems
 from verl_stvg.video.plan import MAX_TOKENS, plan_video
 from verl_stvg.video.store import FrameStore
 
@@ -210,13 +210,13 @@ def test_bad_rows_are_shown(looked_at):
 
 def test_bad_rows_fail_and_the_cache_is_filled_with_the_others(looked_at, tmp_path):
     file, names, _ = looked_at
-    jobs = build.read_jobs([file])
-    outcomes = build.build_chunk(jobs, FrameStore(str(tmp_path / "frames")))
+    jobs = cache_fill.read_jobs([file])
+    outcomes = cache_fill.build_chunk(jobs, FrameStore(str(tmp_path / "frames")))
     assert {outcome.state for outcome in outcomes} >= {"built", "failed"}
     refused = [outcome.reason for outcome in outcomes if outcome.job.refused]
     said = f"{file}: row {names.index('a negative budget')}: max_pixels must be a positive number"
     assert len([reason for reason in refused if reason.startswith(said)]) == 1
-    quarantine = build.note_failures(tmp_path, outcomes)
+    quarantine = cache_fill.note_failures(tmp_path, outcomes)
     listed = [json.loads(line)["path"] for line in quarantine.read_text(encoding="utf-8").splitlines()]
     assert listed and all(Path(path).is_absolute() for path in listed)
 
@@ -274,9 +274,9 @@ def test_a_manifest_that_is_none_is_named(tmp_path):
     for text in ("{", '{"video_root": 3}'):
         (tmp_path / "manifest.json").write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match="manifest.json: "):
-            build.root_of(file)
+            cache_fill.root_of(file)
     (tmp_path / "manifest.json").write_text('{"video_root": "videos"}', encoding="utf-8")
-    assert build.root_of(file) == tmp_path / "videos"
+    assert cache_fill.root_of(file) == tmp_path / "videos"
 
 
 # --- videos that are not there ----------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_rows_are_checked_without_videos(folder, tmp_path):
     )
 )
 def test_any_plan_is_bounded_or_refused(options):
-    entry = build.entry_of({"video": "a.mp4", **options}) if options.get("video_start") != 0 else options
+    entry = cache_fill.entry_of({"video": "a.mp4", **options}) if options.get("video_start") != 0 else options
     chosen = {key: value for key, value in entry.items() if key != "video"}
     try:
         plan = plan_video(240, 12.0, 64, 48, **chosen)
@@ -342,7 +342,7 @@ def test_any_plan_is_bounded_or_refused(options):
 def test_numbers_with_which_arithmetic_ends_are_refused():
     for value in (1e19, 10**400, -1e300):
         with pytest.raises(ValueError, match="video_end must be of a size up to 1e[+]18"):
-            build.entry_of({"video": "a.mp4", "video_end": value})
+            cache_fill.entry_of({"video": "a.mp4", "video_end": value})
 
 
 def test_the_best_answer_to_an_endless_time_ends():

@@ -21,14 +21,15 @@ from transformers import AutoProcessor
 from typer.testing import CliRunner
 
 from data_builders.synthetic import ROW_SCHEMA
-from verl_stvg import answers, checkpoint, engines
-from verl_stvg.answers import Answer, AnswersError
+from verl_stvg import checkpoint, engines
 from verl_stvg.base import lock
 from verl_stvg.base.models import ModelNameError
 from verl_stvg.checkpoint import CheckpointError
 from verl_stvg.eval_cli import eval_
 from verl_stvg.generate import ANSWERS, RUN, Settings, fold, generate, read_rows
-from verl_stvg.prompts import PromptMaker, messages_of
+from verl_stvg.rows import answers
+from verl_stvg.rows.answers import Answer, AnswersError
+from verl_stvg.rows.prompts import PromptMaker, messages_of
 from verl_stvg.video.store import FrameStore
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

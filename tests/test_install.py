@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from verl_stvg.answers import Answer
 from verl_stvg.base import extras
+from verl_stvg.rows.answers import Answer
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("verl_stvg", "data_builders", "eval", "recipes", "reward_fns")

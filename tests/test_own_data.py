@@ -16,14 +16,15 @@ from data_builders.selection import difficulty, folder, subset
 from data_builders.sets import find
 from data_builders.tiny_model import TinyConfig, make_processor, make_untrained
 from tests.test_build import write_video
-from verl_stvg import capacity, fit, preflight
+from verl_stvg import capacity, preflight
 from verl_stvg.base import recipe_names
 from verl_stvg.config_checks import too_few_rows
 from verl_stvg.data_cli import build_app
 from verl_stvg.dataset import RowError, VideoGroundingDataset, frame_source
 from verl_stvg.generate import read_rows
+from verl_stvg.rows import fit
+from verl_stvg.rows.cache_fill import entries_of, entry_of, plan_of, read_jobs, recorded_info, refit
 from verl_stvg.select_cli import app as select_app
-from verl_stvg.video.build import entries_of, entry_of, plan_of, read_jobs, recorded_info, refit
 from verl_stvg.video.plan import TEMPORAL_PATCH, plan_video
 
 TINY = OmegaConf.to_container(OmegaConf.load(recipe_names.FOLDER / "variant/tiny.yaml"))

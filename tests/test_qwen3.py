@@ -28,10 +28,10 @@ from tests import tiny_qwen3
 from tests.parity import record, recorded
 from tests.test_rollout import rolled_out
 from verl_stvg.dataset import RowError, VideoGroundingDataset
-from verl_stvg.prompts import PromptMaker
+from verl_stvg.rows.prompts import PromptMaker
 from verl_stvg.video import positions
+from verl_stvg.video.keys import Normalisation
 from verl_stvg.video.plan import MERGE, QWEN3_PATCH, SamplingPlan, plan_video, smart_resize
-from verl_stvg.video.refs import Normalisation
 from verl_stvg.video.store import FrameStore
 from verl_stvg.worker import StockWorker, VideoGroundingWorker
 

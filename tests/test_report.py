@@ -21,7 +21,7 @@ from eval.benchmarks.items import read_rows
 from eval.metrics.intervals import bootstrap
 from eval.score import score
 from reward_fns import RECIPES
-from verl_stvg.answers import Answer, append
+from verl_stvg.rows.answers import Answer, append
 from verl_stvg.video import thumbnails, tracks
 
 NUM_VAL, STEPS, GROUP = 12, 12, 8

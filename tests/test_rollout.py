@@ -23,8 +23,8 @@ from verl_stvg.dataset import VideoGroundingDataset
 from verl_stvg.rollout import KeyedVideoProcessor, SharedTokens, keyed
 from verl_stvg.trainer import video_metrics
 from verl_stvg.video.decode import VideoError, read_frames
+from verl_stvg.video.keys import CachedPixels, Normalisation
 from verl_stvg.video.plan import plan_video
-from verl_stvg.video.refs import CachedPixels, Normalisation
 from verl_stvg.video.store import FrameStore
 from verl_stvg.worker import StockWorker, VideoGroundingWorker
 

@@ -21,8 +21,8 @@ from eval.score import score
 from reward_fns import RECIPES
 from reward_fns.perfect import perfect_answer
 from tests.test_decode import write_counting_video
-from verl_stvg.answers import Answer
-from verl_stvg.row_shape import row_shape_problems
+from verl_stvg.rows.answers import Answer
+from verl_stvg.rows.shape import row_shape_problems
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.decode import probe
 from verl_stvg.video.plan import plan_video

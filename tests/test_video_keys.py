@@ -20,8 +20,8 @@ from eval.clips import Rows
 from tests.test_build import run, write_video
 from verl_stvg import capacity
 from verl_stvg.dataset import RowError, VideoGroundingDataset
-from verl_stvg.prompts import ROOT_KEY, messages_of, plan_video_part
-from verl_stvg.video.build import VIDEO_KEYS, Job, entries_of, entry_of, located, read_jobs
+from verl_stvg.rows.cache_fill import VIDEO_KEYS, Job, entries_of, entry_of, located, read_jobs
+from verl_stvg.rows.prompts import ROOT_KEY, messages_of, plan_video_part
 from verl_stvg.video.plan import PROCESSOR_MAX_PIXELS, PROCESSOR_MIN_PIXELS
 
 QWEN = {"rule": "qwen_vl_utils"}

@@ -64,8 +64,8 @@ def build(
     """
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from verl_stvg.fit import checked, parse
-    from verl_stvg.video import build as builder
+    from verl_stvg.rows import cache_fill as builder
+    from verl_stvg.rows.fit import checked, parse
     from verl_stvg.video.store import FrameStore
 
     store = FrameStore(str(cache), max_bytes, decoder, timeout)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_stvg.video.build import PLAN_KEYS, entries_of, recorded_info
+from verl_stvg.rows.cache_fill import PLAN_KEYS, entries_of, recorded_info
 from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.plan import MERGE, PATCH, QWEN3_PATCH, TEMPORAL_PATCH, SamplingPlan, plan_video
 
@@ -343,12 +343,12 @@ def read_rows(files: list[Path], patch: int = PATCH, fit: Mapping[str, float | s
     Args:
         files: of the rows.
         patch: of the model.
-        fit: keys of the plan in place of those of the rows, see `verl_stvg.fit`.
+        fit: keys of the plan in place of those of the rows, see `verl_stvg.rows.fit`.
 
     Raises:
         ValueError: a file is missing or empty, or rows lack size and rate of their videos, or have one that is none.
     """
-    from verl_stvg.row_files import rows_in
+    from verl_stvg.rows.files import rows_in
 
     plans, tokens, sizes, pixels = {}, [], [], {}
     for file in files:

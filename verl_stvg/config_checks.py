@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 from verl_stvg.base.models import ModelNameError, located
 from verl_stvg.freeze import KEEP_MERGER
-from verl_stvg.row_files import RowFileError, open_rows
+from verl_stvg.rows.files import RowFileError, open_rows
 
 REWARD_OPTIONS = "reward.custom_reward_function.reward_kwargs"
 ROW_FILES = {"data.train_files": "data.train_max_samples", "data.val_files": "data.val_max_samples"}
@@ -46,7 +46,7 @@ def defaults() -> DictConfig:
 def _added_types() -> dict[str, dict[str, Any]]:
     """Types of the keys that verl_stvg adds to verl's, by section."""
     from verl_stvg.curriculum import Curriculum
-    from verl_stvg.fit import KEYS
+    from verl_stvg.rows.fit import KEYS
     from verl_stvg.sampler import Draw
 
     return {

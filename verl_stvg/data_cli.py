@@ -187,7 +187,7 @@ def _command(name: str) -> Callable[..., None]:
 
 def _shown(paper: Mapping[str, Any], model: str | None, tokens: int | None, given: dict[str, Any]) -> dict[str, Any]:
     """How videos are shown, in place of the paper's way: within a model's limits, and by what is given over these."""
-    from verl_stvg.fit import checked, of_model
+    from verl_stvg.rows.fit import checked, of_model
 
     if model is None:
         if tokens is not None:
@@ -228,7 +228,7 @@ def check(
     from rich.progress import Progress
 
     from data_builders import check as checks
-    from verl_stvg.fit import checked, parse
+    from verl_stvg.rows.fit import checked, parse
 
     with Progress() as bar:
         task = bar.add_task("checking", total=None)

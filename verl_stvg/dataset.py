@@ -18,12 +18,12 @@ import pyarrow as pa
 from omegaconf import DictConfig, OmegaConf, open_dict
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from verl_stvg import fit as fits
-from verl_stvg.chat_template import OPENED, checked, opened, render
 from verl_stvg.curriculum import Curriculum, RowFacts, crop_truth
-from verl_stvg.prompts import ROOT_KEY, check_size, read_video
-from verl_stvg.row_files import RowFileError, table_in
-from verl_stvg.video.build import entries_of, plan_of, recorded_info, root_of
+from verl_stvg.rows import fit as fits
+from verl_stvg.rows.cache_fill import entries_of, plan_of, recorded_info, root_of
+from verl_stvg.rows.chat_template import OPENED, checked, opened, render
+from verl_stvg.rows.files import RowFileError, table_in
+from verl_stvg.rows.prompts import ROOT_KEY, check_size, read_video
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.film import TimelessVideo, VideoError
 from verl_stvg.video.plan import SamplingPlan
@@ -82,7 +82,7 @@ def template_options(config) -> dict[str, Any]:
 
 
 def fit_of(config) -> dict[str, float | str]:
-    """The fit in verl's ``data`` configuration, see `verl_stvg.fit.checked`; empty without one.
+    """The fit in verl's ``data`` configuration, see `verl_stvg.rows.fit.checked`; empty without one.
 
     Raises:
         RowError: a key or value that cannot be.
@@ -113,7 +113,7 @@ class VideoGroundingDataset(RLHFDataset):
             ``timeout`` (seconds for a video, beside those for its length; default 60), ``enabled`` (false: videos are
             decoded again and again, and travel as pixels).
         fit: keys that stand in place of those of the rows, for a model for which these were not planned, see
-            `verl_stvg.fit`. ``max_prompt_length`` is then raised to the longest prompt, unless these are left out.
+            `verl_stvg.rows.fit`. ``max_prompt_length`` is then raised to the longest prompt, unless these are left out.
         video_root: folder that relative paths start from; default: what `manifest.json` beside the parquet file says,
             else the folder of the file.
         curriculum: see `verl_stvg.curriculum.Curriculum`; rows of ``train_files`` then need what a mask depends on.
@@ -255,7 +255,7 @@ class VideoGroundingDataset(RLHFDataset):
         return row
 
     def opened(self, row: dict) -> str:
-        """What the chat template has written of the answer to a row, see `verl_stvg.chat_template.opened`."""
+        """What the chat template has written of the answer to a row, see `verl_stvg.rows.chat_template.opened`."""
         return opened(self._rendered(self._messages(row)))
 
     def _messages(self, row: dict) -> list[dict]:

@@ -1,6 +1,6 @@
 """The two programs that answer prompts, vLLM and transformers, behind one method, without a trainer around them.
 
-Both read the same prompts (`verl_stvg.prompts`) on the same clock (`verl_stvg.video.positions`), neither says what the
+Both read the same prompts (`verl_stvg.rows.prompts`) on the same clock (`verl_stvg.video.positions`), neither says what the
 rollout cannot say (`verl_stvg.banned`), and no sampling setting of the model's own is taken over, as in training: what
 is not asked for is off.
 """
@@ -19,10 +19,10 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from verl_stvg import checkpoint
-from verl_stvg.answers import Answer
 from verl_stvg.banned import Banned
-from verl_stvg.chat_template import settle
-from verl_stvg.prompts import Prompt, PromptMaker
+from verl_stvg.rows.answers import Answer
+from verl_stvg.rows.chat_template import settle
+from verl_stvg.rows.prompts import Prompt, PromptMaker
 from verl_stvg.video import positions
 from verl_stvg.video.cache import CacheError
 

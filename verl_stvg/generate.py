@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from verl_stvg import answers, chat_template, checkpoint
-from verl_stvg import fit as fits
-from verl_stvg.answers import Answer, AnswersError
+from verl_stvg import checkpoint
 from verl_stvg.base.lock import alone
-from verl_stvg.row_files import rows_in, schema_of
-from verl_stvg.video.build import VIDEO_COLUMN, entries_of, root_of
+from verl_stvg.rows import answers, chat_template
+from verl_stvg.rows import fit as fits
+from verl_stvg.rows.answers import Answer, AnswersError
+from verl_stvg.rows.cache_fill import VIDEO_COLUMN, entries_of, root_of
+from verl_stvg.rows.files import rows_in, schema_of
 from verl_stvg.video.store import FrameStore, default_folder
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Settings:
         fold_size: rows of a fold; None for all rows.
         fold_index: which fold, from 0; one past the end is empty.
         limit: only the first rows, for a try.
-        fit: keys in place of those of the rows, ``data.fit`` in training, see `verl_stvg.fit`.
+        fit: keys in place of those of the rows, ``data.fit`` in training, see `verl_stvg.rows.fit`.
         ray: on Ray Data: the running cluster, or one of this machine's own if none runs.
         engines: of Ray; None is one per GPU, or one without any.
     """
@@ -155,7 +156,7 @@ def read_rows(
     Args:
         files: parquet files, as training reads them.
         video_root: see `root_of`.
-        fit: keys in place of those of the rows, see `verl_stvg.fit`.
+        fit: keys in place of those of the rows, see `verl_stvg.rows.fit`.
 
     Raises:
         ValueError: a missing file, one without the columns, a row without a uid, or a uid twice; with a fit, a row

@@ -41,7 +41,7 @@ def plan(
     from rich.table import Table
 
     from verl_stvg import capacity
-    from verl_stvg.fit import checked
+    from verl_stvg.rows.fit import checked
 
     nodes = math.ceil(gpus / gpus_per_node)
     if gpus % nodes:

@@ -38,7 +38,7 @@ def register() -> None:
     """Mend positions and packing; register agent loop, metrics and checks, and the CPU if there is nothing else."""
     from verl_stvg import banned, cpu, freeze, packing, phases, preflight, resume, sampler, schedule, weights
     from verl_stvg.base import python
-    from verl_stvg.video import positions, refs
+    from verl_stvg.video import keys, positions
 
     python.guard_spawn()
     when_imported("ray.job_config", python.guard_ray)
@@ -51,7 +51,7 @@ def register() -> None:
     when_imported("verl.workers.engine_workers", banned.mend_worker)
     when_imported("verl.workers.engine.fsdp.transformer_impl", banned.mend_engine)
     when_imported("verl.workers.engine.fsdp.transformer_impl", schedule.mend_engine)
-    when_imported("verl.workers.engine.base", refs.report_loads)
+    when_imported("verl.workers.engine.base", keys.report_loads)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", positions.mend_server)
     when_imported("verl.workers.engine_workers", resume.mend_workers)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", weights.mend_receiver)

@@ -149,9 +149,9 @@ def check_rows(config: DictConfig) -> None:
     from verl.utils.import_utils import load_extern_object
 
     from verl_stvg.best_answer import BestAnswers
-    from verl_stvg.chat_template import settle
     from verl_stvg.dataset import RowError, row_uid
     from verl_stvg.reward import find_recipe
+    from verl_stvg.rows.chat_template import settle
     from verl_stvg.video.plan import MERGE, PATCH, QWEN3_PATCH
     from verl_stvg.video.positions import writes_times
 
@@ -478,8 +478,8 @@ def differing_nodes(config: DictConfig) -> list[str]:
 
 def files_of_a_run(config: DictConfig) -> list[str]:
     """Row files, the first video of each, and the model if it is a folder: what every node reads."""
-    from verl_stvg.row_files import open_rows
-    from verl_stvg.video.build import entries_of, root_of
+    from verl_stvg.rows.cache_fill import entries_of, root_of
+    from verl_stvg.rows.files import open_rows
 
     paths = []
     for _, file in row_files(config):

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from reward_fns import RECIPES, Recipe
-from verl_stvg.chat_template import OPENED
+from verl_stvg.rows.chat_template import OPENED
 
 # A row's `data_source` starts with the name of its recipe and a slash, or with one of these.
 DATA_SOURCES = {"verl_stvg/synthetic": "stvg_r1", "videotg": "videotg_r1"}

@@ -21,8 +21,8 @@ from verl.experimental.agent_loop.agent_loop import register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
 from verl_stvg.dataset import frame_store, template_options
+from verl_stvg.video.keys import CachedFrames, Normalisation
 from verl_stvg.video.once import Once
-from verl_stvg.video.refs import CachedFrames, Normalisation
 
 AGENT_NAME = "video_grounding"
 STATS = "video"

@@ -61,7 +61,7 @@ def score(
     from eval.benchmarks.items import item_of, read_rows
     from eval.score import rewards as mean_rewards
     from eval.score import score_files, score_run
-    from verl_stvg.answers import Answer
+    from verl_stvg.rows.answers import Answer
 
     if len(predictions) == 1 and predictions[0].is_dir():
         if rows or form != "auto" or out or rewards:

@@ -67,9 +67,9 @@ def _settings(
     """How rows are answered; None where they are not."""
     if model is None:
         return None
-    from verl_stvg.chat_template import options_for
-    from verl_stvg.fit import fit_for
     from verl_stvg.generate import Settings
+    from verl_stvg.rows.chat_template import options_for
+    from verl_stvg.rows.fit import fit_for
     from verl_stvg.video.store import FrameStore, default_folder
 
     return Settings(
@@ -278,8 +278,8 @@ def _all_failed(answers: Path) -> str:
     """Why no row could be asked about: reasons with their counts, without numbers and paths, and the first row."""
     from collections import Counter
 
-    from verl_stvg.answers import read
     from verl_stvg.generate import ANSWERS
+    from verl_stvg.rows.answers import read
 
     found = read(answers / ANSWERS)
     counts = Counter(_NUMBERS.sub("N", _PATHS.sub("FILE", answer.error or "")) for answer in found.values())

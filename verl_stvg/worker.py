@@ -11,10 +11,10 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
 from verl_stvg.curriculum import Curriculum, Mask, RowFacts, crop_truth
 from verl_stvg.dataset import frame_source, frame_store, switch_cache_off
-from verl_stvg.prompts import plan_video_part
 from verl_stvg.rollout import MASK, STATS, KeyedVideoProcessor, RolloutError, keyed, video_parts
+from verl_stvg.rows.prompts import plan_video_part
+from verl_stvg.video.keys import CachedPixels
 from verl_stvg.video.positions import writes_times
-from verl_stvg.video.refs import CachedPixels
 
 # verl's worker is declared as a Ray actor, of which there are no subclasses; this is the class it was made from
 StockWorker = AgentLoopWorkerTQ.__ray_metadata__.modified_class

@@ -13,7 +13,7 @@ from typing import Any
 from data_builders.selection.boundary_reflection import clipped
 from data_builders.selection.folder import Stage
 from data_builders.selection.samples import Sample, first_two_numbers, overlap, read_intervals
-from verl_stvg.answers import Answer
+from verl_stvg.rows.answers import Answer
 
 NAME = "difficulty"
 MODES = ("threshold", "quantile")

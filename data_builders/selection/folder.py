@@ -25,12 +25,12 @@ import pyarrow.parquet as pq
 from data_builders.check import COLUMNS, rows_of
 from data_builders.read import json_lines
 from data_builders.selection.samples import Sample, sample_of
-from verl_stvg import answers
-from verl_stvg.answers import Answer
 from verl_stvg.base.lock import alone, replacing, write_whole
-from verl_stvg.row_files import rows_in, schema_of
-from verl_stvg.row_shape import row_shape_problems
-from verl_stvg.video.build import entries_of, root_of
+from verl_stvg.rows import answers
+from verl_stvg.rows.answers import Answer
+from verl_stvg.rows.cache_fill import entries_of, root_of
+from verl_stvg.rows.files import rows_in, schema_of
+from verl_stvg.rows.shape import row_shape_problems
 
 ROWS, MANIFEST, ANSWERS, JUDGED, SUMMARY = "rows.parquet", "manifest.json", "answers", "judged.jsonl", "summary.json"
 FORMAT_VERSION = 1  # raise it whenever the same arguments would give other files
@@ -142,7 +142,7 @@ def pool(files: Iterable[Path], video_root: Path | None = None) -> Pool:
 
     Args:
         files: as training reads them.
-        video_root: see `verl_stvg.video.build.root_of`.
+        video_root: see `verl_stvg.rows.cache_fill.root_of`.
 
     Raises:
         ValueError: no files, or one that is missing.
@@ -187,8 +187,8 @@ def prepare(
         stage: that asks.
         files: of the rows.
         out: folder of the stage.
-        video_root: see `verl_stvg.video.build.root_of`.
-        fit: keys of the plan in place of those of the rows, see `verl_stvg.fit`; None: those that were frozen.
+        video_root: see `verl_stvg.rows.cache_fill.root_of`.
+        fit: keys of the plan in place of those of the rows, see `verl_stvg.rows.fit`; None: those that were frozen.
 
     Raises:
         SelectionError: the folder holds other rows or another stage, or there are no rows.

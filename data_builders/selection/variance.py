@@ -14,7 +14,7 @@ from typing import Any
 from data_builders.selection.folder import SelectionError, Stage
 from data_builders.selection.samples import Sample, read_intervals
 from reward_fns import get_recipe
-from verl_stvg.answers import Answer
+from verl_stvg.rows.answers import Answer
 
 NAME = "variance"
 _OVERLAPS = ("temporal_iou", "temporal_iou_v2", "tube_iou")

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from verl_stvg.base import nesting
-from verl_stvg.chat_template import pairs, training_record
-from verl_stvg.video.build import PART_KEYS, PLAN_KEYS, entry_of, plan_of
+from verl_stvg.rows.cache_fill import PART_KEYS, PLAN_KEYS, entry_of, plan_of
+from verl_stvg.rows.chat_template import pairs, training_record
 from verl_stvg.video.decode import VideoInfo
 from verl_stvg.video.plan import FACTOR, MAX_PIXELS, MERGE, TEMPORAL_PATCH
 

@@ -14,7 +14,7 @@ from numbers import Real
 from pathlib import Path
 
 from verl_stvg.base import nesting
-from verl_stvg.row_files import rows_in
+from verl_stvg.rows.files import rows_in
 from verl_stvg.video.cache import CacheError, hash_file
 from verl_stvg.video.decode import VideoInfo
 from verl_stvg.video.identity import identity
@@ -156,7 +156,7 @@ def refit(entry: dict, fit: Mapping | None) -> dict:
 
     Args:
         entry: see `entry_of`.
-        fit: keys of `PLAN_KEYS` with values, see `verl_stvg.fit`; nothing leaves the entry as it is.
+        fit: keys of `PLAN_KEYS` with values, see `verl_stvg.rows.fit`; nothing leaves the entry as it is.
 
     Raises:
         ValueError: the entry masks temporal units, which count in its own plan.

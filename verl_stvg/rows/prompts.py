@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from verl_stvg.chat_template import opened, render
-from verl_stvg.video.build import VIDEO_COLUMN, entries_of, entry_of, plan_of
+from verl_stvg.rows.cache_fill import VIDEO_COLUMN, entries_of, entry_of, plan_of
+from verl_stvg.rows.chat_template import opened, render
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.identity import identity
+from verl_stvg.video.keys import CachedFrames, view
 from verl_stvg.video.plan import SamplingPlan
 from verl_stvg.video.positions import added_tokens, fit, writes_times
-from verl_stvg.video.refs import CachedFrames, view
 from verl_stvg.video.store import FrameStore, decoder_of
 
 ROOT_KEY = "video_root"
@@ -39,7 +39,7 @@ class Prompt:
         videos: in the order of the placeholders; their frames lie in the cache.
         added: tokens by which the prompt grows when the videos take the places of their placeholders.
         opened: what the chat template has written of the answer, which the model goes on from; see
-            `verl_stvg.chat_template.opened`.
+            `verl_stvg.rows.chat_template.opened`.
     """
 
     uid: str
@@ -100,7 +100,7 @@ def messages_of(row: dict) -> list[dict]:
     """The messages of a row, each ``<video>`` in them replaced by its entry of ``videos``, paths absolute.
 
     Raises:
-        ValueError: more or fewer ``<video>`` than videos, or a video that is none (`verl_stvg.video.build.entry_of`).
+        ValueError: more or fewer ``<video>`` than videos, or a video that is none (`verl_stvg.rows.cache_fill.entry_of`).
     """
     videos = entries_of(row.get(VIDEO_COLUMN), row.get(ROOT_KEY, ""))
     if not videos:
