@@ -23,7 +23,7 @@ from verl.workers.config import ActorConfig
 from benchmarks import Options, Row
 from data_builders import synthetic, tiny_model
 from reward_fns import RECIPES
-from verl_stvg import advantages
+from verl_stvg.patches import equal_rewards
 from verl_stvg.video.positions import mend_transformers
 
 N = 8
@@ -38,7 +38,7 @@ Estimator = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 def estimators() -> dict[str, Estimator]:
     """Our side and verl's."""
     stock = core_algos.compute_grpo_outcome_advantage
-    return {"ours": advantages.exact(stock), "other": stock}
+    return {"ours": equal_rewards.exact(stock), "other": stock}
 
 
 def advantages_of(estimator: Estimator, groups: Sequence[Sequence[float]]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Equal rewards push nothing: verl's group estimators as `verl_stvg.advantages` mends them."""
+"""Equal rewards push nothing: verl's group estimators as `verl_stvg.patches.equal_rewards` mends them."""
 
 import numpy as np
 import pytest
@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from tensordict import NonTensorStack, TensorDict
 
-from verl_stvg import advantages
+from verl_stvg.patches import equal_rewards
 from verl_stvg.trainer import PollingReplayBuffer, reward_metrics
 
 IOU = 0.42857142857142855  # of "4.00 to 8.00" with 5.0 to 11.0
-PLAIN = [name for name in advantages.ESTIMATORS if name != "reinforce_plus_plus_baseline"]
+PLAIN = [name for name in equal_rewards.ESTIMATORS if name != "reinforce_plus_plus_baseline"]
 LENGTH = 5
 _REWARDS = st.one_of(st.floats(0, 3), st.floats(0, 1).map(lambda iou: 2 + iou), st.sampled_from([0.0, 1.0, 2 + IOU]))
 
@@ -41,7 +41,7 @@ def stock_estimator(name: str):
 @pytest.mark.parametrize("by_std", [True, False])
 @pytest.mark.parametrize("name", ["grpo", "grpo_vectorized"])
 def test_verl_still_pushes_equal_rewards(name, by_std):
-    """When this fails, verl gives equal rewards 0 itself, and `verl_stvg.advantages` can go."""
+    """When this fails, verl gives equal rewards 0 itself, and `verl_stvg.patches.equal_rewards` can go."""
     rows = rows_of([[2.6] * 8, [0.6] * 12, [2.7] * 7])
     found, _ = stock_estimator(name)(**rows, norm_adv_by_std_in_grpo=by_std)
     assert found.abs().max() > (0.1 if by_std else 1e-8)
@@ -56,7 +56,7 @@ def test_equal_rewards_get_exactly_zero_and_all_others_what_verl_gives_them(name
     """Whatever the reward, the size of the group and what else is in the batch."""
     rows = rows_of([[score] * n, *others])
     before = rows["token_level_rewards"].clone()
-    found, returns = advantages.exact(stock_estimator(name))(**rows)
+    found, returns = equal_rewards.exact(stock_estimator(name))(**rows)
     wanted, _ = stock_estimator(name)(**rows)
     for uid in set(rows["index"]):
         ours = rows["index"] == uid
@@ -70,14 +70,14 @@ def test_equal_rewards_get_exactly_zero_and_all_others_what_verl_gives_them(name
 def test_a_batch_of_equal_groups_is_whitened_to_zero(groups):
     """Reinforce++ with a baseline divides by the batch's deviation, which is then made of rounding errors alone."""
     rows = rows_of([[score] * n for score, n in groups])
-    found, _ = advantages.exact(stock_estimator("reinforce_plus_plus_baseline"))(**rows)
+    found, _ = equal_rewards.exact(stock_estimator("reinforce_plus_plus_baseline"))(**rows)
     assert torch.equal(found, torch.zeros_like(found))
 
 
 def test_whitening_keeps_what_other_groups_differ_by():
     """The mean and deviation of the batch are those without rounding errors; the algorithm is verl's."""
     rows = rows_of([[2 + IOU] * 8, [0.0, 1.0, 2.0, 2.5]])
-    found, _ = advantages.exact(stock_estimator("reinforce_plus_plus_baseline"))(**rows)
+    found, _ = equal_rewards.exact(stock_estimator("reinforce_plus_plus_baseline"))(**rows)
     wanted, _ = stock_estimator("reinforce_plus_plus_baseline")(**rows)
     assert torch.allclose(found, wanted, atol=1e-5) and found.abs().max() > 0.5
 
@@ -115,15 +115,15 @@ def pushed(core_algos, estimator: str, rows: dict, **config) -> torch.Tensor:
     return found.batch["advantages"]
 
 
-@pytest.mark.parametrize("name", ["grpo", "gdpo", *advantages.ESTIMATORS[1:]])
+@pytest.mark.parametrize("name", ["grpo", "gdpo", *equal_rewards.ESTIMATORS[1:]])
 def test_a_run_is_mended_once_by_its_configuration(stock_verl, name):
     rows = rows_of([[2.6] * 8, [2.7] * 7])
     options = {"gdpo_reward_keys": ["temporal_iou", "format"]}
     before = pushed(stock_verl, name, rows, **options)
-    advantages.mend(OmegaConf.create({"algorithm": {"exact_zero_advantage": False}}))
+    equal_rewards.mend(OmegaConf.create({"algorithm": {"exact_zero_advantage": False}}))
     assert torch.equal(pushed(stock_verl, name, rows, **options), before)
     for _ in range(2):
-        advantages.mend(OmegaConf.create({"algorithm": {}}))
+        equal_rewards.mend(OmegaConf.create({"algorithm": {}}))
     assert pushed(stock_verl, name, rows, **options).eq(0).all()
     assert stock_verl.get_adv_estimator_fn(name) is getattr(stock_verl, stock_verl.get_adv_estimator_fn(name).__name__)
     assert not hasattr(stock_estimator(name), "__wrapped__")  # not wrapped twice
@@ -146,7 +146,7 @@ def test_the_names_are_verls_and_no_estimator_is_forgotten():
 
     left_alone = {"gae", "remax", "reinforce_plus_plus", "grpo_passk", "gdpo"}
     left_alone |= {"optimal_token_baseline", "tir_optimal_token_baseline"}
-    assert {one.value for one in AdvantageEstimator} == {*advantages.ESTIMATORS, *left_alone}
+    assert {one.value for one in AdvantageEstimator} == {*equal_rewards.ESTIMATORS, *left_alone}
 
 
 @settings(max_examples=30)
@@ -167,7 +167,7 @@ def test_pass_at_k_is_exact_by_itself(score, n):
 def test_the_metric_counts_the_groups_that_push_nothing(group):
     """Also where float64 scores differ by less than float32, in which verl has them, resolves."""
     rows = rows_of([group])
-    found, _ = advantages.exact(stock_estimator("grpo"))(**rows)
+    found, _ = equal_rewards.exact(stock_estimator("grpo"))(**rows)
     metrics = reward_metrics([f"u0_{k}_0" for k in range(len(group))], [{"score": score} for score in group])
     if len(group) > 1:
         assert metrics["reward/zero_variance_groups"] == float(found.eq(0).all())
@@ -175,7 +175,7 @@ def test_the_metric_counts_the_groups_that_push_nothing(group):
 
 def test_scores_that_are_not_finite_stay_visible():
     rows = rows_of([[float("inf")] * 3, [float("nan")] * 3])
-    found, _ = advantages.exact(stock_estimator("grpo"))(**rows)
+    found, _ = equal_rewards.exact(stock_estimator("grpo"))(**rows)
     assert found.isnan().any(dim=-1).all()
 
 

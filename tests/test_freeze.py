@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from verl_stvg import freeze
+from verl_stvg.patches import frozen_tower
 
 
 def engines(visual=True):
@@ -32,8 +32,8 @@ def engines(visual=True):
             self.config = config
 
     module = SimpleNamespace(FSDPEngine=Engine, ActorRolloutRefWorker=Worker)
-    freeze.mend_engine(module)
-    freeze.mend_worker(module)
+    frozen_tower.mend_engine(module)
+    frozen_tower.mend_worker(module)
     return module
 
 
@@ -67,7 +67,7 @@ def test_a_model_without_vision_is_refused():
 
 
 def test_verl_still_reads_the_key_nowhere():
-    """Remove `verl_stvg.freeze` when this fails."""
+    """Remove `verl_stvg.patches.frozen_tower` when this fails."""
     from pathlib import Path
 
     import verl

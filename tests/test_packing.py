@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensordict import TensorDict
 
-from verl_stvg.packing import fix_position_ids
+from verl_stvg.patches.packed_positions import fix_position_ids
 
 
 def batch(lengths):
@@ -39,7 +39,7 @@ def test_other_batches_are_left_alone():
 
 
 def test_upstream_still_needs_the_mend(run_python):
-    """When this fails, verl packs equal lengths right: raise the pin and delete `verl_stvg/packing.py`."""
+    """When this fails, verl packs equal lengths right: raise the pin and delete `verl_stvg/patches/packed_positions.py`."""
     code = """
 import torch
 from tensordict import TensorDict
@@ -58,7 +58,7 @@ except RuntimeError:
 
 def test_the_plugin_reaches_the_workers(run_python):
     code = "import verl.workers.engine.base as base; print(base.maybe_fix_3d_position_ids.__module__)"
-    assert run_python(code).stdout.strip().splitlines()[-1] == "verl_stvg.packing"
+    assert run_python(code).stdout.strip().splitlines()[-1] == "verl_stvg.patches.packed_positions"
 
 
 @pytest.mark.parametrize("count", [1, 4])

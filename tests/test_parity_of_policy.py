@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 
-from verl_stvg import banned, config_checks, launch, parity
-from verl_stvg.banned import Banned
+from verl_stvg import config_checks, launch, parity
+from verl_stvg.patches import banned_tokens
+from verl_stvg.patches.banned_tokens import Banned
 from verl_stvg.vllm_plugin import BanningWorker
 
 WIDTH, VOCABULARY, IMAGE, VIDEO = 40, 33, 5, 11
@@ -33,8 +34,8 @@ def rollout(monkeypatch):
     """Say which program samples, as verl's worker does when it is built."""
 
     def say(name):
-        monkeypatch.setattr(banned, "_rollout", name)
-        monkeypatch.setattr(banned, "_banned", None)
+        monkeypatch.setattr(banned_tokens, "_rollout", name)
+        monkeypatch.setattr(banned_tokens, "_banned", None)
 
     say("vllm")
     return say
@@ -138,7 +139,7 @@ def test_placeholders_of_the_prompt_stay_finite(rollout, dtype):
 
 
 def test_verl_still_bans_in_the_rollout_alone(rollout):
-    """When this fails, verl bans in its actor, too: raise the pin and delete the mends of `verl_stvg.banned`."""
+    """When this fails, verl bans in its actor, too: raise the pin and delete the mends of `verl_stvg.patches.banned_tokens`."""
     rollout(None)
     tokens = torch.tensor([IMAGE, VIDEO, *ALLOWED[:9]])
     found, _ = actor(torch.zeros(len(tokens), WIDTH), tokens)
@@ -159,9 +160,9 @@ def test_the_worker_says_which_program_samples(rollout):
             self.role = role
 
     module = SimpleNamespace(ActorRolloutRefWorker=Worker)
-    banned.mend_worker(module)
+    banned_tokens.mend_worker(module)
     config = OmegaConf.create({"rollout": {"name": "sglang"}})
-    assert module.ActorRolloutRefWorker(config, "actor").role == "actor" and banned._rollout == "sglang"
+    assert module.ActorRolloutRefWorker(config, "actor").role == "actor" and banned_tokens._rollout == "sglang"
 
 
 @given(st.integers(1, 30), st.integers(0, 10), st.sets(st.integers(0, 29)))

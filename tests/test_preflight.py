@@ -118,7 +118,7 @@ def test_too_little_memory(config, monkeypatch):
 
 
 def test_more_gpus_than_there_are(config, monkeypatch):
-    monkeypatch.setattr("verl_stvg.cpu.wanted", lambda: False)
+    monkeypatch.setattr("verl_stvg.patches.cpu_platform.wanted", lambda: False)
     with pytest.raises(PreflightError, match="= 8 GPUs and this machine has 0; lower them, or start a Ray cluster"):
         preflight.check(config("trainer.n_gpus_per_node=8", "ray_kwargs.ray_init.num_cpus=99"))
 
@@ -600,7 +600,7 @@ def test_a_cache_that_cannot_be_written(config, tmp_path):
 
 
 def test_a_machine_without_a_gpu(config, monkeypatch):
-    monkeypatch.setattr("verl_stvg.cpu.wanted", lambda: True)
+    monkeypatch.setattr("verl_stvg.patches.cpu_platform.wanted", lambda: True)
     assert preflight.too_few_gpus(config()) == []
     (problem,) = preflight.too_few_gpus(config("trainer.device=cuda"))
     assert "trainer.device=cuda and verl runs on the CPU here" in problem and "trainer.device=cpu" in problem

@@ -7,7 +7,7 @@ import pytest
 import ray
 import verl  # noqa: F401  (loads the plugin, as a run does)
 
-from verl_stvg import weights
+from verl_stvg.patches import weight_sockets
 
 JOB = "01000000"
 """The id of the first job of any cluster."""
@@ -19,7 +19,7 @@ def in_session(monkeypatch):
     """Stand in a process of a cluster, as far as Ray says which one it is."""
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("RAY_LOCAL_WORLD_SIZE", "1")
-    monkeypatch.setenv(weights.JOB, "")  # undone afterwards
+    monkeypatch.setenv(weight_sockets.JOB, "")  # undone afterwards
     monkeypatch.setenv("VERL_REPLICA_RANK", "0")
 
     def stand(session):
@@ -97,6 +97,6 @@ def test_a_socket_that_is_named_otherwise_is_refused(in_session):
     in_session(SESSIONS[0])
     module = SimpleNamespace(ServerAdapter=type("ServerAdapter", (), {"__init__": lambda self: None}))
     module.ServerAdapter.zmq_handle = "ipc:///tmp/other.sock"
-    weights.mend_sender(module)
+    weight_sockets.mend_sender(module)
     with pytest.raises(ValueError, match="other.sock is not named by the job 01000000"):
         module.ServerAdapter()

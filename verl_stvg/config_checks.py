@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from pyarrow import parquet
 
 from verl_stvg.base.models import ModelNameError, located
-from verl_stvg.freeze import KEEP_MERGER
+from verl_stvg.patches.frozen_tower import KEEP_MERGER
 from verl_stvg.rows.files import RowFileError, open_rows
 
 REWARD_OPTIONS = "reward.custom_reward_function.reward_kwargs"
@@ -225,7 +225,7 @@ def _is_our_reward(config: DictConfig) -> bool:
 
 
 def kernels_without_logits(config: DictConfig) -> list[str]:
-    """Fused kernels never hold the logits from which the actor's banned tokens are taken (`verl_stvg.banned`)."""
+    """Fused kernels never hold the logits from which the actor's banned tokens are taken (`verl_stvg.patches.banned_tokens`)."""
     key = "actor_rollout_ref.model.use_fused_kernels"
     if not OmegaConf.select(config, key) or config.actor_rollout_ref.rollout.name != "vllm":
         return []

@@ -1,7 +1,7 @@
 """The two programs that answer prompts, vLLM and transformers, behind one method, without a trainer around them.
 
 Both read the same prompts (`verl_stvg.rows.prompts`) on the same clock (`verl_stvg.video.positions`), neither says what the
-rollout cannot say (`verl_stvg.banned`), and no sampling setting of the model's own is taken over, as in training: what
+rollout cannot say (`verl_stvg.patches.banned_tokens`), and no sampling setting of the model's own is taken over, as in training: what
 is not asked for is off.
 """
 
@@ -19,7 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from verl_stvg import checkpoint
-from verl_stvg.banned import Banned
+from verl_stvg.patches.banned_tokens import Banned
 from verl_stvg.rows.answers import Answer
 from verl_stvg.rows.chat_template import settle
 from verl_stvg.rows.prompts import Prompt, PromptMaker

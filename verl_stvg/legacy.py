@@ -16,8 +16,9 @@ from verl.trainer.ppo import ray_trainer
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug.metrics import calculate_debug_metrics
 
-from verl_stvg import advantages, held_out, parity
+from verl_stvg import held_out, parity
 from verl_stvg.dataset import switch_cache_off
+from verl_stvg.patches import equal_rewards
 from verl_stvg.rollout import MASK, STATS
 from verl_stvg.trainer import step_metrics, why_pixels_must_travel
 from verl_stvg.worker import KeysAndMasks
@@ -45,7 +46,7 @@ class LegacyLoopManager(agent_loop.AgentLoopManager):
 
     def __init__(self, config, *args, **kwargs):
         log_metrics(config)
-        advantages.mend(config)
+        equal_rewards.mend(config)
         reason = why_pixels_must_travel(config)
         if reason:
             switch_cache_off(config, reason)

@@ -36,26 +36,34 @@ def when_imported(module: str, action: Callable) -> None:
 
 def register() -> None:
     """Mend positions and packing; register agent loop, metrics and checks, and the CPU if there is nothing else."""
-    from verl_stvg import banned, cpu, freeze, packing, phases, preflight, resume, sampler, schedule, weights
+    from verl_stvg import phases, preflight, resume, sampler
     from verl_stvg.base import python
+    from verl_stvg.patches import (
+        banned_tokens,
+        cpu_platform,
+        frozen_tower,
+        linear_schedule,
+        packed_positions,
+        weight_sockets,
+    )
     from verl_stvg.video import keys, positions
 
     python.guard_spawn()
     when_imported("ray.job_config", python.guard_ray)
     when_imported("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", positions.mend_modeling)
     when_imported("transformers.models.qwen2_5_vl.processing_qwen2_5_vl", positions.mend_processing)
-    when_imported("verl.utils.tensordict_utils", packing.mend)
+    when_imported("verl.utils.tensordict_utils", packed_positions.mend)
     when_imported("verl.utils.config", preflight.install)
-    when_imported("verl.workers.engine_workers", freeze.mend_worker)
-    when_imported("verl.workers.engine.fsdp.transformer_impl", freeze.mend_engine)
-    when_imported("verl.workers.engine_workers", banned.mend_worker)
-    when_imported("verl.workers.engine.fsdp.transformer_impl", banned.mend_engine)
-    when_imported("verl.workers.engine.fsdp.transformer_impl", schedule.mend_engine)
+    when_imported("verl.workers.engine_workers", frozen_tower.mend_worker)
+    when_imported("verl.workers.engine.fsdp.transformer_impl", frozen_tower.mend_engine)
+    when_imported("verl.workers.engine_workers", banned_tokens.mend_worker)
+    when_imported("verl.workers.engine.fsdp.transformer_impl", banned_tokens.mend_engine)
+    when_imported("verl.workers.engine.fsdp.transformer_impl", linear_schedule.mend_engine)
     when_imported("verl.workers.engine.base", keys.report_loads)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", positions.mend_server)
     when_imported("verl.workers.engine_workers", resume.mend_workers)
-    when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", weights.mend_receiver)
-    when_imported("verl.workers.rollout.vllm_rollout.vllm_rollout", weights.mend_sender)
+    when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", weight_sockets.mend_receiver)
+    when_imported("verl.workers.rollout.vllm_rollout.vllm_rollout", weight_sockets.mend_sender)
     when_imported("verl.utils.checkpoint.checkpoint_manager", resume.mend_rotation)
     when_imported("verl.utils.checkpoint.fsdp_checkpoint_manager", resume.mend_loading)
     when_imported("verl.trainer.ppo.v1.trainer_base", resume.mend_trainer)
@@ -69,8 +77,8 @@ def register() -> None:
     when_imported("verl.experimental.agent_loop.agent_loop", phases.mend_loops)
     when_imported("verl.trainer.ppo.utils", sampler.mend)
     when_imported("verl.experimental.agent_loop", register_agent_loop)
-    if cpu.wanted():
-        cpu.register(when_imported)
+    if cpu_platform.wanted():
+        cpu_platform.register(when_imported)
 
 
 def register_agent_loop(module) -> None:

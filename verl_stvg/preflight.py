@@ -363,8 +363,8 @@ def too_few_gpus(config: DictConfig) -> list[str]:
     """Whether this machine has the GPUs of a run that joins no cluster, or is a CPU that the run is meant for."""
     import torch
 
-    from verl_stvg import cpu
     from verl_stvg.base import vllm_build
+    from verl_stvg.patches import cpu_platform
 
     asked = int(config.trainer.n_gpus_per_node) * int(config.trainer.nnodes)
     if cluster_address(config):
@@ -373,7 +373,7 @@ def too_few_gpus(config: DictConfig) -> list[str]:
     found = vllm_build.device(gpus)
     if found.problem:
         return [found.problem]
-    if cpu.wanted():
+    if cpu_platform.wanted():
         logger.log(
             logging.WARNING if found.note else logging.INFO,
             "this run is on the CPU, because %s%s",
@@ -569,9 +569,9 @@ def cluster_cpus(address: str) -> int | str:
 
 def too_little_memory() -> list[str]:
     """Whether a CPU run fits; on a machine with an accelerator verl's own limits apply."""
-    from verl_stvg import cpu
+    from verl_stvg.patches import cpu_platform
 
-    if not cpu.wanted():
+    if not cpu_platform.wanted():
         return []
     available = psutil.virtual_memory().available
     if available >= CPU_RUN_BYTES:

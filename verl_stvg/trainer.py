@@ -18,8 +18,9 @@ from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
-from verl_stvg import advantages, held_out, parity
+from verl_stvg import held_out, parity
 from verl_stvg.dataset import frame_store, switch_cache_off
+from verl_stvg.patches import equal_rewards
 from verl_stvg.rollout import MASK, STATS
 from verl_stvg.sampler import FEWEST, bins_of, rollout_counts, rollouts_of
 from verl_stvg.worker import VideoGroundingWorker
@@ -135,7 +136,7 @@ class VideoGroundingLoopManager(AgentLoopManagerTQ):
 
     def __init__(self, config, *args, **kwargs):
         log_metrics()
-        advantages.mend(config)
+        equal_rewards.mend(config)
         check_filtering(config)
         self.rollouts = checked_rollouts(config)
         reason = why_pixels_must_travel(config)
@@ -318,7 +319,9 @@ def _idle_groups(keys: Sequence[str], infos: Sequence[dict]) -> tuple[float, flo
     """Shares of the prompts whose rollouts, two or more, all score the same, and of those with a single rollout."""
     groups = defaultdict(list)
     for key, info in zip(keys, infos, strict=True):
-        groups[key.split("_")[0]].append(np.float32(info["score"]))  # as verl has it (`verl_stvg.advantages`)
+        groups[key.split("_")[0]].append(
+            np.float32(info["score"])
+        )  # as verl has it (`verl_stvg.patches.equal_rewards`)
     same = sum(len(scores) > 1 and np.ptp(scores) == 0.0 for scores in groups.values())
     return same / len(groups), sum(len(scores) == 1 for scores in groups.values()) / len(groups)
 

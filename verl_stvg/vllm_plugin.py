@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import wrapt
 
-from verl_stvg.banned import Banned
 from verl_stvg.base import python
+from verl_stvg.patches.banned_tokens import Banned
 
 
 def register() -> None:
@@ -34,7 +34,7 @@ class BanningWorker:
     """What evaluation adds to vLLM's workers (``worker_extension_cls``): they say what the rollout can say, no more."""
 
     def ban(self, vocabulary: int, ids: Sequence[int]) -> None:
-        """Take tokens out of the logits, as verl does in the rollout; see `verl_stvg.banned.Banned`."""
+        """Take tokens out of the logits, as verl does in the rollout; see `verl_stvg.patches.banned_tokens.Banned`."""
         banned, model = Banned(vocabulary, tuple(ids)), self.model_runner.get_model()
         stock = model.compute_logits
 

@@ -5,7 +5,7 @@ A recipe names it where verl takes the class of its optimizer settings, and then
     actor_rollout_ref:
       actor:
         optim:
-          _target_: verl_stvg.schedule.optimizer_config
+          _target_: verl_stvg.patches.linear_schedule.optimizer_config
           lr_scheduler_type: linear
 
 verl builds those settings in every worker; the schedule itself is built by its FSDP engine, which `mend_engine` teaches
