@@ -24,9 +24,9 @@ from verl.workers.rollout.replica import TokenOutput
 from benchmarks import Options, Row
 from benchmarks.decode import write_clip
 from data_builders import tiny_model
-from verl_stvg.rollout import SharedTokens
+from verl_stvg.training.agent_loop import SharedTokens
+from verl_stvg.training.worker import StockWorker, VideoGroundingWorker
 from verl_stvg.video.once import Once
-from verl_stvg.worker import StockWorker, VideoGroundingWorker
 
 N = 8
 READER = "decord"

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import Options, Row
 from reward_fns import RECIPES, formats, grading, parsing, thinking
-from verl_stvg.reward import compute_score
+from verl_stvg.training.reward import compute_score
 
 REASONING = (
     "The question asks when the person in the red coat opens the door. At the start nobody stands near it; from about "

@@ -26,10 +26,10 @@ from data_builders.row import counted, hull, misnumbered
 from data_builders.templates import perfect_answer
 from data_builders.videos import Facts
 from verl_stvg.base.lock import write_whole
-from verl_stvg.reward import find_recipe
 from verl_stvg.rows.cache_fill import entry_of, listed, located, plan_of, refit, root_of, which
 from verl_stvg.rows.files import rows_in
 from verl_stvg.rows.shape import row_shape_problems
+from verl_stvg.training.reward import find_recipe
 from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.decode import VideoInfo

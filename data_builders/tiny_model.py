@@ -47,7 +47,7 @@ from transformers.vision_utils import get_vision_position_ids
 
 from data_builders import synthetic
 from verl_stvg.base.lock import finished, whole
-from verl_stvg.reward import find_recipe
+from verl_stvg.training.reward import find_recipe
 from verl_stvg.video.decode import read_frames
 from verl_stvg.video.plan import plan_video
 from verl_stvg.video.positions import mend_transformers

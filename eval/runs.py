@@ -17,11 +17,11 @@ from omegaconf import OmegaConf
 
 from eval.metrics.intervals import bootstrap
 from reward_fns import RECIPES, Recipe
-from verl_stvg import held_out
 from verl_stvg.base.recipe_names import FOLDER, VARIANTS, values
-from verl_stvg.held_out import HeldOut
-from verl_stvg.reward import find_recipe
 from verl_stvg.rows.chat_template import of_dump
+from verl_stvg.training import held_out
+from verl_stvg.training.held_out import HeldOut
+from verl_stvg.training.reward import find_recipe
 
 RESAMPLES = 5000
 TITLES = {

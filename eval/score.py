@@ -27,9 +27,9 @@ from eval.metrics.intervals import bootstrap
 from eval.metrics.rows import SHOWN, by_id
 from verl_stvg.base.lock import turn, write_whole
 from verl_stvg.generate import chosen
-from verl_stvg.reward import compute_score
 from verl_stvg.rows import answers as answer_files
 from verl_stvg.rows.answers import Answer
+from verl_stvg.training.reward import compute_score
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from vllm import LLM, SamplingParams
 
-from verl_stvg.dataset import read_video  # imports verl, and with it the plugin
+from verl_stvg.training.dataset import read_video  # imports verl, and with it the plugin
 
 NEW_TOKENS = 48
 NOISE = [(fps, frames) for fps in (1.0, 2.0, 2.02, 3.0, 24.0, 29.97) for frames in (1, 2, 7, 16, 61, 120)]

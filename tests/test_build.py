@@ -18,8 +18,8 @@ from data_builders.sets import NAMES, all_sets
 from data_builders.videos import UnknownVideo, VideoRoot
 from reward_fns import RECIPES
 from verl_stvg.cli import app
-from verl_stvg.reward import find_recipe
 from verl_stvg.rows.cache_fill import plan_of
+from verl_stvg.training.reward import find_recipe
 from verl_stvg.video.decode import probe
 
 LINES = """\

@@ -624,7 +624,7 @@ def test_built_once_with_the_plans_of_training(two_clips, folder, workers):
 
 
 def test_rows_are_planned_as_the_dataset_plans_them():
-    from verl_stvg import dataset
+    from verl_stvg.training import dataset
 
     info = VideoInfo(90, 29.97, 640, 360)
     for video in ({}, {"fps": 4.0, "max_frames": None}, {"total_pixels": 200_000, "min_pixels": 784}, BUDGET):

@@ -18,7 +18,9 @@ from verl.utils.model import extract_multi_modal_inputs
 
 from data_builders.tiny_model import make_processor
 from tests.test_rollout import rolled_out
-from verl_stvg.curriculum import (
+from verl_stvg.rows.prompts import plan_video_part
+from verl_stvg.training.agent_loop import MASK, RolloutError, video_parts
+from verl_stvg.training.curriculum import (
     BINS,
     REGIONS,
     SCHEDULES,
@@ -29,15 +31,13 @@ from verl_stvg.curriculum import (
     crop_truth,
     visible_units,
 )
-from verl_stvg.dataset import RowError, VideoGroundingDataset, frame_store
-from verl_stvg.reward import compute_score
-from verl_stvg.rollout import MASK, RolloutError, video_parts
-from verl_stvg.rows.prompts import plan_video_part
-from verl_stvg.trainer import PollingReplayBuffer, check_filtering, curriculum_metrics, widest_groups
+from verl_stvg.training.dataset import RowError, VideoGroundingDataset, frame_store
+from verl_stvg.training.manager import PollingReplayBuffer, check_filtering, curriculum_metrics, widest_groups
+from verl_stvg.training.reward import compute_score
+from verl_stvg.training.worker import StockWorker, VideoGroundingWorker, total_steps
 from verl_stvg.video.decode import read_frames
 from verl_stvg.video.keys import CachedFrames, view
 from verl_stvg.video.plan import SamplingPlan, plan_video
-from verl_stvg.worker import StockWorker, VideoGroundingWorker, total_steps
 
 HARD = RowFacts("set/train/1", "hard", 1.0, ((24.0, 30.0),))
 
@@ -182,7 +182,7 @@ def test_the_same_mask_on_any_worker(run_python):
     """Another process, with another hash seed, and without torch or verl."""
     code = (
         "import json, sys\n"
-        "from verl_stvg.curriculum import Curriculum, visible_units\n"
+        "from verl_stvg.training.curriculum import Curriculum, visible_units\n"
         "assert not {'torch', 'verl'} & set(sys.modules)\n"
         "print(json.dumps(visible_units(60, 1.0, [(24.0, 30.0)], 0.5, 'random', '42/set/train/1')))"
     )
@@ -551,7 +551,7 @@ def test_group_filtering_is_verls_own():
 
 def test_filtering_that_would_be_ignored_is_refused():
     def config(asked, told):
-        sampler = {"custom_sampler": {"path": "pkg://verl_stvg.trainer"}, "sampler_kwargs": told}
+        sampler = {"custom_sampler": {"path": "pkg://verl_stvg.training.manager"}, "sampler_kwargs": told}
         return OmegaConf.create({"algorithm": {"filter_groups": asked}, "trainer": {"v1": {"sampler": sampler}}})
 
     check_filtering(config(None, {}))

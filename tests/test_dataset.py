@@ -13,8 +13,8 @@ from data_builders import build
 from data_builders.sets import all_sets
 from data_builders.tiny_model import make_processor
 from tests.test_build import write_video
-from verl_stvg import dataset as module
-from verl_stvg.dataset import RowError, VideoGroundingDataset, frame_store, plan_of, read_video
+from verl_stvg.training import dataset as module
+from verl_stvg.training.dataset import RowError, VideoGroundingDataset, frame_store, plan_of, read_video
 from verl_stvg.video.decode import VideoError, VideoInfo
 from verl_stvg.video.plan import plan_video
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from verl.utils.tokenizer import build_multimodal_processor_inputs
 
 from verl_stvg import launch
-from verl_stvg.dataset import VideoGroundingDataset
+from verl_stvg.training.dataset import VideoGroundingDataset
 
 pytestmark = pytest.mark.engine
 

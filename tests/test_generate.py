@@ -135,8 +135,8 @@ def test_prompts_are_those_of_training(rows, model, tmp_path):
     from verl.utils import hf_processor
 
     from tests.test_rollout import rolled_out
-    from verl_stvg.dataset import VideoGroundingDataset
-    from verl_stvg.worker import StockWorker
+    from verl_stvg.training.dataset import VideoGroundingDataset
+    from verl_stvg.training.worker import StockWorker
 
     processor = hf_processor(str(model))
     config = OmegaConf.create({"max_prompt_length": 512, "video_cache": {"enabled": False}, "check_videos": "exist"})

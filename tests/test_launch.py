@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from reward_fns import RECIPES
-from verl_stvg import held_out, launch
+from verl_stvg import launch
 from verl_stvg.base import recipe_names
+from verl_stvg.training import held_out
 
 # starts a grandchild that detaches itself as Ray and vLLM do, and tells its id
 DETACHED = """
@@ -86,11 +87,11 @@ def test_the_message_of_a_failure_in_the_rollout(tmp_path):
     log = tmp_path / "log"
     log.write_text(
         "noise\n"
-        "\x1b[36m(AgentLoopWorker pid=1)\x1b[0m verl_stvg.rollout.RolloutError: sample u7 with /v/7.mp4: no frame\n"
+        "\x1b[36m(AgentLoopWorker pid=1)\x1b[0m verl_stvg.training.agent_loop.RolloutError: sample u7 with /v/7.mp4: no frame\n"
         "Traceback (most recent call last):\n"
         "RuntimeError: Sync replay buffer selected terminal groups with no materializable trajectories.\n"
     )
-    assert launch.failure(log) == "verl_stvg.rollout.RolloutError: sample u7 with /v/7.mp4: no frame"
+    assert launch.failure(log) == "verl_stvg.training.agent_loop.RolloutError: sample u7 with /v/7.mp4: no frame"
 
 
 def test_failure_without_an_exception_shows_the_end_of_the_log(tmp_path):
@@ -165,7 +166,7 @@ def test_steps_of_every_recipe_show_its_own_parts(recipe):
     parts = {part: k / 10 for k, part in enumerate(RECIPES[recipe].parts, start=1)}
     scored = {"score": 1.5, **parts}
     data = {"critic/score/mean": 1.5, "critic/rewards/mean": 1.5, "actor/kl_loss": 0.25, "timing_s/step": 12.0}
-    for name, value in scored.items():  # as `verl_stvg.trainer.reward_metrics` logs them
+    for name, value in scored.items():  # as `verl_stvg.training.manager.reward_metrics` logs them
         data |= {f"reward/{name}/mean": value, f"reward/{name}/std": 0.1}
     data |= {"reward/zero_variance_groups": 0.5, "reward/groups_of_one": 0.0}
     shown = "  ".join(f"{part} {value:.3g}" for part, value in parts.items())

@@ -23,8 +23,8 @@ from tests.test_build import run
 from tests.test_limits import write_video
 from tests.test_rows_clock import made, record
 from tests.video_kinds import KINDS
-from verl_stvg.dataset import frame_source, switch_cache_off
 from verl_stvg.rows import prompts
+from verl_stvg.training.dataset import frame_source, switch_cache_off
 from verl_stvg.video import child
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.content import Hashed, hash_file

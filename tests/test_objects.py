@@ -12,8 +12,8 @@ from data_builders import synthetic
 from data_builders.objects import draw, pipeline
 from data_builders.objects.track import Options
 from tests.test_build import run
-from verl_stvg.reward import compute_score
 from verl_stvg.rows.cache_fill import located, plan_of
+from verl_stvg.training.reward import compute_score
 from verl_stvg.video.decode import probe, read_frames
 from verl_stvg.video.tracks import TrackError, load
 

@@ -20,11 +20,11 @@ from verl_stvg import capacity, preflight
 from verl_stvg.base import recipe_names
 from verl_stvg.config_checks import too_few_rows
 from verl_stvg.data_cli import build_app
-from verl_stvg.dataset import RowError, VideoGroundingDataset, frame_source
 from verl_stvg.generate import read_rows
 from verl_stvg.rows import fit
 from verl_stvg.rows.cache_fill import entries_of, entry_of, plan_of, read_jobs, recorded_info, refit
 from verl_stvg.select_cli import app as select_app
+from verl_stvg.training.dataset import RowError, VideoGroundingDataset, frame_source
 from verl_stvg.video.plan import TEMPORAL_PATCH, plan_video
 
 TINY = OmegaConf.to_container(OmegaConf.load(recipe_names.FOLDER / "variant/tiny.yaml"))

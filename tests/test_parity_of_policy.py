@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 
-from verl_stvg import config_checks, launch, parity
+from verl_stvg import config_checks, launch
 from verl_stvg.patches import banned_tokens
 from verl_stvg.patches.banned_tokens import Banned
+from verl_stvg.training import parity
 from verl_stvg.vllm_plugin import BanningWorker
 
 WIDTH, VOCABULARY, IMAGE, VIDEO = 40, 33, 5, 11
@@ -327,7 +328,7 @@ def test_the_older_trainer_keeps_the_worst_tokens_of_a_step(run, tmp_path, monke
     from verl.experimental.agent_loop import agent_loop
     from verl.protocol import DataProto
 
-    from verl_stvg import legacy
+    from verl_stvg.training import legacy
 
     monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
     monkeypatch.setattr(parity, "_begun", False)

@@ -19,8 +19,8 @@ from data_builders.check import rows_of
 from data_builders.synthetic import ROW_SCHEMA
 from data_builders.tiny_model import CHAT_TEMPLATE
 from verl_stvg import config_checks, nodes, preflight
-from verl_stvg.dataset import RowError
 from verl_stvg.preflight import PreflightError
+from verl_stvg.training.dataset import RowError
 
 
 @pytest.fixture

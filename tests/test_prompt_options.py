@@ -26,12 +26,12 @@ from reward_fns.perfect import THOUGHT, perfect_answer
 from verl_stvg.best_answer import continuations, shortest
 from verl_stvg.eval_cli import eval_
 from verl_stvg.generate import ANSWERS, RUN, Settings, generate, read_rows
-from verl_stvg.reward import compute_score
 from verl_stvg.rows import answers, chat_template
 from verl_stvg.rows.answers import AnswersError
 from verl_stvg.rows.chat_template import opened
 from verl_stvg.rows.prompts import PromptMaker
 from verl_stvg.select_cli import _settings
+from verl_stvg.training.reward import compute_score
 from verl_stvg.video.store import FrameStore
 
 _START = "<|im_start|>assistant\n"
@@ -172,8 +172,8 @@ def test_training_and_evaluation_read_the_same_tokens(asked, tmp_path, options):
     """For every prompt: the tokens that verl's agent loop makes of a row are those of `PromptMaker`."""
     from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 
-    from verl_stvg.dataset import VideoGroundingDataset
-    from verl_stvg.rollout import KeyedVideoProcessor, VideoGroundingAgentLoop
+    from verl_stvg.training.agent_loop import KeyedVideoProcessor, VideoGroundingAgentLoop
+    from verl_stvg.training.dataset import VideoGroundingDataset
 
     data = {"max_prompt_length": 4096, "check_videos": "exist", "apply_chat_template_kwargs": options}
     data["video_cache"] = {"folder": str(tmp_path / "frames")}
@@ -220,7 +220,7 @@ def test_verl_hands_the_opened_thought_to_the_reward(rows, tmp_path):
     from verl import DataProto
     from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
 
-    from verl_stvg.dataset import VideoGroundingDataset
+    from verl_stvg.training.dataset import VideoGroundingDataset
 
     processor = thinking_processor()
     config = OmegaConf.create({"max_prompt_length": 512, "check_videos": "exist", "video_cache": {"enabled": False}})

@@ -27,13 +27,13 @@ from verl.workers.rollout.utils import qwen2_5_vl_dedup_image_tokens
 from tests import tiny_qwen3
 from tests.parity import record, recorded
 from tests.test_rollout import rolled_out
-from verl_stvg.dataset import RowError, VideoGroundingDataset
 from verl_stvg.rows.prompts import PromptMaker
+from verl_stvg.training.dataset import RowError, VideoGroundingDataset
+from verl_stvg.training.worker import StockWorker, VideoGroundingWorker
 from verl_stvg.video import positions
 from verl_stvg.video.keys import Normalisation
 from verl_stvg.video.plan import MERGE, QWEN3_PATCH, SamplingPlan, plan_video, smart_resize
 from verl_stvg.video.store import FrameStore
-from verl_stvg.worker import StockWorker, VideoGroundingWorker
 
 FACTOR = QWEN3_PATCH * MERGE
 RATES = (1.0, 2.0, 2.02, 3.0, 24.0, 29.97)

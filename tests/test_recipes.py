@@ -107,7 +107,7 @@ def test_variants_compose_with_one_another(composed, recipe, variants):
 
 @pytest.mark.slow
 def test_a_curriculum_as_the_plugin_reads_it(composed):
-    from verl_stvg.curriculum import Curriculum
+    from verl_stvg.training.curriculum import Curriculum
 
     fields = dict(plain(composed("videotg_r1"), "data.curriculum"))
     assert fields.pop("enabled")

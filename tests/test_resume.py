@@ -28,8 +28,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import RandomSampler
 
 from benchmarks.kills import tensors
-from verl_stvg import launch, resume
-from verl_stvg.rollout import answer_seed
+from verl_stvg import launch
+from verl_stvg.training import resume
+from verl_stvg.training.agent_loop import answer_seed
 
 ROWS, BATCH, STEPS = 9, 4, 4
 """An epoch is two steps and leaves one row out."""
@@ -497,8 +498,8 @@ def test_seeds_of_answers(seed, uid, step, place):
 
 
 def test_batches_are_in_the_order_in_which_they_were_asked():
-    from verl_stvg.legacy import places_in_group
-    from verl_stvg.trainer import place_of
+    from verl_stvg.training.legacy import places_in_group
+    from verl_stvg.training.manager import place_of
 
     keys, places = ["c_0_0", "b_1_0", "a_10_0", "a_2_0"], {"a": 0, "b": 1}
     assert sorted(keys, key=lambda key: place_of(key, places)) == ["a_2_0", "a_10_0", "b_1_0", "c_0_0"]

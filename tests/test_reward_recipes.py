@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from benchmarks.rewards import TYPICAL, fuzz, hostile_texts, mutated, typical
 from reward_fns import RECIPES, get_recipe, stvg_boxes, stvg_r1, thinking, time_r1, videochat_r1
 from reward_fns.perfect import perfect_answer
-from verl_stvg.reward import DATA_SOURCES, compute_score, find_recipe
+from verl_stvg.training.reward import DATA_SOURCES, compute_score, find_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 REASON = "<think>It happens from <timestep>5 to 11</timestep>, first 5.00 to 11.00.</think>\n"
@@ -216,7 +216,7 @@ def test_verl_loads_the_bridge_by_package_path():
         {
             "reward": {
                 "custom_reward_function": {
-                    "path": "pkg://verl_stvg.reward",
+                    "path": "pkg://verl_stvg.training.reward",
                     "name": "compute_score",
                     "reward_kwargs": {"recipe": "stvg_r1", "weights": {"format": 0.5}},
                 }

@@ -19,14 +19,14 @@ from verl.utils.model import extract_multi_modal_inputs
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
 from data_builders.tiny_model import make_processor
-from verl_stvg.dataset import VideoGroundingDataset
-from verl_stvg.rollout import KeyedVideoProcessor, SharedTokens, keyed
-from verl_stvg.trainer import video_metrics
+from verl_stvg.training.agent_loop import KeyedVideoProcessor, SharedTokens, keyed
+from verl_stvg.training.dataset import VideoGroundingDataset
+from verl_stvg.training.manager import video_metrics
+from verl_stvg.training.worker import StockWorker, VideoGroundingWorker
 from verl_stvg.video.decode import VideoError, read_frames
 from verl_stvg.video.keys import CachedPixels, Normalisation
 from verl_stvg.video.plan import plan_video
 from verl_stvg.video.store import FrameStore
-from verl_stvg.worker import StockWorker, VideoGroundingWorker
 
 SIZES = {"shortest_edge": 28 * 28, "longest_edge": 2**20}
 

@@ -18,9 +18,9 @@ from data_builders.videos import Facts
 from tests.test_decode import write_counting_video
 from verl_stvg.capacity import read_rows
 from verl_stvg.cli import app
-from verl_stvg.dataset import RowError, VideoGroundingDataset, joined
 from verl_stvg.rows.cache_fill import plan_of, recorded_info
 from verl_stvg.rows.prompts import ROOT_KEY
+from verl_stvg.training.dataset import RowError, VideoGroundingDataset, joined
 from verl_stvg.video.decode import probe
 from verl_stvg.video.plan import plan_video
 from verl_stvg.video.thumbnails import thumbnails

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 from tests.test_engine import lines, metrics_of
 from verl_stvg import launch
-from verl_stvg.curriculum import BINS, CurriculumError
-from verl_stvg.sampler import FEWEST, BinSampler, Draw, bins_of, rollout_counts, rollouts_of
+from verl_stvg.training.curriculum import BINS, CurriculumError
+from verl_stvg.training.sampler import FEWEST, BinSampler, Draw, bins_of, rollout_counts, rollouts_of
 
 WEIGHT = st.one_of(st.just(0.0), st.floats(0.1, 5))
 ROWS = st.lists(st.sampled_from(BINS), min_size=3, max_size=60)
@@ -83,7 +83,7 @@ def loader(bins, batch: int, workers: int, **config):
     from torchdata.stateful_dataloader import StatefulDataLoader
     from verl.trainer.ppo import utils
 
-    from verl_stvg import sampler
+    from verl_stvg.training import sampler
 
     class module:
         create_rl_sampler = staticmethod(utils.create_rl_sampler)
@@ -219,7 +219,7 @@ def test_rollouts_of_a_batch_stand_where_verl_reads_them():
     from tensordict import NonTensorStack
     from verl.utils import tensordict_utils as tu
 
-    from verl_stvg.trainer import ROLLOUTS, share_rollouts
+    from verl_stvg.training.manager import ROLLOUTS, share_rollouts
 
     rows = Rows(["hard", "easy", "normal", "normal"]).dataframe["extra_info"]
     batch = tu.get_tensordict({"uid": np.array(list("abcd"), dtype=object), "extra_info": np.array(rows, dtype=object)})
@@ -267,7 +267,7 @@ def test_verls_groups_may_differ_in_size(groups, by_std):
 
 
 def test_rollouts_that_could_not_be_kept_are_refused():
-    from verl_stvg.trainer import checked_rollouts
+    from verl_stvg.training.manager import checked_rollouts
 
     def config(mode="sync", filtering=False, n=8, **data):
         return OmegaConf.create(

@@ -26,8 +26,8 @@ from reward_fns import RECIPES
 from tests import set_fixtures, test_sets_tubes
 from tests.test_build import run as build_rows
 from verl_stvg import score_cli
-from verl_stvg.reward import compute_score, find_recipe
 from verl_stvg.rows.answers import Answer, append
+from verl_stvg.training.reward import compute_score, find_recipe
 from verl_stvg.video.tracks import Track, Tracks, save
 
 LENGTH, SIZE = 60, (96, 80)  # of made-up videos: frames, pixels

@@ -621,7 +621,7 @@ def test_subset_of_what_varies_of_a_list_and_of_few_easy_rows(judged_pool):
 
 
 def test_curriculum_reads_what_selection_writes(judged_pool):
-    from verl_stvg.curriculum import RowFacts
+    from verl_stvg.training.curriculum import RowFacts
 
     subset.select(
         judged_pool["files"],

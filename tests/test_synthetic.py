@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from data_builders import synthetic
-from verl_stvg.reward import compute_score
+from verl_stvg.training.reward import compute_score
 
 NUM_TRAIN, NUM_VAL, SEED = 5, 3, 11
 indices = st.integers(0, 10_000)

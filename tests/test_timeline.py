@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from data_builders.tiny_model import make_processor
 from tests.test_decode import write_counting_video
-from verl_stvg.dataset import RowError, VideoGroundingDataset
+from verl_stvg.training.dataset import RowError, VideoGroundingDataset
 from verl_stvg.video import decode, timeline
 from verl_stvg.video.clock import ROUNDING, FrameClock
 from verl_stvg.video.decode import VideoError, probe, read_frames

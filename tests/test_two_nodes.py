@@ -59,7 +59,7 @@ def wait_for(condition, seconds, what):
 def foreign_packages(folder):
     """A place on Python's path with another verl_stvg, whose metadata name no entry points, and another torch."""
     shutil.copytree(Path(verl_stvg.__file__).parent, folder / "verl_stvg", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "verl_stvg/reward.py").write_text("# somebody has worked on it\n")
+    (folder / "verl_stvg/training/reward.py").write_text("# somebody has worked on it\n")
     for name, version in (("verl_stvg", "9.9"), ("torch", "2.10.0")):
         info = folder / f"{name}-{version}.dist-info"
         info.mkdir()

@@ -45,9 +45,9 @@ def defaults() -> DictConfig:
 
 def _added_types() -> dict[str, dict[str, Any]]:
     """Types of the keys that verl_stvg adds to verl's, by section."""
-    from verl_stvg.curriculum import Curriculum
     from verl_stvg.rows.fit import KEYS
-    from verl_stvg.sampler import Draw
+    from verl_stvg.training.curriculum import Curriculum
+    from verl_stvg.training.sampler import Draw
 
     return {
         "algorithm": {"exact_zero_advantage": bool},
@@ -221,7 +221,7 @@ def unknown_reward_options(config: DictConfig) -> list[str]:
 
 
 def _is_our_reward(config: DictConfig) -> bool:
-    return "verl_stvg.reward" in str(OmegaConf.select(config, "reward.custom_reward_function.path") or "")
+    return "verl_stvg.training.reward" in str(OmegaConf.select(config, "reward.custom_reward_function.path") or "")
 
 
 def kernels_without_logits(config: DictConfig) -> list[str]:
@@ -372,7 +372,7 @@ def _with_all_batches(config: DictConfig, rows: int) -> str:
 
 def unusable_cache(config: DictConfig) -> list[str]:
     """Whether decoded frames can be kept in the folder of the cache, which is made."""
-    from verl_stvg.dataset import frame_store
+    from verl_stvg.training.dataset import frame_store
 
     store = frame_store(config.data)
     if store is None:

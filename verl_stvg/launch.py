@@ -22,11 +22,11 @@ from pathlib import Path
 
 import psutil
 
-from verl_stvg import held_out
 from verl_stvg.base import nesting, python, recipe_names
 from verl_stvg.base.lock import alone, write_whole
 from verl_stvg.phases import TELL, Progress
-from verl_stvg.resume import APPEND_METRICS, keep_metrics, resumed_step
+from verl_stvg.training import held_out
+from verl_stvg.training.resume import APPEND_METRICS, keep_metrics, resumed_step
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ def when_imported(module: str, action: Callable) -> None:
 
 def register() -> None:
     """Mend positions and packing; register agent loop, metrics and checks, and the CPU if there is nothing else."""
-    from verl_stvg import phases, preflight, resume, sampler
+    from verl_stvg import phases, preflight
     from verl_stvg.base import python
     from verl_stvg.patches import (
         banned_tokens,
@@ -46,6 +46,7 @@ def register() -> None:
         packed_positions,
         weight_sockets,
     )
+    from verl_stvg.training import resume, sampler
     from verl_stvg.video import keys, positions
 
     python.guard_spawn()
@@ -83,7 +84,7 @@ def register() -> None:
 
 def register_agent_loop(module) -> None:
     """Importing the module registers its loop with verl."""
-    import verl_stvg.rollout  # noqa: F401
+    import verl_stvg.training.agent_loop  # noqa: F401
 
 
 try:

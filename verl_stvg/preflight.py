@@ -35,7 +35,7 @@ from verl_stvg.config_checks import (
     unusable_cache,
     unusable_files,
 )
-from verl_stvg.resume import too_little_disk, unusable_checkpoint
+from verl_stvg.training.resume import too_little_disk, unusable_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -149,9 +149,9 @@ def check_rows(config: DictConfig) -> None:
     from verl.utils.import_utils import load_extern_object
 
     from verl_stvg.best_answer import BestAnswers
-    from verl_stvg.dataset import RowError, row_uid
-    from verl_stvg.reward import find_recipe
     from verl_stvg.rows.chat_template import settle
+    from verl_stvg.training.dataset import RowError, row_uid
+    from verl_stvg.training.reward import find_recipe
     from verl_stvg.video.plan import MERGE, PATCH, QWEN3_PATCH
     from verl_stvg.video.positions import writes_times
 
@@ -167,7 +167,7 @@ def check_rows(config: DictConfig) -> None:
         )
     settle(processor, config.actor_rollout_ref.model.get("custom_chat_template"))
     dataset_class = load_extern_object(config.data.custom_cls.path, config.data.custom_cls.name)
-    ours = "verl_stvg.reward" in str(OmegaConf.select(config, "reward.custom_reward_function.path") or "")
+    ours = "verl_stvg.training.reward" in str(OmegaConf.select(config, "reward.custom_reward_function.path") or "")
     options = OmegaConf.select(config, "reward.custom_reward_function.reward_kwargs") or OmegaConf.create()
     options = OmegaConf.to_container(options, resolve=True)
     for files, limit in (("train_files", "train_max_samples"), ("val_files", "val_max_samples")):
@@ -225,7 +225,7 @@ def widen_the_rollout(config: DictConfig) -> None:
 
 def record_fit(config: DictConfig) -> None:
     """Write the fit into the launcher's ``run.json``, from which evaluation takes it."""
-    from verl_stvg.dataset import fit_of
+    from verl_stvg.training.dataset import fit_of
 
     fit, metrics = fit_of(config.data), os.environ.get("VERL_FILE_LOGGER_PATH")
     path = metrics and Path(metrics).with_name("run.json")
@@ -237,8 +237,8 @@ def record_fit(config: DictConfig) -> None:
 
 def cache_without_manager(config: DictConfig) -> list[str]:
     """The frame cache hands out keys, and only our manager's workers can read them; only they draw masks."""
-    from verl_stvg.curriculum import Curriculum
-    from verl_stvg.dataset import frame_store
+    from verl_stvg.training.curriculum import Curriculum
+    from verl_stvg.training.dataset import frame_store
 
     manager = str(OmegaConf.select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class") or "")
     masked = Curriculum.of(config.data) is not None
@@ -247,7 +247,7 @@ def cache_without_manager(config: DictConfig) -> list[str]:
     key = "data.curriculum" if masked else "data.video_cache"
     return [
         f"{key} needs actor_rollout_ref.rollout.agent.agent_loop_manager_class="
-        "verl_stvg.trainer.VideoGroundingLoopManager; set it, or set enabled=false there"
+        "verl_stvg.training.manager.VideoGroundingLoopManager; set it, or set enabled=false there"
     ]
 
 
@@ -324,8 +324,8 @@ def groups_of_one(config: DictConfig) -> list[str]:
 
 def other_prompts(config: DictConfig) -> list[str]:
     """Keys that would change a prompt in training where the checks, evaluation and data selection do not know them."""
-    from verl_stvg.dataset import template_options
-    from verl_stvg.rollout import AGENT_NAME
+    from verl_stvg.training.agent_loop import AGENT_NAME
+    from verl_stvg.training.dataset import template_options
 
     problems = []
     if given := OmegaConf.select(config, "data.mm_processor_kwargs"):
@@ -450,7 +450,7 @@ def differing_nodes(config: DictConfig) -> list[str]:
 
     Frame caches need not be shared: a node that lacks a video's frames decodes it, and a warning says so.
     """
-    from verl_stvg.dataset import frame_store
+    from verl_stvg.training.dataset import frame_store
 
     address = cluster_address(config)
     if address is None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from data_builders.check import truth_of
 from reward_fns import measures, parsing, stvg_boxes, stvg_r1, temporal_r1, time_r1, videochat_r1
-from verl_stvg.reward import find_recipe
 from verl_stvg.rows.cache_fill import entries_of
+from verl_stvg.training.reward import find_recipe
 
 Interval = tuple[float, float]
 

@@ -20,11 +20,11 @@ from data_builders.objects.boxes import annotated_size
 from eval.metrics.answers import read_option
 from eval.metrics.tubes import as_arrays, from_seconds
 from reward_fns import parsing, stvg_boxes, stvg_r1, temporal_r1, time_r1, videochat_r1
-from verl_stvg.reward import find_recipe
 from verl_stvg.rows.answers import Answer
 from verl_stvg.rows.cache_fill import are_plain, entries_of, root_of
 from verl_stvg.rows.files import batches_in, open_rows
 from verl_stvg.rows.shape import FAR, columns_are_sound, row_shape_problems
+from verl_stvg.training.reward import find_recipe
 from verl_stvg.video.clock import FrameClock
 
 Interval = tuple[float, float]

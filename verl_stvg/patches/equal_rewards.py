@@ -66,7 +66,7 @@ def exact(estimator):
 def with_ones(token_level_rewards, index: Sequence[Hashable]):
     """The rewards, in which groups of two or more equal scores score 1 each, or 0 where they did.
 
-    Scores are equal if their float32 sums over the tokens are, as verl sums them. A score of `verl_stvg.reward` stands
+    Scores are equal if their float32 sums over the tokens are, as verl sums them. A score of `verl_stvg.training.reward` stands
     at one token, so that its sum is the score itself: two answers whose float64 scores differ by less than float32
     resolves are equal here, and in the metric ``reward/zero_variance_groups``.
 

@@ -304,7 +304,7 @@ def read_jobs(
     """Every distinct video and plan of the rows, in their order; a row whose videos are none (`entry_of`) is one, too.
 
     Args:
-        files: parquet files with a column ``videos``, as `verl_stvg.dataset` reads them.
+        files: parquet files with a column ``videos``, as `verl_stvg.training.dataset` reads them.
         video_root: see `root_of`.
         patch: of the model, see `plan_video`.
         fit: see `refit`.

@@ -3,7 +3,7 @@
 verl decodes a video n times per prompt, runs the Hugging Face processor up to three times for each rollout, and ships
 every trajectory's pixels through its queue. Here a prompt's videos stay `CachedFrames`: the grid is known from the
 plan, so tokens and positions need no pixels; vLLM's server gets a key that arrives as frames; and what the worker
-(`verl_stvg.worker`) puts into the queue are keys again.
+(`verl_stvg.training.worker`) puts into the queue are keys again.
 
 An exception in verl's agent loop ends, far from its cause, as "no materializable trajectories"; the sample's uid, its
 video and what went wrong must be in the message itself.
@@ -20,7 +20,7 @@ from transformers.video_utils import VideoMetadata
 from verl.experimental.agent_loop.agent_loop import register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
-from verl_stvg.dataset import frame_store, template_options
+from verl_stvg.training.dataset import frame_store, template_options
 from verl_stvg.video.keys import CachedFrames, Normalisation
 from verl_stvg.video.once import Once
 

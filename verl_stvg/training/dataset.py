@@ -18,12 +18,12 @@ import pyarrow as pa
 from omegaconf import DictConfig, OmegaConf, open_dict
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from verl_stvg.curriculum import Curriculum, RowFacts, crop_truth
 from verl_stvg.rows import fit as fits
 from verl_stvg.rows.cache_fill import entries_of, plan_of, recorded_info, root_of
 from verl_stvg.rows.chat_template import OPENED, checked, opened, render
 from verl_stvg.rows.files import RowFileError, table_in
 from verl_stvg.rows.prompts import ROOT_KEY, check_size, read_video
+from verl_stvg.training.curriculum import Curriculum, RowFacts, crop_truth
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.film import TimelessVideo, VideoError
 from verl_stvg.video.plan import SamplingPlan
@@ -116,7 +116,7 @@ class VideoGroundingDataset(RLHFDataset):
             `verl_stvg.rows.fit`. ``max_prompt_length`` is then raised to the longest prompt, unless these are left out.
         video_root: folder that relative paths start from; default: what `manifest.json` beside the parquet file says,
             else the folder of the file.
-        curriculum: see `verl_stvg.curriculum.Curriculum`; rows of ``train_files`` then need what a mask depends on.
+        curriculum: see `verl_stvg.training.curriculum.Curriculum`; rows of ``train_files`` then need what a mask depends on.
         filter_unusable_videos: drop rows whose video is missing or damaged, and say which; otherwise they are an error.
             Rows whose video has no times (one picture, no index) are dropped, and named, in any case.
         filter_overlong_prompts: drop rows over ``max_prompt_length`` and say how many; otherwise they are an error.

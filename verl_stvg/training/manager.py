@@ -18,12 +18,12 @@ from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
-from verl_stvg import held_out, parity
-from verl_stvg.dataset import frame_store, switch_cache_off
 from verl_stvg.patches import equal_rewards
-from verl_stvg.rollout import MASK, STATS
-from verl_stvg.sampler import FEWEST, bins_of, rollout_counts, rollouts_of
-from verl_stvg.worker import VideoGroundingWorker
+from verl_stvg.training import held_out, parity
+from verl_stvg.training.agent_loop import MASK, STATS
+from verl_stvg.training.dataset import frame_store, switch_cache_off
+from verl_stvg.training.sampler import FEWEST, bins_of, rollout_counts, rollouts_of
+from verl_stvg.training.worker import VideoGroundingWorker
 
 ROLLOUTS = "__rollout_n__"
 """Column of a batch from which verl's agent loop takes a prompt's number of rollouts."""
@@ -153,10 +153,10 @@ class VideoGroundingLoopManager(AgentLoopManagerTQ):
 
     @classmethod
     def create(cls, *args, config, **kwargs):
-        """The manager of a run; with ``trainer.use_v1=false`` a `verl_stvg.legacy.LegacyLoopManager`."""
+        """The manager of a run; with ``trainer.use_v1=false`` a `verl_stvg.training.legacy.LegacyLoopManager`."""
         if config.trainer.use_v1:
             return super().create(*args, config=config, **kwargs)
-        from verl_stvg.legacy import LegacyLoopManager  # loads the older trainer
+        from verl_stvg.training.legacy import LegacyLoopManager  # loads the older trainer
 
         return LegacyLoopManager.create(*args, config=config, **kwargs)
 
@@ -212,7 +212,7 @@ def check_filtering(config) -> None:
 
 def log_metrics() -> None:
     """Let the trainer of this process log the parts of every training reward, the videos' costs, and in validation
-    means over all prompts that were asked (`verl_stvg.held_out`); idempotent.
+    means over all prompts that were asked (`verl_stvg.training.held_out`); idempotent.
     """
     stock = trainer_base.PPOTrainer._compute_metrics
     if hasattr(stock, "__wrapped__"):
@@ -285,7 +285,7 @@ def curriculum_metrics(keys: list[str], infos: list[dict], masks: list[dict]) ->
     Args:
         keys: of the trajectories.
         infos: the reward function's result for each.
-        masks: bin and mask of each, as `verl_stvg.rollout` records them.
+        masks: bin and mask of each, as `verl_stvg.training.agent_loop` records them.
     """
     members = defaultdict(list)
     for key, info, mask in zip(keys, infos, masks, strict=True):
@@ -330,7 +330,7 @@ def video_metrics(stats: list[dict]) -> dict[str, float]:
     """Sums of what the videos of a step cost the agent loops: ``video/decodes``, ``video/queue_bytes`` and so on.
 
     Args:
-        stats: of each trajectory, as `verl_stvg.rollout` records them; missing entries count as nothing.
+        stats: of each trajectory, as `verl_stvg.training.agent_loop` records them; missing entries count as nothing.
     """
     totals = defaultdict(float)
     for one in stats:

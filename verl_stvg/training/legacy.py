@@ -16,12 +16,12 @@ from verl.trainer.ppo import ray_trainer
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug.metrics import calculate_debug_metrics
 
-from verl_stvg import held_out, parity
-from verl_stvg.dataset import switch_cache_off
 from verl_stvg.patches import equal_rewards
-from verl_stvg.rollout import MASK, STATS
-from verl_stvg.trainer import step_metrics, why_pixels_must_travel
-from verl_stvg.worker import KeysAndMasks
+from verl_stvg.training import held_out, parity
+from verl_stvg.training.agent_loop import MASK, STATS
+from verl_stvg.training.dataset import switch_cache_off
+from verl_stvg.training.manager import step_metrics, why_pixels_must_travel
+from verl_stvg.training.worker import KeysAndMasks
 
 _step = 0
 """Of the batch that was answered last for training; what the trainer computes of it does not say its step."""
@@ -75,7 +75,7 @@ def places_in_group(uids) -> np.ndarray:
 
 
 def parity_metrics(config, batch: DataProto) -> dict[str, float]:
-    """`verl_stvg.parity.step_metrics` of a step; one that leaves the gate also writes its worst tokens."""
+    """`verl_stvg.training.parity.step_metrics` of a step; one that leaves the gate also writes its worst tokens."""
     if not {"rollout_log_probs", "old_log_probs"} <= set(batch.batch.keys()):
         return {}
     found = parity.step_metrics(config, calculate_debug_metrics(batch))
@@ -88,7 +88,7 @@ def parity_metrics(config, batch: DataProto) -> dict[str, float]:
 
 
 def log_metrics(config) -> None:
-    """Let the older trainer of this process log what `verl_stvg.trainer.log_metrics` logs in V1; idempotent."""
+    """Let the older trainer of this process log what `verl_stvg.training.manager.log_metrics` logs in V1; idempotent."""
     stock = ray_trainer.compute_data_metrics
     if hasattr(stock, "__wrapped__"):
         return

@@ -1,6 +1,6 @@
 """The bridge from verl to `reward_fns`: one `compute_score` for every recipe.
 
-verl calls it for each rollout, selected by `reward.custom_reward_function.path=pkg://verl_stvg.reward` and
+verl calls it for each rollout, selected by `reward.custom_reward_function.path=pkg://verl_stvg.training.reward` and
 `name=compute_score`. It lives apart from the rewards so that these stay free of verl, and imports neither verl nor
 torch, so that reward workers start fast. Options arrive through `reward.custom_reward_function.reward_kwargs`.
 """

@@ -1,0 +1,1 @@
+"""What verl's trainer loads: rows, agent loop, workers, rewards, masks, draws, metrics, resume."""
