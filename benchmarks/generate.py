@@ -26,8 +26,8 @@ CACHE = Path(os.environ.get("CACHE", ".cache"))
 def measure(options: Options) -> Iterable[Row]:
     """Yield all rows."""
     from data_builders import synthetic, tiny_model
-    from verl_stvg import engines
-    from verl_stvg.generate import Settings
+    from verl_stvg.inference import engines
+    from verl_stvg.inference.generate import Settings
     from verl_stvg.video.store import FrameStore
 
     rows = CACHE / "clips"
@@ -49,8 +49,8 @@ def compare(engine, rows: Path, folder: Path) -> Iterator[Row]:
     """Answer ``val.parquet`` of a folder of rows both ways; ``train.parquet`` is for warming up."""
     from vllm import SamplingParams
 
-    from verl_stvg.engines import PromptMaker, vllm_prompt
-    from verl_stvg.generate import generate, read_rows
+    from verl_stvg.inference.engines import PromptMaker, vllm_prompt
+    from verl_stvg.inference.generate import generate, read_rows
     from verl_stvg.rows import answers
 
     file, settings = rows / "val.parquet", engine.settings

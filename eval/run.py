@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from verl_stvg.generate import Settings, generate
+from verl_stvg.inference.generate import Settings, generate
 
 
 def run(rows: Sequence[str | Path], out: Path, settings: Settings, benchmark: str | None = None) -> dict[str, Any]:
@@ -12,7 +12,7 @@ def run(rows: Sequence[str | Path], out: Path, settings: Settings, benchmark: st
 
     Args:
         rows: parquet files, as training reads them.
-        out: folder of `verl_stvg.generate` (``run.json``, ``predictions.jsonl``) and of `eval.score` (``scores.json``,
+        out: folder of `verl_stvg.inference.generate` (``run.json``, ``predictions.jsonl``) and of `eval.score` (``scores.json``,
             ``items.jsonl``).
         settings: model and sampling.
         benchmark: name; default: what the rows say they are.

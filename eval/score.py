@@ -26,7 +26,7 @@ from eval.benchmarks.tubes import Library
 from eval.metrics.intervals import bootstrap
 from eval.metrics.rows import SHOWN, by_id
 from verl_stvg.base.lock import turn, write_whole
-from verl_stvg.generate import chosen
+from verl_stvg.inference.generate import chosen
 from verl_stvg.rows import answers as answer_files
 from verl_stvg.rows.answers import Answer
 from verl_stvg.training.reward import compute_score

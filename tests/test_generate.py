@@ -21,12 +21,12 @@ from transformers import AutoProcessor
 from typer.testing import CliRunner
 
 from data_builders.synthetic import ROW_SCHEMA
-from verl_stvg import checkpoint, engines
 from verl_stvg.base import lock
 from verl_stvg.base.models import ModelNameError
-from verl_stvg.checkpoint import CheckpointError
 from verl_stvg.eval_cli import eval_
-from verl_stvg.generate import ANSWERS, RUN, Settings, fold, generate, read_rows
+from verl_stvg.inference import checkpoint, engines
+from verl_stvg.inference.checkpoint import CheckpointError
+from verl_stvg.inference.generate import ANSWERS, RUN, Settings, fold, generate, read_rows
 from verl_stvg.rows import answers
 from verl_stvg.rows.answers import Answer, AnswersError
 from verl_stvg.rows.prompts import PromptMaker, messages_of
@@ -175,7 +175,7 @@ def small(model, tmp_path, **changes) -> Settings:
 GENERATE = """
 import json, sys
 from pathlib import Path
-from verl_stvg.generate import Settings, generate
+from verl_stvg.inference.generate import Settings, generate
 from verl_stvg.video.store import FrameStore
 given = json.loads(sys.argv[1])
 if __name__ == "__main__":
@@ -343,8 +343,8 @@ VLLM = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
-from verl_stvg import engines
-from verl_stvg.generate import Settings, generate
+from verl_stvg.inference import engines
+from verl_stvg.inference.generate import Settings, generate
 from verl_stvg.video.store import FrameStore
 given = json.loads(sys.argv[1])
 if __name__ == "__main__":

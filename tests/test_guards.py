@@ -107,7 +107,7 @@ def test_rows_are_checked_and_cached_in_a_folder_with_such_files(trap, rows, tmp
 MERGE = """
 import sys
 from pathlib import Path
-from verl_stvg import checkpoint
+from verl_stvg.inference import checkpoint
 checkpoint._merge(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 

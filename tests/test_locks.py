@@ -21,8 +21,8 @@ from data_builders import check, synthetic
 from data_builders.objects import pipeline
 from data_builders.selection import difficulty, folder
 from tests.conftest import ROOT
-from verl_stvg import checkpoint
 from verl_stvg.base.lock import NAME, FolderInUse, alone, clear, finished, replacing, turn, whole, write_whole
+from verl_stvg.inference import checkpoint
 from verl_stvg.video.tracks import Tracks, save
 
 HOLD = """

@@ -204,8 +204,8 @@ def test_vllm_of_an_evaluation_says_what_vllm_of_a_rollout_says():
 
 @pytest.mark.slow
 def test_transformers_of_an_evaluation_never_says_a_placeholder(model, rows, tmp_path):
-    from verl_stvg import engines
-    from verl_stvg.generate import Settings, read_rows
+    from verl_stvg.inference import engines
+    from verl_stvg.inference.generate import Settings, read_rows
     from verl_stvg.video.store import FrameStore
 
     settings = Settings(

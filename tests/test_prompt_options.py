@@ -25,7 +25,7 @@ from eval.evaluations import Evaluation, facts
 from reward_fns.perfect import THOUGHT, perfect_answer
 from verl_stvg.best_answer import continuations, shortest
 from verl_stvg.eval_cli import eval_
-from verl_stvg.generate import ANSWERS, RUN, Settings, generate, read_rows
+from verl_stvg.inference.generate import ANSWERS, RUN, Settings, generate, read_rows
 from verl_stvg.rows import answers, chat_template
 from verl_stvg.rows.answers import AnswersError
 from verl_stvg.rows.chat_template import opened

@@ -250,7 +250,7 @@ def ask_both(processor, media):
         given["video_metadata"] = [{**one, "frames_indices": list(one["frames_indices"])} for _, one in videos]
     inputs = processor(text=[text], images=images, return_tensors="pt", **given)
     cut = qwen2_5_vl_dedup_image_tokens(inputs["input_ids"][0].tolist(), processor)
-    # as text, as `verl_stvg.engines` asks, and as verl's server does with the mend
+    # as text, as `verl_stvg.inference.engines` asks, and as verl's server does with the mend
     prompts = [text, processor.tokenizer(text)["input_ids"], positions.folded(cut, processor)]
     return dict(inputs), {"image": images} if images else {"video": videos} if videos else {}, prompts
 

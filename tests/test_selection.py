@@ -784,8 +784,8 @@ def test_planted_clips_with_the_tiny_model(model, tmp_path):
     the rows' own prompt. What the model says where nothing is left to find is an interval that ends before it starts:
     taken as an interval it costs precision, taken as nothing it does not (docs/selection.md has the numbers).
     """
-    from verl_stvg import engines
-    from verl_stvg.generate import Settings, generate
+    from verl_stvg.inference import engines
+    from verl_stvg.inference.generate import Settings, generate
     from verl_stvg.video.store import FrameStore
 
     planted = build_planted(tmp_path / "data", range(96, 120), seed=5)  # a part of those of docs/selection.md

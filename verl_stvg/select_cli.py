@@ -16,7 +16,7 @@ from verl_stvg.eval_cli import FitOptions, TemplateOptions
 
 if TYPE_CHECKING:
     from data_builders.selection.folder import Stage
-    from verl_stvg.generate import Settings
+    from verl_stvg.inference.generate import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Choose the rows to train on.")
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def _settings(
     """How rows are answered; None where they are not."""
     if model is None:
         return None
-    from verl_stvg.generate import Settings
+    from verl_stvg.inference.generate import Settings
     from verl_stvg.rows.chat_template import options_for
     from verl_stvg.rows.fit import fit_for
     from verl_stvg.video.store import FrameStore, default_folder
@@ -245,13 +245,13 @@ def _run(stage: "Stage", rows: list[Path], out: Path, video_root: Path | None, s
     from data_builders.selection import report as page
 
     if settings:
-        from verl_stvg import checkpoint
+        from verl_stvg.inference import checkpoint
 
         checkpoint.resolve(settings.model)  # a name that is wrong is found before the folder is made
     folder.prepare(stage, rows, out, video_root, settings.fit if settings else None)
     failed = 0
     if settings:
-        from verl_stvg.generate import generate
+        from verl_stvg.inference.generate import generate
 
         name = "all" if settings.fold_size is None else f"fold{settings.fold_index}"
         asked = dataclasses.replace(settings, fit={})  # the frozen rows have it
@@ -278,7 +278,7 @@ def _all_failed(answers: Path) -> str:
     """Why no row could be asked about: reasons with their counts, without numbers and paths, and the first row."""
     from collections import Counter
 
-    from verl_stvg.generate import ANSWERS
+    from verl_stvg.inference.generate import ANSWERS
     from verl_stvg.rows.answers import read
 
     found = read(answers / ANSWERS)

@@ -1,7 +1,7 @@
 """What a stage leaves in its folder: frozen rows, answers, judgements; and how they come together again.
 
     rows.parquet, manifest.json   the rows that are asked, their order and their hash        `prepare`
-    answers/<fold>/               `run.json` and `predictions.jsonl`, by `verl_stvg.generate`
+    answers/<fold>/               `run.json` and `predictions.jsonl`, by `verl_stvg.inference.generate`
     judged.jsonl, summary.json    one line per row, in the order of the rows, and the counts  `judge`
 
 A fold number means the same rows only as long as the row list stands still, so it is written once and every later run

@@ -84,7 +84,7 @@ def options_for(model: str, given: Iterable[str] = ()) -> dict[str, Any]:
     """Options for a model: those of the training that made it (`of_training`), and over them those that are given.
 
     Args:
-        model: as a user names it, see `verl_stvg.checkpoint.resolve`.
+        model: as a user names it, see `verl_stvg.inference.checkpoint.resolve`.
         given: of the command line, see `parse`.
 
     Raises:

@@ -81,7 +81,7 @@ def fit_for(model: str, given: Iterable[str] | None = None) -> dict[str, float |
     """The fit for a model: that of the training that made it (`of_training`), and over it the keys that are given.
 
     Args:
-        model: as a user names it, see `verl_stvg.checkpoint.resolve`.
+        model: as a user names it, see `verl_stvg.inference.checkpoint.resolve`.
         given: of the command line, see `parse`.
 
     Raises:

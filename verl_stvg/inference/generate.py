@@ -1,7 +1,7 @@
 """One pass of a model over rows: prompts as in training, answers as JSON lines, resumable after a kill at any moment.
 
 Evaluation and data selection share it. Reading rows, folds and settings need neither torch nor verl; engines
-(`verl_stvg.engines`) are imported when there is something to answer, here or in the actors of Ray Data.
+(`verl_stvg.inference.engines`) are imported when there is something to answer, here or in the actors of Ray Data.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from verl_stvg import checkpoint
 from verl_stvg.base.lock import alone
+from verl_stvg.inference import checkpoint
 from verl_stvg.rows import answers, chat_template
 from verl_stvg.rows import fit as fits
 from verl_stvg.rows.answers import Answer, AnswersError
@@ -27,7 +27,7 @@ from verl_stvg.rows.files import rows_in, schema_of
 from verl_stvg.video.store import FrameStore, default_folder
 
 if TYPE_CHECKING:
-    from verl_stvg.engines import Engine
+    from verl_stvg.inference.engines import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -281,7 +281,7 @@ def _complete(
     if settings.ray:
         _append(path, len(rows), done, _on_ray(todo, settings, videos))
         return
-    from verl_stvg import engines
+    from verl_stvg.inference import engines
 
     if engine and not engine.serves(settings, videos):
         raise ValueError(f"the running engine is one of {engine.settings}, which cannot answer for {settings}")
@@ -314,7 +314,7 @@ class _Worker:
     """An engine in an actor of Ray Data."""
 
     def __init__(self, settings: Settings, videos: int):
-        from verl_stvg import engines
+        from verl_stvg.inference import engines
 
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         self.engine = engines.start(settings, videos)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
-from verl_stvg import checkpoint
+from verl_stvg.inference import checkpoint
 from verl_stvg.patches.banned_tokens import Banned
 from verl_stvg.rows.answers import Answer
 from verl_stvg.rows.chat_template import settle
@@ -27,7 +27,7 @@ from verl_stvg.video import positions
 from verl_stvg.video.cache import CacheError
 
 if TYPE_CHECKING:
-    from verl_stvg.generate import Settings
+    from verl_stvg.inference.generate import Settings
 
 _FLYING_BYTES = 8 * 2**30
 """Most bytes of pixels that wait in vLLM; one prompt may be over it."""
@@ -70,7 +70,7 @@ class Engine:
         """Answer rows, a few at a time, in any order; each row once.
 
         Args:
-            rows: as `verl_stvg.generate.read_rows` gives them.
+            rows: as `verl_stvg.inference.generate.read_rows` gives them.
             settings: of the sampling, if other than those of the engine; the model's part must be the same.
         """
         settings = settings or self.settings
