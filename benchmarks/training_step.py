@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from benchmarks import Options, Row
 from benchmarks.data_plane import CLIPS, READER, N, model_folder, require_reader
 from benchmarks.decode import write_clip
-from verl_stvg import launch
+from verl_stvg.launch import run as launch
 
 PROMPTS, STEPS = 8, 3  # the first step is not counted
 FRAME = {"min_pixels": 3136, "max_pixels": 12 * 784}

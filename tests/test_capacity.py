@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from verl_stvg import capacity
-from verl_stvg.capacity import CLIPS, SHAPES, Assumptions
+from verl_stvg.launch import capacity
+from verl_stvg.launch.capacity import CLIPS, SHAPES, Assumptions
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = OmegaConf.load(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from verl_stvg import preflight
+from verl_stvg.launch import preflight
 
 pytestmark = pytest.mark.engine
 

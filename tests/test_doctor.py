@@ -5,8 +5,8 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from verl_stvg import doctor, preflight
 from verl_stvg.base import vllm_build
+from verl_stvg.launch import doctor, preflight
 
 
 @pytest.fixture

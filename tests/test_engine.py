@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from verl.utils.tokenizer import build_multimodal_processor_inputs
 
-from verl_stvg import launch
+from verl_stvg.launch import run
 from verl_stvg.training.dataset import VideoGroundingDataset
 
 pytestmark = pytest.mark.engine
@@ -92,7 +92,7 @@ def training_rows(rows, folder):
 def test_two_steps(tmp_path, rows, model):
     """Also with a batch of one length, which verl's packing alone cannot take, and under a curriculum: the actor reads
     what the rollout saw, masks and all."""
-    status = launch.train(
+    status = run.train(
         [
             "--config-path",
             "pkg://recipes.stvg_r1",

@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_builders.synthetic import ROW_SCHEMA
-from verl_stvg import cli, doctor, launch
+from verl_stvg import cli
 from verl_stvg.base import recipe_names, status
+from verl_stvg.launch import doctor
+from verl_stvg.launch import run as launch
 from verl_stvg.plugin import PluginError
 from verl_stvg.rows.answers import Answer
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_stvg.launch import summary
+from verl_stvg.launch.run import summary
 from verl_stvg.training import held_out
 
 SOURCE = "stvg_r1/x"

@@ -72,7 +72,7 @@ def test_train_names_recipes_variants_and_an_example():
 
 def test_keys_of_verl_reach_the_launcher_in_their_order(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr("verl_stvg.launch.train", lambda arguments, folder: seen.append((arguments, folder)) or 0)
+    monkeypatch.setattr("verl_stvg.launch.run.train", lambda arguments, folder: seen.append((arguments, folder)) or 0)
     monkeypatch.setattr("verl_stvg.base.status.Output.goes_on", False)
     given = ["+variant=[tiny,lora]", "data.seed=1", "--config-dir", "mine", "hydra.searchpath=[file:///mine]"]
     arguments = ["train", given[0], "--recipe", "stvg_r1", *given[1:], "--run-dir", str(tmp_path)]

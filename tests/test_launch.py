@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from reward_fns import RECIPES
-from verl_stvg import launch
 from verl_stvg.base import recipe_names
+from verl_stvg.launch import run
 from verl_stvg.training import held_out
 
 # starts a grandchild that detaches itself as Ray and vLLM do, and tells its id
@@ -32,7 +32,7 @@ def gone(path) -> bool:
 
 def test_failed_run_leaves_nothing_and_says_why(tmp_path, caplog):
     code = DETACHED.format(ending="raise ValueError('clip 7 is broken; encode it again')")
-    status = launch.supervise([sys.executable, "-c", code, str(tmp_path / "pid")], tmp_path / "log")
+    status = run.supervise([sys.executable, "-c", code, str(tmp_path / "pid")], tmp_path / "log")
     assert status == 1
     assert gone(tmp_path / "pid")
     assert "ValueError: clip 7 is broken; encode it again" in caplog.text
@@ -40,7 +40,7 @@ def test_failed_run_leaves_nothing_and_says_why(tmp_path, caplog):
 
 def test_run_that_succeeds_but_forgets_a_process(tmp_path):
     code = DETACHED.format(ending="print('done')")
-    assert launch.supervise([sys.executable, "-c", code, str(tmp_path / "pid")], tmp_path / "log") == 0
+    assert run.supervise([sys.executable, "-c", code, str(tmp_path / "pid")], tmp_path / "log") == 0
     assert gone(tmp_path / "pid")
     assert (tmp_path / "log").read_text() == "done\n"
 
@@ -53,7 +53,7 @@ def heard() -> None:
 
 def test_interrupt_and_termination(tmp_path):
     outer = (
-        "import sys; from pathlib import Path; from verl_stvg import launch\n"
+        "import sys; from pathlib import Path; from verl_stvg.launch import run as launch\n"
         "sys.exit(launch.supervise([sys.executable, '-c', sys.argv[1], sys.argv[2]], Path(sys.argv[3])))"
     )
     for number, expected in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)):
@@ -79,7 +79,7 @@ def test_progress_is_read_from_the_metrics(tmp_path, caplog):
         "import sys; open(sys.argv[1], 'w').write("
         '\'{"step": 3, "data": {"critic/score/mean": 1.5, "val-aux/verl_stvg/synthetic/id_match/mean@1": 0.25}}\\n\')'
     )
-    launch.supervise([sys.executable, "-c", code, str(metrics)], tmp_path / "log", metrics)
+    run.supervise([sys.executable, "-c", code, str(metrics)], tmp_path / "log", metrics)
     assert "step 3  reward 1.5  held-out id_match 0.250" in caplog.text
 
 
@@ -91,18 +91,18 @@ def test_the_message_of_a_failure_in_the_rollout(tmp_path):
         "Traceback (most recent call last):\n"
         "RuntimeError: Sync replay buffer selected terminal groups with no materializable trajectories.\n"
     )
-    assert launch.failure(log) == "verl_stvg.training.agent_loop.RolloutError: sample u7 with /v/7.mp4: no frame"
+    assert run.failure(log) == "verl_stvg.training.agent_loop.RolloutError: sample u7 with /v/7.mp4: no frame"
 
 
 def test_failure_without_an_exception_shows_the_end_of_the_log(tmp_path):
     log = tmp_path / "log"
     log.write_text("".join(f"line {k}\n" for k in range(100)))
-    assert launch.failure(log).splitlines()[-1] == "line 99"
+    assert run.failure(log).splitlines()[-1] == "line 99"
 
 
 def test_environment_reaches_the_run(tmp_path):
     code = "import os; print(os.environ['SPECIAL'], os.environ['PATH'] != '')"
-    assert launch.supervise([sys.executable, "-c", code], tmp_path / "log", None, {"SPECIAL": "yes"}) == 0
+    assert run.supervise([sys.executable, "-c", code], tmp_path / "log", None, {"SPECIAL": "yes"}) == 0
     assert (tmp_path / "log").read_text() == "yes True\n"
     assert "SPECIAL" not in os.environ
 
@@ -114,23 +114,23 @@ def told(caplog):
 def test_progress_waits_for_whole_lines_and_reads_only_what_is_new(tmp_path, caplog):
     caplog.set_level("INFO")
     metrics = tmp_path / "metrics.jsonl"
-    assert launch.report_progress(metrics, 0) == 0  # not there yet
+    assert run.report_progress(metrics, 0) == 0  # not there yet
     first = (
         '{"step": 1, "data": {"critic/score/mean": 1, "note": "a\u2028b\x85c"}}\n'.encode()
     )  # one line, as JSON goes
     metrics.write_bytes(first + b'{"step": 2, "da')
-    seen = launch.report_progress(metrics, 0)
+    seen = run.report_progress(metrics, 0)
     assert seen == len(first) and told(caplog) == ["step 1  reward 1"]
-    assert launch.report_progress(metrics, seen) == seen and len(told(caplog)) == 1
+    assert run.report_progress(metrics, seen) == seen and len(told(caplog)) == 1
     with metrics.open("ab") as file:
         file.write(b'ta": {"critic/score/mean": 2}}\n')
-    seen = launch.report_progress(metrics, seen)
+    seen = run.report_progress(metrics, seen)
     assert seen == metrics.stat().st_size and told(caplog)[1:] == ["step 2  reward 2"]
     # the bytes before `seen` are not looked at again
     metrics.write_bytes(b"x" * seen + b'{"step": 3, "data": {}}\n')
-    assert launch.report_progress(metrics, seen) == metrics.stat().st_size and told(caplog)[2:] == ["step 3  "]
+    assert run.report_progress(metrics, seen) == metrics.stat().st_size and told(caplog)[2:] == ["step 3  "]
     metrics.write_bytes(first)  # begun anew
-    assert launch.report_progress(metrics, 10 * seen) == len(first) and told(caplog)[3:] == ["step 1  reward 1"]
+    assert run.report_progress(metrics, 10 * seen) == len(first) and told(caplog)[3:] == ["step 1  reward 1"]
 
 
 @pytest.mark.parametrize(
@@ -140,24 +140,24 @@ def test_a_line_that_is_no_step_is_told_and_ends_nothing(tmp_path, caplog, line)
     metrics = tmp_path / "metrics.jsonl"
     code = "import sys; open(sys.argv[1], 'w').write(sys.argv[2].replace('@', chr(0)) + chr(10) + '{\"step\": 2, \"d')"
     command = [sys.executable, "-c", code, str(metrics), line.replace("\0", "@")]
-    assert launch.supervise(command, tmp_path / "log", metrics) == 0
+    assert run.supervise(command, tmp_path / "log", metrics) == 0
     assert "metrics.jsonl: a line is not a step's metrics" in caplog.text
     assert "metrics.jsonl is half-written" in caplog.text
 
 
 def test_what_is_not_a_number_is_called_so():
     data = {"critic/score/mean": 2.0, "actor/kl_loss": None, "val-aux/a/format/mean@1": float("nan")}
-    assert launch.summary(data) == "reward 2  kl not a number  held-out format not a number"
+    assert run.summary(data) == "reward 2  kl not a number  held-out format not a number"
 
 
 def test_held_out_sets_are_named_where_there_are_several():
     one = {"held_out/a/b/reward/mean": 1.5, "held_out/a/b/score/mean": 1.5, "held_out/a/b/id_match/mean": 0.5}
     one |= {"held_out/a/b/prompts": 4, "held_out/a/b/unanswered": 1, "held_out/a/b/asked": 8, "held_out/a/b/missing": 3}
     verl = {"val-core/a/b/reward/mean@2": 2.0}  # over the answers that came
-    assert launch.summary({**verl, **one}) == "held-out reward 1.500  id_match 0.500  missing 3 of 8 answers"
+    assert run.summary({**verl, **one}) == "held-out reward 1.500  id_match 0.500  missing 3 of 8 answers"
     two = {"val-core/a/b/reward/mean@8": 1.0, "val-core/a/b/reward/mean@5": 9.0, "val-core/c/reward/mean@1": 0.5}
-    assert launch.summary(two) == "held-out a/b: reward 1.000  held-out c: reward 0.500"
-    assert launch.summary({"rollout/missing": 2}) == "missing 2 answers"
+    assert run.summary(two) == "held-out a/b: reward 1.000  held-out c: reward 0.500"
+    assert run.summary({"rollout/missing": 2}) == "missing 2 answers"
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -170,18 +170,18 @@ def test_steps_of_every_recipe_show_its_own_parts(recipe):
         data |= {f"reward/{name}/mean": value, f"reward/{name}/std": 0.1}
     data |= {"reward/zero_variance_groups": 0.5, "reward/groups_of_one": 0.0}
     shown = "  ".join(f"{part} {value:.3g}" for part, value in parts.items())
-    assert launch.summary(data) == f"reward 1.5  {shown}  kl 0.25  s 12"
+    assert run.summary(data) == f"reward 1.5  {shown}  kl 0.25  s 12"
     columns = {name: [value] for name, value in {"reward": 1.5, **scored}.items()}
     logged = held_out.metrics(["a/b"], ["u"], columns, {("a/b", "u"): 1})
     verl = {f"val-aux/a/b/{name}/mean@1": values[0] for name, values in columns.items()}
     shown = "  ".join(f"{part} {value:.3f}" for part, value in parts.items())
     for validated in (logged, verl, {**verl, **logged}):
-        assert launch.summary(validated) == f"held-out reward 1.500  {shown}"
+        assert run.summary(validated) == f"held-out reward 1.500  {shown}"
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
     outer = (
-        "import signal, sys; from pathlib import Path; from verl_stvg import launch\n"
+        "import signal, sys; from pathlib import Path; from verl_stvg.launch import run as launch\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does\n"
         "sys.exit(launch.supervise([sys.executable, '-c', sys.argv[1], sys.argv[2]], Path(sys.argv[3])))"
     )
@@ -198,7 +198,7 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
 def test_a_closed_terminal_ends_the_run(tmp_path):
     """A real terminal whose other side goes away: the kernel sends SIGHUP, and nothing more can be written."""
     outer = (
-        "import logging, sys; from pathlib import Path; from verl_stvg import launch\n"
+        "import logging, sys; from pathlib import Path; from verl_stvg.launch import run as launch\n"
         "logging.basicConfig(level=logging.INFO, stream=sys.stdout)\n"
         "status = launch.supervise([sys.executable, '-c', sys.argv[1], sys.argv[2]], Path(sys.argv[3]))\n"
         "Path(sys.argv[4]).write_text(str(status))"
@@ -243,8 +243,8 @@ def trained(tmp_path, monkeypatch):
     folder = tmp_path / "run"
 
     def start(*arguments, steps="1,2", status=0, saved=None):
-        monkeypatch.setattr(launch.python, "module", lambda *_, **__: [sys.executable, "-c", STEP, steps, str(status)])
-        found = launch.train(list(arguments), folder)
+        monkeypatch.setattr(run.python, "module", lambda *_, **__: [sys.executable, "-c", STEP, steps, str(status)])
+        found = run.train(list(arguments), folder)
         if saved is not None:
             (folder / "checkpoints").mkdir(exist_ok=True)
             (folder / "checkpoints/latest_checkpointed_iteration.txt").write_text(str(saved))
@@ -360,7 +360,7 @@ def test_two_runs_do_not_share_a_folder(trained):
     assert trained("a=1") == 0
     before = contents(trained.folder)
     code = (
-        "import sys, time; from pathlib import Path; from verl_stvg import launch\n"
+        "import sys, time; from pathlib import Path; from verl_stvg.launch import run as launch\n"
         "launch.python.module = lambda *_, **__: [sys.executable, '-c', 'import time; time.sleep(600)']\n"
         "launch.train(['a=2'], Path(sys.argv[1]))"
     )
@@ -379,8 +379,8 @@ def test_two_runs_do_not_share_a_folder(trained):
 
 def test_files_of_a_run_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert launch.absolute_paths("a/b.parquet") == f"{tmp_path}/a/b.parquet"
-    assert launch.absolute_paths("[a.parquet, '/d/b.parquet']") == [f"{tmp_path}/a.parquet", "/d/b.parquet"]
+    assert run.absolute_paths("a/b.parquet") == f"{tmp_path}/a/b.parquet"
+    assert run.absolute_paths("[a.parquet, '/d/b.parquet']") == [f"{tmp_path}/a.parquet", "/d/b.parquet"]
 
 
 def test_arguments_are_read_without_hydras_quotes():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_stvg import doctor, leftovers
+from verl_stvg.launch import doctor, leftovers
 
 MEMORY = ("psm_0123abcd", "sem.mp-4cs_rd2x", "torch_123_4567_0", "verl_weights_00ff", "VLLM_OBJECT_STORAGE_BUFFER")
 FILES = ("ckpt_03c7d91d.lock", "0" * 64 + "org-model.lock", "rl-colocate-zmq-01000000-ab-replica-0-rank-0.sock")

@@ -17,9 +17,9 @@ from data_builders.sets import find
 from data_builders.templates import TEMPLATES
 from eval.benchmarks import items
 from tests.test_build import write_video
-from verl_stvg import capacity, config_checks
 from verl_stvg.data_cli import build_app
 from verl_stvg.inference import generate
+from verl_stvg.launch import capacity, config_checks
 from verl_stvg.rows.cache_fill import read_jobs
 from verl_stvg.rows.files import open_rows, rows_in
 from verl_stvg.training import dataset

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf, open_dict
 
-from verl_stvg import config_checks, launch
+from verl_stvg.launch import config_checks
+from verl_stvg.launch import run as launch
 from verl_stvg.patches import banned_tokens
 from verl_stvg.patches.banned_tokens import Banned
 from verl_stvg.training import parity

@@ -5,16 +5,16 @@ import sys
 
 import pytest
 
-from verl_stvg import launch, phases
+from verl_stvg.launch import phases, run
 
 RAY = "\x1b[36m(TaskRunnerV1 pid=77)\x1b[0m "
 LOG = [
-    "verl_stvg.phases: checking the configuration and every row\n",
-    "verl_stvg.phases: starting Ray\n2025 INFO started\n",
-    f"{RAY}verl_stvg.phases: reading the rows\n",
-    "(WorkerDict pid=8, ip=10.0.0.2) verl_stvg.phases: loading the actor's model\x1b[32m [repeated 2x]\x1b[0m\n",
-    f"{RAY}the answer was: verl_stvg.phases: nonsense\n",
-    f"{RAY}verl_stvg.phases: starting vll",
+    "verl_stvg.launch.phases: checking the configuration and every row\n",
+    "verl_stvg.launch.phases: starting Ray\n2025 INFO started\n",
+    f"{RAY}verl_stvg.launch.phases: reading the rows\n",
+    "(WorkerDict pid=8, ip=10.0.0.2) verl_stvg.launch.phases: loading the actor's model\x1b[32m [repeated 2x]\x1b[0m\n",
+    f"{RAY}the answer was: verl_stvg.launch.phases: nonsense\n",
+    f"{RAY}verl_stvg.launch.phases: starting vll",
     "m\r\n",
 ]
 
@@ -76,9 +76,9 @@ def test_a_terminal_is_told_every_minute_what_goes_on(followed):
     assert at(200, step=True) == []
     assert at(230) == [] and at(260) == ["  260 s  still training, for 60 s"]
     # a phase that comes again is not told again, and is the one that goes on
-    assert at(270, f"{RAY}verl_stvg.phases: validating\n") == ["  270 s  validating"]
-    assert at(280, f"{RAY}verl_stvg.phases: training\n") == ["  280 s  training"]
-    assert at(300, f"{RAY}verl_stvg.phases: validating\n") == []
+    assert at(270, f"{RAY}verl_stvg.launch.phases: validating\n") == ["  270 s  validating"]
+    assert at(280, f"{RAY}verl_stvg.launch.phases: training\n") == ["  280 s  training"]
+    assert at(300, f"{RAY}verl_stvg.launch.phases: validating\n") == []
     assert at(340) == ["  340 s  still validating, for 40 s"]
 
 
@@ -92,14 +92,14 @@ def test_the_launcher_tells_phases_between_steps(tmp_path, caplog):
     caplog.set_level("INFO")
     code = (
         "import json, sys, time\n"
-        "from verl_stvg import phases\n"
+        "from verl_stvg.launch import phases\n"
         "phases.begin('starting Ray'); time.sleep(1.2)\n"
         "open(sys.argv[1], 'w').write(json.dumps({'step': 1, 'data': {'critic/score/mean': 2}}) + chr(10))\n"
         "time.sleep(1.2); phases.begin('saving a checkpoint'); time.sleep(1.2)"
     )
     metrics = tmp_path / "metrics.jsonl"
     command, log = [sys.executable, "-c", code, str(metrics)], tmp_path / "train.log"
-    assert launch.supervise(command, log, metrics, {phases.TELL: "yes"}) == 0
+    assert run.supervise(command, log, metrics, {phases.TELL: "yes"}) == 0
     told = [line.partition(" s  ")[2] or line for line in said(caplog)]
     assert told[1:] == ["starting Ray", "step 1  reward 2", "saving a checkpoint"]
 
@@ -112,7 +112,7 @@ from verl.trainer.ppo import ray_trainer
 from verl.trainer.ppo.v1 import trainer_base
 from verl.workers.engine_workers import TrainingWorker
 from verl.workers.rollout.llm_server import LLMServerManager
-from verl_stvg import phases
+from verl_stvg.launch import phases
 
 told = []
 phases.begin = told.append
@@ -154,5 +154,5 @@ def test_both_trainers_and_the_workers_of_verl_say_what_they_begin(run_python):
 
 
 def test_programs_that_the_launcher_has_not_started_say_nothing(run_python):
-    code = "from verl_stvg import phases; phases.begin('starting Ray')"
+    code = "from verl_stvg.launch import phases; phases.begin('starting Ray')"
     assert run_python(code).stderr == "" and "starting Ray" in run_python(code, **{phases.TELL: "yes"}).stderr

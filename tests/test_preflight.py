@@ -18,8 +18,8 @@ from omegaconf import OmegaConf, open_dict
 from data_builders.check import rows_of
 from data_builders.synthetic import ROW_SCHEMA
 from data_builders.tiny_model import CHAT_TEMPLATE
-from verl_stvg import config_checks, nodes, preflight
-from verl_stvg.preflight import PreflightError
+from verl_stvg.launch import config_checks, nodes, preflight
+from verl_stvg.launch.preflight import PreflightError
 from verl_stvg.training.dataset import RowError
 
 

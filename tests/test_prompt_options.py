@@ -23,9 +23,9 @@ from data_builders.templates import TEMPLATES
 from data_builders.tiny_model import CHAT_TEMPLATE, TinyConfig, make_processor, make_untrained
 from eval.evaluations import Evaluation, facts
 from reward_fns.perfect import THOUGHT, perfect_answer
-from verl_stvg.best_answer import continuations, shortest
 from verl_stvg.eval_cli import eval_
 from verl_stvg.inference.generate import ANSWERS, RUN, Settings, generate, read_rows
+from verl_stvg.launch.best_answer import continuations, shortest
 from verl_stvg.rows import answers, chat_template
 from verl_stvg.rows.answers import AnswersError
 from verl_stvg.rows.chat_template import opened

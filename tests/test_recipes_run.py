@@ -7,7 +7,7 @@ import pytest
 from data_builders import synthetic, tiny_model
 from tests.recipe_values import ALL
 from tests.test_engine import lines, metrics_of
-from verl_stvg import launch
+from verl_stvg.launch import run
 
 pytestmark = pytest.mark.long
 
@@ -22,7 +22,7 @@ def test_two_steps(tmp_path, recipe):
     train = rows / "train.parquet"
     if recipe == "videotg_r1":
         train = synthetic_bins(train, rows / "binned.parquet")
-    status = launch.train(
+    status = run.train(
         [
             *("--config-path", f"pkg://recipes.{recipe}", "--config-name", recipe, "+variant=tiny"),
             f"data.train_files={train}",

@@ -28,7 +28,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import RandomSampler
 
 from benchmarks.kills import tensors
-from verl_stvg import launch
+from verl_stvg.launch import run as launch
 from verl_stvg.training import resume
 from verl_stvg.training.agent_loop import answer_seed
 
@@ -554,7 +554,7 @@ def arguments(folder, rows, model, use_v1):
 def killed_after(folder, step, given):
     """Start a run; kill it and all that it started once its tracker names a step, in the middle of the next one."""
     code = (
-        "import sys; from pathlib import Path; from verl_stvg import launch\n"
+        "import sys; from pathlib import Path; from verl_stvg.launch import run as launch\n"
         "launch.train(sys.argv[2:], Path(sys.argv[1]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder), *given], start_new_session=True)

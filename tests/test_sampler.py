@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from tests.test_engine import lines, metrics_of
-from verl_stvg import launch
+from verl_stvg.launch import run
 from verl_stvg.training.curriculum import BINS, CurriculumError
 from verl_stvg.training.sampler import FEWEST, BinSampler, Draw, bins_of, rollout_counts, rollouts_of
 
@@ -308,7 +308,7 @@ def test_a_run_draws_and_shares_out_as_said_and_goes_on_where_it_was(tmp_path, r
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "train.parquet")
     start, rollouts = {"easy": 1, "normal": 0.5, "hard": 0}, {"hard": 6, "normal": 4, "easy": 2}
     for steps in (2, 3):
-        status = launch.train(
+        status = run.train(
             [
                 *("--config-path", "pkg://recipes.stvg_r1", "--config-name", "stvg_r1", "+variant=tiny"),
                 f"data.train_files={tmp_path}/train.parquet",

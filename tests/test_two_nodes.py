@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 import verl_stvg
 from tests.conftest import CACHE, ROOT
-from verl_stvg import preflight, watch
+from verl_stvg.launch import lifeline, preflight
 
 BIN = Path(sys.executable).parent
 
@@ -138,19 +138,19 @@ def names_a_dead_node(address, process, capfd):
 
         holders = [Holder.options(name=f"holder{k}").remote() for k in range(3)]
         pids = ray.get([holder.pid.remote() for holder in holders])
-        assert watch.lost_actors() == []
+        assert lifeline.lost_actors() == []
         family = {child.pid for child in process.children(recursive=True)}
         (k,) = (k for k, pid in enumerate(pids) if pid in family)
         (let_go,) = [holders.pop(0 if k else 1)]
         ray.kill(let_go)
         for child in [*process.children(recursive=True), process]:
             child.send_signal(signal.SIGKILL)
-        watch.tell_at_exit()
-        (line,) = watch.lost_actors()
+        lifeline.tell_at_exit()
+        (line,) = lifeline.lost_actors()
         assert f"Holder holder{k} (pid {pids[k]} on node 127.0.0.6)" in line
         assert f"ActorsLostError: processes of the run are gone: {line}" in capfd.readouterr().err
     finally:
-        watch._told.clear()
+        lifeline._told.clear()
         ray.shutdown()
 
 
@@ -161,10 +161,10 @@ def test_training_across_two_nodes(tmp_path, model):
     died, leaves nothing behind, and the same command goes on from the last checkpoint.
     """
     status, said = rehearse(tmp_path, "1", kill=agent_loop_of_second)
-    assert status == 1 and "verl_stvg.watch.ActorsLostError" in said and "agent_loop_worker" in said
+    assert status == 1 and "verl_stvg.launch.lifeline.ActorsLostError" in said and "agent_loop_worker" in said
     first = checkpointed(tmp_path)
     status, said = rehearse(tmp_path, "2", kill=raylet_of_second)
-    assert status == 1 and "verl_stvg.watch.ActorsLostError" in said and "on node 127.0.0.3" in said
+    assert status == 1 and "verl_stvg.launch.lifeline.ActorsLostError" in said and "on node 127.0.0.3" in said
     assert f"setting global step to {first}" in (tmp_path / "train.log").read_text(errors="replace")
     second = checkpointed(tmp_path)
     status, said = rehearse(tmp_path, "3")

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tests.test_engine import metrics_of, training_rows
-from verl_stvg import launch
+from verl_stvg.launch import run as launch
 
 pytestmark = pytest.mark.long
 

@@ -18,7 +18,7 @@ from data_builders.tiny_model import make_processor
 from eval.benchmarks.items import item_of, read_rows
 from eval.clips import Rows
 from tests.test_build import run, write_video
-from verl_stvg import capacity
+from verl_stvg.launch import capacity
 from verl_stvg.rows.cache_fill import VIDEO_KEYS, Job, entries_of, entry_of, located, read_jobs
 from verl_stvg.rows.prompts import ROOT_KEY, messages_of, plan_video_part
 from verl_stvg.training.dataset import RowError, VideoGroundingDataset

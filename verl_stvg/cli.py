@@ -164,7 +164,7 @@ def doctor(
     ] = False,
 ) -> None:
     """Check this machine, and every node of a Ray cluster, for what a run needs. Exit status 1 if a row is red."""
-    from verl_stvg import doctor as checks
+    from verl_stvg.launch import doctor as checks
 
     if remove_leftovers:
         checks.remove_leftovers()

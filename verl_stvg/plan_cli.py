@@ -40,7 +40,7 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
-    from verl_stvg import capacity
+    from verl_stvg.launch import capacity
     from verl_stvg.rows.fit import checked
 
     nodes = math.ceil(gpus / gpus_per_node)

@@ -36,8 +36,8 @@ def when_imported(module: str, action: Callable) -> None:
 
 def register() -> None:
     """Mend positions and packing; register agent loop, metrics and checks, and the CPU if there is nothing else."""
-    from verl_stvg import phases, preflight
     from verl_stvg.base import python
+    from verl_stvg.launch import phases, preflight
     from verl_stvg.patches import (
         banned_tokens,
         cpu_platform,

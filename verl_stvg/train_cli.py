@@ -22,11 +22,11 @@ def train(
     recipe_names.check(recipe, overrides, config_name)
     if importlib.util.find_spec("verl") is None:
         raise ModuleNotFoundError(name="verl")
-    from verl_stvg import launch
+    from verl_stvg.launch import run
 
     status.Output.goes_on = True
     arguments = ["--config-path", f"pkg://recipes.{recipe}", "--config-name", config_name or recipe, *overrides]
-    ended = launch.train(arguments, run_dir)
+    ended = run.train(arguments, run_dir)
     raise typer.Exit(ended if ended >= 0 else 128 - ended)  # a signal that ended it, as shells count
 
 

@@ -77,7 +77,7 @@ def _begin(parent: int) -> None:
 def _on_ray(task, jobs: list, gpus: float) -> Iterator[list]:
     import ray
 
-    from verl_stvg import preflight
+    from verl_stvg.launch import preflight
 
     python.guard_ray(ray.job_config)
     cpus = preflight.cluster_cpus("auto")  # asked by a process of its own, with a time limit

@@ -330,7 +330,7 @@ def _on_ray(todo: list[list[dict]], settings: Settings, videos: int) -> Iterator
     import ray
     import ray.data
 
-    from verl_stvg import preflight
+    from verl_stvg.launch import preflight
 
     offered = preflight.cluster_cpus("auto")  # asked by a process of its own, with a time limit
     if isinstance(offered, str):

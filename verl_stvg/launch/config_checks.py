@@ -1,4 +1,4 @@
-"""Checks of a run's configuration that look at values, names, row files and folders; `verl_stvg.preflight` runs them.
+"""Checks of a run's configuration that look at values, names, row files and folders; `verl_stvg.launch.preflight` runs them.
 
 Each function takes the composed configuration and returns one sentence for each problem: the key, its value, the
 remedy. verl 0.9.1 finds most of these minutes later, in a worker, and some of them never.

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 
-from verl_stvg import phases
+from verl_stvg.launch import phases
 
 GRACE_SECONDS = 60.0
 _POLL_SECONDS = 2.0

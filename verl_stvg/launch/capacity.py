@@ -620,7 +620,7 @@ def _warnings(
     disk: Mapping[str, float],
     free_bytes: int | None,
 ) -> list[str]:
-    from verl_stvg.preflight import indivisible_batches
+    from verl_stvg.launch.preflight import indivisible_batches
 
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     found = list(indivisible_batches(config))

@@ -1,7 +1,7 @@
 """Checks of a run's configuration before anything is started, so that a mistake costs seconds and ends in one message.
 
 Runs inside verl's own ``validate_config``, on the driver, for every run whose dataset class is ours: keys, values and
-names (`verl_stvg.config_checks`), paths, Ray's CPUs and memory first, then every row (its video, the length of its
+names (`verl_stvg.launch.config_checks`), paths, Ray's CPUs and memory first, then every row (its video, the length of its
 prompt, its ground truth). Rows that passed here are not decoded a second time when verl builds its dataset.
 """
 
@@ -17,10 +17,10 @@ from pathlib import Path
 import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from verl_stvg import nodes, phases, watch
 from verl_stvg.base import python
 from verl_stvg.base.lock import write_whole
-from verl_stvg.config_checks import (
+from verl_stvg.launch import lifeline, nodes, phases
+from verl_stvg.launch.config_checks import (
     REWARD_OPTIONS,
     clip_ratio_that_is_not_read,
     defaults,
@@ -90,7 +90,7 @@ def install(verl_config) -> None:
             phases.begin("checking the configuration and every row")
             check(config)
             phases.begin("starting Ray")
-            watch.start()
+            lifeline.start()
         return stock(config, *args, **kwargs)
 
     verl_config.validate_config = validate_config
@@ -148,7 +148,7 @@ def check_rows(config: DictConfig) -> None:
     from verl.utils import hf_processor, hf_tokenizer
     from verl.utils.import_utils import load_extern_object
 
-    from verl_stvg.best_answer import BestAnswers
+    from verl_stvg.launch.best_answer import BestAnswers
     from verl_stvg.rows.chat_template import settle
     from verl_stvg.training.dataset import RowError, row_uid
     from verl_stvg.training.reward import find_recipe

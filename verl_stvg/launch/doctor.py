@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from verl_stvg import leftovers, nodes
 from verl_stvg.base import extras, python, vllm_build
+from verl_stvg.launch import leftovers, nodes
 
 logger = logging.getLogger(__name__)
 

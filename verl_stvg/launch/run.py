@@ -24,7 +24,7 @@ import psutil
 
 from verl_stvg.base import nesting, python, recipe_names
 from verl_stvg.base.lock import alone, write_whole
-from verl_stvg.phases import TELL, Progress
+from verl_stvg.launch.phases import TELL, Progress
 from verl_stvg.training import held_out
 from verl_stvg.training.resume import APPEND_METRICS, keep_metrics, resumed_step
 
@@ -96,7 +96,7 @@ def _train(arguments: list[str], run_dir: Path) -> int:
     command += [f"++ray_kwargs.ray_init.runtime_env.env_vars.{name}='{environment[name]}'" for name in environment]
     seen = metrics.stat().st_size if metrics.exists() else 0
     ended = supervise(command, log, metrics, {**environment, "HYDRA_FULL_ERROR": "0"}, seen)
-    # the run has written into it how its videos are shown, see `verl_stvg.preflight.record_fit`
+    # the run has written into it how its videos are shown, see `verl_stvg.launch.preflight.record_fit`
     _write(run_dir / "run.json", json.loads((run_dir / "run.json").read_text(encoding="utf-8")) | {"status": ended})
     return ended
 
@@ -192,7 +192,7 @@ def supervise(
 
     Args:
         command: program and arguments.
-        log: of its output, in which `verl_stvg.phases` looks.
+        log: of its output, in which `verl_stvg.launch.phases` looks.
         metrics: file to which a line is added for each step; None for none.
         environment: on top of this process's.
         seen: bytes of ``metrics`` that are not new.
