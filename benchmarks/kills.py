@@ -272,7 +272,7 @@ class Started:
     def __init__(self, arguments: list[str], variant: Variant, folder: Path, mark: str):
         self._said = tempfile.TemporaryFile("w+", errors="replace")  # a pipe would wait for what outlives the command
         self.begun = time.monotonic()
-        command = python.code("import sys; sys.argv[0] = 'verl-stvg'; from verl_stvg.cli import main; main()")
+        command = python.code("import sys; sys.argv[0] = 'verl-stvg'; from verl_stvg.cli.main import main; main()")
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), _MARK: mark, **variant.environment}
         self.process = subprocess.Popen(
             [*command, *arguments],

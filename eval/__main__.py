@@ -2,7 +2,7 @@
 
 import sys
 
-from verl_stvg.cli import main
+from verl_stvg.cli.main import main
 
 sys.argv.insert(1, "eval")
 main()

@@ -17,7 +17,7 @@ from data_builders.records import Record
 from data_builders.sets import NAMES, all_sets
 from data_builders.videos import UnknownVideo, VideoRoot
 from reward_fns import RECIPES
-from verl_stvg.cli import app
+from verl_stvg.cli.main import app
 from verl_stvg.rows.cache_fill import plan_of
 from verl_stvg.training.reward import find_recipe
 from verl_stvg.video.decode import probe
@@ -133,7 +133,7 @@ def test_same_input_same_bytes(annotations, videos, tmp_path):
     for name, workers, language in (("one", 1, "C.UTF-8"), ("two", 2, "C")):
         out = tmp_path / name / "rows"
         out.parent.mkdir()
-        command = [sys.executable, "-m", "verl_stvg.cli", "build", "charades_sta", "--annotations", annotations]
+        command = [sys.executable, "-m", "verl_stvg.cli.main", "build", "charades_sta", "--annotations", annotations]
         command += ["--videos", videos, "--out", out, "--workers", workers]
         environment = {**os.environ, "LC_ALL": language, "PYTHONHASHSEED": str(workers)}
         subprocess.run([str(part) for part in command], check=True, env=environment, capture_output=True)

@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from verl_stvg.cache_cli import app, parse_size, size_text
+from verl_stvg.cli.cache import app, parse_size, size_text
 from verl_stvg.launch import preflight
 from verl_stvg.rows.cache_fill import QUARANTINE, Job, build, plan_of, read_jobs
 from verl_stvg.video import cache as module

@@ -232,7 +232,7 @@ def test_the_command_prints_every_assumption(tmp_path):
     import typer
     from typer.testing import CliRunner
 
-    from verl_stvg.plan_cli import plan
+    from verl_stvg.cli.plan import plan
 
     app = typer.Typer()
     app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(plan)

@@ -160,7 +160,7 @@ def test_two_steps(tmp_path, rows, model):
 
 
 def test_ctrl_c_leaves_nothing(tmp_path, rows, model):
-    command = [sys.executable, "-m", "verl_stvg.cli", "train", "--recipe", "stvg_r1", "--run-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "verl_stvg.cli.main", "train", "--recipe", "stvg_r1", "--run-dir", str(tmp_path)]
     command += ["+variant=tiny", *SMALL, f"data.train_files={rows}/train.parquet", f"data.val_files={rows}/val.parquet"]
     command += [f"data.video_cache.folder={tmp_path}/frames", f"actor_rollout_ref.model.path={model}"]
     process = subprocess.Popen(

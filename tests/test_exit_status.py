@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_builders.synthetic import ROW_SCHEMA
-from verl_stvg import cli
 from verl_stvg.base import recipe_names, status
+from verl_stvg.cli import main
 from verl_stvg.launch import doctor
 from verl_stvg.launch import run as launch
 from verl_stvg.plugin import PluginError
@@ -30,7 +30,7 @@ def run(monkeypatch):
         monkeypatch.setattr(sys, "stdout", io.StringIO())
         monkeypatch.setattr(sys, "stderr", said)
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         return ended.value.code or 0, said.getvalue()
 
     monkeypatch.setattr(status.Output, "goes_on", False)  # `train` sets it
@@ -152,7 +152,16 @@ def test_what_a_command_raises_has_a_status(run, monkeypatch, error, expected, w
 @pytest.mark.parametrize("both", [False, True])
 def test_a_closed_pipe_is_quiet(without_a_video, both):
     """As ``verl-stvg check ... | head -0``, with and without ``2>&1``."""
-    command = [sys.executable, "-m", "verl_stvg.cli", "check", str(without_a_video), "--no-decode", "--workers", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "verl_stvg.cli.main",
+        "check",
+        str(without_a_video),
+        "--no-decode",
+        "--workers",
+        "1",
+    ]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT if both else subprocess.PIPE}
     process = subprocess.Popen(command, cwd=ROOT, **streams)
     process.stdout.close()

@@ -52,7 +52,7 @@ class Trap:
         """Run ``verl-stvg`` there, as its console script does: from a file in another folder."""
         script = self.notes.parent / "bin" / "verl-stvg"
         script.parent.mkdir(exist_ok=True)
-        script.write_text("from verl_stvg.cli import main\n\nif __name__ == '__main__':\n    main()\n")
+        script.write_text("from verl_stvg.cli.main import main\n\nif __name__ == '__main__':\n    main()\n")
         return self.run(sys.executable, str(script), *arguments)
 
     @property

@@ -413,7 +413,7 @@ def write_table(self, *args, **kwargs):
     time.sleep(0.3)
     return stock(self, *args, **kwargs)
 pq.ParquetWriter.write_table = write_table
-from verl_stvg.cli import main
+from verl_stvg.cli.main import main
 sys.argv[0] = "verl-stvg"
 print("begun", flush=True)
 sys.stdin.readline()

@@ -17,7 +17,7 @@ from data_builders.sets import find
 from data_builders.templates import TEMPLATES
 from eval.benchmarks import items
 from tests.test_build import write_video
-from verl_stvg.data_cli import build_app
+from verl_stvg.cli.data import build_app
 from verl_stvg.inference import generate
 from verl_stvg.launch import capacity, config_checks
 from verl_stvg.rows.cache_fill import read_jobs

@@ -14,10 +14,10 @@ from data_builders.objects.detector import ModelError
 from data_builders.objects.segment import Sam2Segmenter
 from data_builders.tiny_model import make_processor
 from verl_stvg.base.models import ModelNameError, located
-from verl_stvg.eval_cli import eval_
+from verl_stvg.cli.eval import eval_
+from verl_stvg.cli.select import app as select_app
 from verl_stvg.inference import checkpoint, generate
 from verl_stvg.launch.config_checks import unusable_files
-from verl_stvg.select_cli import app as select_app
 
 NOBODY = "verl-stvg-tests/no-such-model"
 

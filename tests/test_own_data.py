@@ -17,13 +17,13 @@ from data_builders.sets import find
 from data_builders.tiny_model import TinyConfig, make_processor, make_untrained
 from tests.test_build import write_video
 from verl_stvg.base import recipe_names
-from verl_stvg.data_cli import build_app
+from verl_stvg.cli.data import build_app
+from verl_stvg.cli.select import app as select_app
 from verl_stvg.inference.generate import read_rows
 from verl_stvg.launch import capacity, preflight
 from verl_stvg.launch.config_checks import too_few_rows
 from verl_stvg.rows import fit
 from verl_stvg.rows.cache_fill import entries_of, entry_of, plan_of, read_jobs, recorded_info, refit
-from verl_stvg.select_cli import app as select_app
 from verl_stvg.training.dataset import RowError, VideoGroundingDataset, frame_source
 from verl_stvg.video.plan import TEMPORAL_PATCH, plan_video
 

@@ -23,14 +23,14 @@ from data_builders.templates import TEMPLATES
 from data_builders.tiny_model import CHAT_TEMPLATE, TinyConfig, make_processor, make_untrained
 from eval.evaluations import Evaluation, facts
 from reward_fns.perfect import THOUGHT, perfect_answer
-from verl_stvg.eval_cli import eval_
+from verl_stvg.cli.eval import eval_
+from verl_stvg.cli.select import _settings
 from verl_stvg.inference.generate import ANSWERS, RUN, Settings, generate, read_rows
 from verl_stvg.launch.best_answer import continuations, shortest
 from verl_stvg.rows import answers, chat_template
 from verl_stvg.rows.answers import AnswersError
 from verl_stvg.rows.chat_template import opened
 from verl_stvg.rows.prompts import PromptMaker
-from verl_stvg.select_cli import _settings
 from verl_stvg.training.reward import compute_score
 from verl_stvg.video.store import FrameStore
 

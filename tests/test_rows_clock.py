@@ -16,7 +16,7 @@ from data_builders.records import Record
 from data_builders.selection import boundary_reflection
 from data_builders.videos import Facts
 from tests.test_decode import write_counting_video
-from verl_stvg.cli import app
+from verl_stvg.cli.main import app
 from verl_stvg.launch.capacity import read_rows
 from verl_stvg.rows.cache_fill import plan_of, recorded_info
 from verl_stvg.rows.prompts import ROOT_KEY

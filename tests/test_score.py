@@ -25,7 +25,7 @@ from eval.score import DURATIONS, rewards, score, score_files, score_run
 from reward_fns import RECIPES
 from tests import set_fixtures, test_sets_tubes
 from tests.test_build import run as build_rows
-from verl_stvg import score_cli
+from verl_stvg.cli import score as score_cli
 from verl_stvg.rows.answers import Answer, append
 from verl_stvg.training.reward import compute_score, find_recipe
 from verl_stvg.video.tracks import Track, Tracks, save
@@ -935,7 +935,7 @@ def test_folders_that_cannot_be_scored(charades, tmp_path):
 
 def test_scoring_starts_light(run_python):
     run_python(
-        "import sys, eval.score, eval.foreign, verl_stvg.score_cli\n"
+        "import sys, eval.score, eval.foreign, verl_stvg.cli.score\n"
         "heavy = {'torch', 'verl', 'transformers', 'vllm', 'pandas', 'ray'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -31,8 +31,8 @@ from data_builders.selection.samples import first_two_numbers, overlap, read_int
 from data_builders.templates import perfect_answer
 from reward_fns import RECIPES
 from tests.planted import build_planted
+from verl_stvg.cli.select import app
 from verl_stvg.rows.answers import Answer
-from verl_stvg.select_cli import app
 
 # --- rows and answers ------------------------------------------------------------------------------------------------
 

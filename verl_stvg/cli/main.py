@@ -40,21 +40,21 @@ class Line:
 
 
 COMMANDS = {
-    "doctor": Line("verl_stvg.cli:doctor", "Check this machine, and every node of a Ray cluster.", DATA),
-    "build": Line("verl_stvg.data_cli:build_app", "Make rows from the annotations of a data set.", DATA),
-    "check": Line("verl_stvg.data_cli:check", "Find what would spoil a run in rows, before a GPU is rented.", DATA),
-    "show": Line("verl_stvg.data_cli:show", "Make a page of rows: frames, time line, boxes, problems.", DATA),
+    "doctor": Line("verl_stvg.cli.main:doctor", "Check this machine, and every node of a Ray cluster.", DATA),
+    "build": Line("verl_stvg.cli.data:build_app", "Make rows from the annotations of a data set.", DATA),
+    "check": Line("verl_stvg.cli.data:check", "Find what would spoil a run in rows, before a GPU is rented.", DATA),
+    "show": Line("verl_stvg.cli.data:show", "Make a page of rows: frames, time line, boxes, problems.", DATA),
     "objects": Line(
-        "verl_stvg.objects_cli:app", "Detect, track and number objects; find the annotated ones.", ("objects",)
+        "verl_stvg.cli.objects:app", "Detect, track and number objects; find the annotated ones.", ("objects",)
     ),
-    "select": Line("verl_stvg.select_cli:app", "Choose training rows by a model's own answers.", DATA),
-    "cache": Line("verl_stvg.cache_cli:app", "Decode videos before a run, and look after the frame cache.", DATA),
-    "plan": Line("verl_stvg.plan_cli:plan", "Estimate memory, time and disk of a recipe.", ENGINE, passes_on=True),
-    "train": Line("verl_stvg.train_cli:train", "Train with a recipe, supervised.", ENGINE, passes_on=True),
-    "eval": Line("verl_stvg.eval_cli:eval_", "Answer a benchmark's rows with a model, and score the answers.", ENGINE),
-    "score": Line("verl_stvg.score_cli:score", "Score the predictions of any program against rows.", EVAL),
-    "report": Line("verl_stvg.cli:report", "Make a page of runs and evaluations, or a comparison of them.", EVAL),
-    "tiny-model": Line("verl_stvg.cli:tiny_model", "Make the model of 1 M parameters for dry runs.", ENGINE),
+    "select": Line("verl_stvg.cli.select:app", "Choose training rows by a model's own answers.", DATA),
+    "cache": Line("verl_stvg.cli.cache:app", "Decode videos before a run, and look after the frame cache.", DATA),
+    "plan": Line("verl_stvg.cli.plan:plan", "Estimate memory, time and disk of a recipe.", ENGINE, passes_on=True),
+    "train": Line("verl_stvg.cli.train:train", "Train with a recipe, supervised.", ENGINE, passes_on=True),
+    "eval": Line("verl_stvg.cli.eval:eval_", "Answer a benchmark's rows with a model, and score the answers.", ENGINE),
+    "score": Line("verl_stvg.cli.score:score", "Score the predictions of any program against rows.", EVAL),
+    "report": Line("verl_stvg.cli.main:report", "Make a page of runs and evaluations, or a comparison of them.", EVAL),
+    "tiny-model": Line("verl_stvg.cli.main:tiny_model", "Make the model of 1 M parameters for dry runs.", ENGINE),
 }
 
 

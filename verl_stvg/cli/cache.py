@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from verl_stvg.base import status
-from verl_stvg.eval_cli import FitOptions
+from verl_stvg.cli.eval import FitOptions
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import typer
 
 from data_builders import sets
 from verl_stvg.base import status
-from verl_stvg.eval_cli import FitOptions
+from verl_stvg.cli.eval import FitOptions
 
 
 class Sets(typer.core.TyperGroup):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from verl_stvg.score_cli import judge
+from verl_stvg.cli.score import judge
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from verl_stvg.base import status
-from verl_stvg.eval_cli import FitOptions, TemplateOptions
+from verl_stvg.cli.eval import FitOptions, TemplateOptions
 
 if TYPE_CHECKING:
     from data_builders.selection.folder import Stage
