@@ -56,14 +56,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
-    packages=find_packages(
-        include=["verl_stvg*", "recipes*", "data_builders*", "reward_fns*", "eval*"], exclude=["tests*"]
-    ),
+    # `verl_stvg/recipes`, `data_builders` and `eval` are links to the folders beside them (docs/architecture.md)
+    packages=find_packages(include=["verl_stvg*", "reward_fns*"]),
     package_data={
-        "recipes": ["*/*.yaml", "*/*.md", "*/*.sh"],
         "reward_fns": ["py.typed"],
-        "eval": ["*.html", "lmms_eval_tasks/*.yaml", "lmms_eval_tasks/_template"],
-        "data_builders": ["*.html", "selection/*.html"],
+        "verl_stvg.recipes": ["*/*.yaml", "*/*.md", "*/*.sh"],
+        "verl_stvg.eval": ["report/*.html", "lmms_eval_tasks/*.yaml", "lmms_eval_tasks/_template"],
+        "verl_stvg.data_builders": ["*.html", "selection/*.html"],
     },
     install_requires=[],
     extras_require={

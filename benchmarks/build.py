@@ -22,8 +22,8 @@ _WORDS = (
 _BUILD = """
 import json, resource, sys
 from pathlib import Path
-from data_builders import build
-from data_builders.sets import all_sets
+from verl_stvg.data_builders import build
+from verl_stvg.data_builders.sets import all_sets
 folder = Path(sys.argv[1])
 build.build(build.Job(all_sets()["charades_sta"], folder / "train.json", folder / "rows", splits=("train",)))
 used = resource.getrusage(resource.RUSAGE_SELF)

@@ -23,7 +23,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from benchmarks import Options, Row
 from benchmarks.decode import write_clip
-from data_builders import tiny_model
+from verl_stvg.data_builders.testing import tiny_model
 from verl_stvg.training.agent_loop import SharedTokens
 from verl_stvg.training.worker import StockWorker, VideoGroundingWorker
 from verl_stvg.video.once import Once
@@ -81,7 +81,7 @@ def configuration(folder: Path, ours: bool):
         "data.max_prompt_length=32768",
         "actor_rollout_ref.rollout.max_model_len=33000",
     ]
-    with initialize_config_module("recipes.stvg_r1", version_base=None):
+    with initialize_config_module("verl_stvg.recipes.stvg_r1", version_base=None):
         config = compose("stvg_r1", overrides)
     if not ours:
         with open_dict(config):

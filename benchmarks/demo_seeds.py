@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from benchmarks import Options, Row
-from eval.runs import summarise
+from verl_stvg.eval.report.runs import summarise
 
 ROOT = Path(__file__).resolve().parent.parent
 START, GAIN = 0.64, 0.08
@@ -33,7 +33,7 @@ def measure(options: Options) -> Iterable[Row]:
 
 
 def judged(name: str, numbers: dict, minutes: float) -> Row:
-    """A run's row from the numbers of its headline (`eval.runs.headline`)."""
+    """A run's row from the numbers of its headline (`verl_stvg.eval.report.runs.headline`)."""
     times, ids = numbers["temporal_iou"], numbers["id_match"]
     said = (
         f"{times['before']:.3f}, {times['gain']:+.3f} ({times['gain_low']:+.3f} to {times['gain_high']:+.3f}); "

@@ -21,8 +21,9 @@ from verl.trainer.ppo import core_algos
 from verl.workers.config import ActorConfig
 
 from benchmarks import Options, Row
-from data_builders import synthetic, tiny_model
 from reward_fns import RECIPES
+from verl_stvg.data_builders.sets import synthetic
+from verl_stvg.data_builders.testing import tiny_model
 from verl_stvg.patches import equal_rewards
 from verl_stvg.video.positions import mend_transformers
 

@@ -28,13 +28,14 @@ from pycocotools import mask as coco
 
 from benchmarks import Options, Row
 from benchmarks.rewards import TYPICAL, typical
-from data_builders import check, show
-from data_builders.row import ROW_SCHEMA
-from data_builders.selection.folder import pool
-from data_builders.selection.samples import sample_of
-from eval import clips, foreign
-from eval.benchmarks.items import item_of, read_rows
-from eval.score import score
+from verl_stvg.data_builders import check, show
+from verl_stvg.data_builders.make_row import ROW_SCHEMA
+from verl_stvg.data_builders.selection.folder import pool
+from verl_stvg.data_builders.selection.samples import sample_of
+from verl_stvg.eval.benchmarks.items import item_of, read_rows
+from verl_stvg.eval.importers import foreign
+from verl_stvg.eval.report import clips
+from verl_stvg.eval.score import score
 from verl_stvg.rows import answers, cache_fill
 from verl_stvg.rows.answers import Answer
 from verl_stvg.video import tracks
@@ -226,7 +227,7 @@ def _tracks(encoded: list) -> Iterator[Track]:
 
 
 def good_predictions(rows: list[dict], recipe: str) -> dict[str, Any]:
-    """Predictions for rows in the forms that `eval.foreign` reads: a list is one JSON object per line."""
+    """Predictions for rows in the forms that `verl_stvg.eval.importers.foreign` reads: a list is one JSON object per line."""
     texts = typical(recipe, len(rows), 0)
     named = [(row["extra_info"]["uid"], row["videos"][0]["video"], row["extra_info"]["query"]) for row in rows]
     span = [5.0, 11.0]

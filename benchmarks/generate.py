@@ -25,7 +25,8 @@ CACHE = Path(os.environ.get("CACHE", ".cache"))
 
 def measure(options: Options) -> Iterable[Row]:
     """Yield all rows."""
-    from data_builders import synthetic, tiny_model
+    from verl_stvg.data_builders.sets import synthetic
+    from verl_stvg.data_builders.testing import tiny_model
     from verl_stvg.inference import engines
     from verl_stvg.inference.generate import Settings
     from verl_stvg.video.store import FrameStore

@@ -28,8 +28,8 @@ import psutil
 import pyarrow.parquet as pq
 
 from benchmarks import Options, Row
-from data_builders import synthetic
 from verl_stvg.base import python
+from verl_stvg.data_builders.sets import synthetic
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARES = {"build": 35, "select": 25, "eval": 20, "track": 17, "train": 3}
@@ -272,7 +272,7 @@ class Started:
     def __init__(self, arguments: list[str], variant: Variant, folder: Path, mark: str):
         self._said = tempfile.TemporaryFile("w+", errors="replace")  # a pipe would wait for what outlives the command
         self.begun = time.monotonic()
-        command = python.code("import sys; sys.argv[0] = 'verl-stvg'; from verl_stvg.cli.main import main; main()")
+        command = python.code("import sys; sys.argv[0] = 'verl-stvg'; from verl_stvg.cli.app import main; main()")
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), _MARK: mark, **variant.environment}
         self.process = subprocess.Popen(
             [*command, *arguments],
@@ -498,7 +498,7 @@ def chosen(options: Options, folder: Path) -> Iterator[tuple[Variant, int]]:
     commands = options.only or list(SHARES)
     model = None
     if options.model or {"eval", "train"} & set(commands):
-        from data_builders import tiny_model
+        from verl_stvg.data_builders.testing import tiny_model
 
         model = tiny_model.make(options.model or folder / "model", progress=False)
     variants = material(folder, model)

@@ -25,10 +25,10 @@ from pycocotools import mask as coco
 from benchmarks import Options, Row
 from benchmarks.cache import SOURCE_FPS
 from benchmarks.markers import HEIGHT, WIDTH, scene
-from data_builders.objects.detector import Detection
-from data_builders.objects.frames import ArrayFrames
-from data_builders.objects.track import Options as TrackOptions
-from data_builders.objects.track import encode, merge, track
+from verl_stvg.data_builders.objects.detector import Detection
+from verl_stvg.data_builders.objects.frames import ArrayFrames
+from verl_stvg.data_builders.objects.track import Options as TrackOptions
+from verl_stvg.data_builders.objects.track import encode, merge, track
 from verl_stvg.video.markers import RLE
 
 FRAMES, OBJECTS, BORN = 300, 8, 150
@@ -89,7 +89,7 @@ def track_in_this_process(path: str, keyframe: int) -> dict[str, float]:
     """Track a clip; megabytes above the size with the models built, and what came of it."""
     import torch
 
-    from data_builders.objects.segment import Sam2Segmenter
+    from verl_stvg.data_builders.objects.segment import Sam2Segmenter
 
     torch.manual_seed(0)
     segmenter = Sam2Segmenter.build("configs/sam2.1/sam2.1_hiera_t.yaml", device="cpu", overrides=_SMALL)

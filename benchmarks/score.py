@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pycocotools import mask as coco
 
 from benchmarks import Options, Row
-from data_builders.row import ROW_SCHEMA
+from verl_stvg.data_builders.make_row import ROW_SCHEMA
 from verl_stvg.rows.answers import Answer, append
 from verl_stvg.video.tracks import Track, Tracks, save, track_name
 
@@ -32,7 +32,7 @@ OBJECTS = 4
 _SCORE = """
 import json, re, sys, time
 from pathlib import Path
-from eval import score
+from verl_stvg.eval import score
 from verl_stvg.rows import answers
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text()).group(1)) / 1024

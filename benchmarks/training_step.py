@@ -62,7 +62,7 @@ def seconds_per_step(folder: Path, name: str, arguments: list[str]) -> tuple[flo
     run = folder / name
     status = launch.train(
         [
-            *("--config-path", "pkg://recipes.stvg_r1", "--config-name", "stvg_r1", "+variant=tiny"),
+            *("--config-path", "pkg://verl_stvg.recipes.stvg_r1", "--config-name", "stvg_r1", "+variant=tiny"),
             f"data.train_files={folder}/rows.parquet",
             f"data.val_files={folder}/rows.parquet",
             f"data.train_batch_size={PROMPTS}",

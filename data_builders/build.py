@@ -21,14 +21,14 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_builders.check import SLACK
-from data_builders.read import AnnotationError, json_lines
-from data_builders.records import Entries, Problem, once
-from data_builders.row import CHOICES, ROW_SCHEMA, Drop, Policies, RowMaker, Video
-from data_builders.sets import AnnotationSet
-from data_builders.templates import TEMPLATES, Template
-from data_builders.videos import Facts, UnknownVideo, VideoRoot, check_name, probe_all
 from verl_stvg.base.lock import clear, finished, whole
+from verl_stvg.data_builders.check import SLACK
+from verl_stvg.data_builders.make_row import CHOICES, ROW_SCHEMA, Drop, Policies, RowMaker, Video
+from verl_stvg.data_builders.read import AnnotationError, json_lines
+from verl_stvg.data_builders.records import Entries, Problem, once
+from verl_stvg.data_builders.sets import AnnotationSet
+from verl_stvg.data_builders.templates import TEMPLATES, Template
+from verl_stvg.data_builders.videos import Facts, UnknownVideo, VideoRoot, check_name, probe_all
 from verl_stvg.video.plan import RULES
 
 logger = logging.getLogger(__name__)

@@ -19,13 +19,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from data_builders import tubes
-from data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
-from data_builders.records import Interval
-from data_builders.row import counted, hull, misnumbered
-from data_builders.templates import perfect_answer
-from data_builders.videos import Facts
 from verl_stvg.base.lock import write_whole
+from verl_stvg.data_builders import tubes
+from verl_stvg.data_builders.make_row import counted, hull, misnumbered
+from verl_stvg.data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
+from verl_stvg.data_builders.records import Interval
+from verl_stvg.data_builders.templates import perfect_answer
+from verl_stvg.data_builders.videos import Facts
 from verl_stvg.rows.cache_fill import entry_of, listed, located, plan_of, refit, root_of, which
 from verl_stvg.rows.files import rows_in
 from verl_stvg.rows.shape import row_shape_problems

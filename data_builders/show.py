@@ -1,6 +1,6 @@
 """One self-contained page of rows, because a wrong annotation is seen in a second and computed never.
 
-Each row is a time line with its interval, thumbnails with the target's box, the query, and what `data_builders.check`
+Each row is a time line with its interval, thumbnails with the target's box, the query, and what `verl_stvg.data_builders.check`
 says about it; filters by set, split and problem. All markup stands in `show.html`.
 """
 
@@ -13,10 +13,10 @@ from pathlib import Path
 
 import jinja2
 
-from data_builders import check
-from data_builders.objects.boxes import TurnedBoxes, annotated_size, scaled
-from data_builders.read import json_lines
 from verl_stvg.base.lock import write_whole
+from verl_stvg.data_builders import check
+from verl_stvg.data_builders.objects.boxes import TurnedBoxes, annotated_size, scaled
+from verl_stvg.data_builders.read import json_lines
 from verl_stvg.rows.cache_fill import root_of
 from verl_stvg.rows.shape import row_shape_problems
 from verl_stvg.video.child import shared_decoder
@@ -111,7 +111,7 @@ def _problems(row: dict) -> list[str]:
 
 
 def _found(findings: Path) -> Iterator[tuple[Path, int | None, str]]:
-    """File, row and text of every line that `data_builders.check.write` wrote."""
+    """File, row and text of every line that `verl_stvg.data_builders.check.write` wrote."""
     if not findings.is_file():
         raise ValueError(f"{findings}: no such file of findings; write it with check --report, or correct --findings")
     for number, line in json_lines(findings):
@@ -196,7 +196,7 @@ def _boxes(found: list, first: int, annotated: str | None, frames: list[int], in
         info: of the file.
 
     Raises:
-        TurnedBoxes: see `data_builders.objects.boxes.scales`.
+        TurnedBoxes: see `verl_stvg.data_builders.objects.boxes.scales`.
     """
     size = annotated_size(json.loads(annotated) if annotated else {})
     there = scaled(found, size, (info.width, info.height))

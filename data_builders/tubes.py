@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data_builders.objects.boxes import annotated_size, out_of_reach
-from data_builders.row import MISCOUNT, hull, misnumbered
+from verl_stvg.data_builders.make_row import MISCOUNT, hull, misnumbered
+from verl_stvg.data_builders.objects.boxes import annotated_size, out_of_reach
 from verl_stvg.video.clock import FrameClock
 
 COVERED = 0.9
@@ -55,7 +55,7 @@ def faults(
     tube = first, first + len(boxes)
     yield from _place(tube, stop - shift, MISCOUNT * clock.fps)
     in_file = tube[0] + shift, tube[1] + shift
-    if misnumbered(clock, in_file, hull(spans, begin), None) is None:  # `data_builders.check` says that
+    if misnumbered(clock, in_file, hull(spans, begin), None) is None:  # `verl_stvg.data_builders.check` says that
         yield from _times(tube, [(low, max(high, low + 1)) for low, high in frames])
 
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from verl_stvg.cli.main import main
+from verl_stvg.cli.app import main
 
 sys.argv.insert(1, "eval")
 main()

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as coco
 
-from eval.benchmarks import Benchmark, temporal, tubes
-from eval.benchmarks.items import Interval, Item, Prediction
-from eval.benchmarks.tubes import Library
+from verl_stvg.eval.benchmarks import Benchmark, temporal, tubes
+from verl_stvg.eval.benchmarks.items import Interval, Item, Prediction
+from verl_stvg.eval.benchmarks.tubes import Library
 from verl_stvg.video.tracks import Tracks
 
 COARSE, FINE = 25, 100  # ours: steps of the two grids that the window is looked for on

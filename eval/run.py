@@ -12,7 +12,7 @@ def run(rows: Sequence[str | Path], out: Path, settings: Settings, benchmark: st
 
     Args:
         rows: parquet files, as training reads them.
-        out: folder of `verl_stvg.inference.generate` (``run.json``, ``predictions.jsonl``) and of `eval.score` (``scores.json``,
+        out: folder of `verl_stvg.inference.generate` (``run.json``, ``predictions.jsonl``) and of `verl_stvg.eval.score` (``scores.json``,
             ``items.jsonl``).
         settings: model and sampling.
         benchmark: name; default: what the rows say they are.
@@ -23,7 +23,7 @@ def run(rows: Sequence[str | Path], out: Path, settings: Settings, benchmark: st
     Raises:
         ValueError: rows or model that cannot be used, or a folder with answers of something else.
     """
-    from eval.score import score_run
+    from verl_stvg.eval.score import score_run
 
     generate(rows, out, settings)
     return score_run(out, benchmark)

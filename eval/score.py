@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from eval import baselines
-from eval.benchmarks import SORTS, Benchmark, find, tubes
-from eval.benchmarks.items import Item, Prediction, Stored, item_of, read_answer, read_rows
-from eval.benchmarks.masks import Masks, annotated
-from eval.benchmarks.tubes import Library
-from eval.metrics.intervals import bootstrap
-from eval.metrics.rows import SHOWN, by_id
 from verl_stvg.base.lock import turn, write_whole
+from verl_stvg.eval import baselines
+from verl_stvg.eval.benchmarks import SORTS, Benchmark, find, tubes
+from verl_stvg.eval.benchmarks.items import Item, Prediction, Stored, item_of, read_answer, read_rows
+from verl_stvg.eval.benchmarks.masks import Masks, annotated
+from verl_stvg.eval.benchmarks.tubes import Library
+from verl_stvg.eval.metrics.intervals import bootstrap
+from verl_stvg.eval.metrics.rows import SHOWN, by_id
 from verl_stvg.inference.generate import chosen
 from verl_stvg.rows import answers as answer_files
 from verl_stvg.rows.answers import Answer

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_builders.objects.detector import Detection
-from data_builders.objects.track import encode
-from data_builders.synthetic import COLORS
+from verl_stvg.data_builders.objects.detector import Detection
+from verl_stvg.data_builders.objects.track import encode
+from verl_stvg.data_builders.sets.synthetic import COLORS
 from verl_stvg.video.markers import RLE, rle_area
 
 NEAR = 60  # in any channel, after lossy compression

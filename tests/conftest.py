@@ -33,7 +33,7 @@ def pytest_configure(config):
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory) -> Path:
     """Folder of a small synthetic data set: 32 training and 48 held-out clips."""
-    from data_builders import synthetic
+    from verl_stvg.data_builders.sets import synthetic
 
     return synthetic.build(tmp_path_factory.mktemp("data") / "synthetic", 32, 48, seed=7, progress=False)
 
@@ -41,7 +41,7 @@ def rows(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def model() -> Path:
     """Folder of the tiny warm-started model; the one `make demo` uses."""
-    from data_builders import tiny_model
+    from verl_stvg.data_builders.testing import tiny_model
 
     folder = CACHE / "model"
     tiny_model.make(folder, seed=0)

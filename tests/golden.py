@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.metrics import answers, gqa, readers, shards, temporal, videomind
 from reward_fns import stvg_r1, temporal_r1, time_r1, videochat_r1
+from verl_stvg.eval.metrics import answers, gqa, readers, shards, temporal, videomind
 from verl_stvg.video import plan
 
 TOLERANCE = 1e-6

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_builders import synthetic
+from verl_stvg.data_builders.sets import synthetic
 
 
 def planted_clip(seed: int, index: int, twice: bool) -> synthetic.ClipSpec:

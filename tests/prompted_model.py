@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from data_builders import synthetic, tiny_model
-from data_builders.selection import boundary_reflection
 from tests.planted import planted_clip
+from verl_stvg.data_builders.selection import boundary_reflection
+from verl_stvg.data_builders.sets import synthetic
+from verl_stvg.data_builders.testing import tiny_model
 from verl_stvg.video.positions import mend_transformers
 
 SEED = 1001

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from data_builders import build, check, row, templates
-from data_builders.records import Record
-from data_builders.sets import NAMES, all_sets
-from data_builders.videos import UnknownVideo, VideoRoot
 from reward_fns import RECIPES
-from verl_stvg.cli.main import app
+from verl_stvg.cli.app import app
+from verl_stvg.data_builders import build, check, make_row, templates
+from verl_stvg.data_builders.records import Record
+from verl_stvg.data_builders.sets import NAMES, all_sets
+from verl_stvg.data_builders.videos import UnknownVideo, VideoRoot
 from verl_stvg.rows.cache_fill import plan_of
 from verl_stvg.training.reward import find_recipe
 from verl_stvg.video.decode import probe
@@ -133,7 +133,7 @@ def test_same_input_same_bytes(annotations, videos, tmp_path):
     for name, workers, language in (("one", 1, "C.UTF-8"), ("two", 2, "C")):
         out = tmp_path / name / "rows"
         out.parent.mkdir()
-        command = [sys.executable, "-m", "verl_stvg.cli.main", "build", "charades_sta", "--annotations", annotations]
+        command = [sys.executable, "-m", "verl_stvg.cli.app", "build", "charades_sta", "--annotations", annotations]
         command += ["--videos", videos, "--out", out, "--workers", workers]
         environment = {**os.environ, "LC_ALL": language, "PYTHONHASHSEED": str(workers)}
         subprocess.run([str(part) for part in command], check=True, env=environment, capture_output=True)
@@ -162,7 +162,7 @@ def test_an_interrupted_build_goes_on(annotations, videos, tmp_path, monkeypatch
         build.build(job)
     assert not out.exists()
     monkeypatch.undo()
-    monkeypatch.setattr("data_builders.videos.hash_file", lambda path: looked.append(path))
+    monkeypatch.setattr("verl_stvg.data_builders.videos.hash_file", lambda path: looked.append(path))
     build.build(job)
     assert looked == [] and len(rows_of(out / "train.parquet")) == 4
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -280,8 +280,8 @@ def record(**fields) -> Record:
     return Record(**given | {"intervals": ((1.0, 3.0),)} | fields)
 
 
-def maker(template: str = "time_r1", split: str = "train", **fields) -> row.RowMaker:
-    return row.RowMaker("set", split, templates.find(template), **fields)
+def maker(template: str = "time_r1", split: str = "train", **fields) -> make_row.RowMaker:
+    return make_row.RowMaker("set", split, templates.find(template), **fields)
 
 
 def spans(found: list[dict]) -> list:
@@ -299,51 +299,51 @@ def spans(found: list[dict]) -> list:
 )
 def test_several_intervals(policy, expected):
     one = record(intervals=((1.0, 3.0), (5.0, 6.0)))
-    here = maker(policies=row.Policies(several_intervals=policy))
+    here = maker(policies=make_row.Policies(several_intervals=policy))
     if expected is None:
-        with pytest.raises(row.Drop, match="several intervals"):
-            here.rows(one, row.Video("v.mp4"))
+        with pytest.raises(make_row.Drop, match="several intervals"):
+            here.rows(one, make_row.Video("v.mp4"))
     else:
-        found = here.rows(one, row.Video("v.mp4"))
+        found = here.rows(one, make_row.Video("v.mp4"))
         assert spans(found) == expected
         assert len({r["extra_info"]["uid"] for r in found}) == len(found)
     for other in (maker(split="test"), maker("videochat_r1_gqa")):
         whole = record(intervals=one.intervals, options=("yes", "no"), answer="B")
-        assert spans(other.rows(whole, row.Video("v.mp4"))) == [[[1.0, 3.0], [5.0, 6.0]]]
+        assert spans(other.rows(whole, make_row.Video("v.mp4"))) == [[[1.0, 3.0], [5.0, 6.0]]]
 
 
 def test_rows_that_cannot_be_scored_may_be_left_out_of_evaluation():
-    policies = row.Policies(unusable_truth="drop")
+    policies = make_row.Policies(unusable_truth="drop")
     here, asked = maker(split="test", policies=policies), maker("stvg_r1", "val", policies=policies)
-    assert spans(here.rows(record(), row.Video("v.mp4"))) == [[[1.0, 3.0]]]
+    assert spans(here.rows(record(), make_row.Video("v.mp4"))) == [[[1.0, 3.0]]]
     for one, made, reason in (
         (record(intervals=()), here, "no ground truth"),
         (record(intervals=((3.0, 1.0),)), here, "reversed interval"),
         (record(), asked, "no target ID"),
     ):
-        with pytest.raises(row.Drop, match=reason):
-            made.rows(one, row.Video("v.mp4"))
-        kept = row.RowMaker("set", made.split, made.template)
-        assert len(kept.rows(one, row.Video("v.mp4"))) == 1
+        with pytest.raises(make_row.Drop, match=reason):
+            made.rows(one, make_row.Video("v.mp4"))
+        kept = make_row.RowMaker("set", made.split, made.template)
+        assert len(kept.rows(one, make_row.Video("v.mp4"))) == 1
 
 
 def test_units_other_than_seconds():
-    facts = row.Facts(100, 25.0, 64, 48, "0" * 32)
+    facts = make_row.Facts(100, 25.0, 64, 48, "0" * 32)
     frames = record(unit="frames", intervals=((25, 50),), duration=None)
-    assert spans(maker().rows(frames, row.Video("v.mp4", facts))) == [[[1.0, 2.0]]]
-    with pytest.raises(row.Drop, match="duration unknown"):
-        maker().rows(frames, row.Video("v.mp4"))
+    assert spans(maker().rows(frames, make_row.Video("v.mp4", facts))) == [[[1.0, 2.0]]]
+    with pytest.raises(make_row.Drop, match="duration unknown"):
+        maker().rows(frames, make_row.Video("v.mp4"))
     part = record(unit="frames", intervals=((25, 50),), clip=(50, 90), duration=None)
-    [found] = maker().rows(part, row.Video("v.mp4", facts))
+    [found] = maker().rows(part, make_row.Video("v.mp4", facts))
     entry = found["videos"][0]
     assert spans([found]) == [[[1.0, 2.0]]] and (entry["video_start"], entry["video_end"]) == (2.0, 3.6)
     fractions = record(unit="fractions", intervals=((0.25, 0.5),), duration=None)
-    assert spans(maker().rows(fractions, row.Video("v.mp4", facts))) == [[[1.0, 2.0]]]
+    assert spans(maker().rows(fractions, make_row.Video("v.mp4", facts))) == [[[1.0, 2.0]]]
 
 
 def test_a_part_of_a_video_has_its_own_clock():
-    facts = row.Facts(1000, 25.0, 64, 48, "0" * 32)
-    [found] = maker().rows(record(clip=(10.0, 30.0), duration=None), row.Video("v.mp4", facts))
+    facts = make_row.Facts(1000, 25.0, 64, 48, "0" * 32)
+    [found] = maker().rows(record(clip=(10.0, 30.0), duration=None), make_row.Video("v.mp4", facts))
     entry = found["videos"][0]
     assert (entry["video_start"], entry["video_end"]) == (10.0, 30.0)
     assert found["reward_model"]["ground_truth"]["duration"] == 20.0
@@ -355,7 +355,7 @@ def test_targets_and_tubes():
     tube = {"first_frame": 3, "boxes": ((0.0, 0.0, 10.0, 20.0), (1.0, 0.0, 11.0, 20.0))}
     with_tube = record(tube=tube)
     [found] = maker("stvg_r1", targets={"set/train/k": {"object_id": 4, "visible": [[0.0, 2.0]]}}).rows(
-        with_tube, row.Video("v.mp4")
+        with_tube, make_row.Video("v.mp4")
     )
     truth = found["reward_model"]["ground_truth"]
     assert (
@@ -364,37 +364,37 @@ def test_targets_and_tubes():
         and "boxes" not in truth
         and found["data_source"] == "stvg_r1/set"
     )
-    with pytest.raises(row.Drop, match="no target ID"):
-        maker("stvg_r1").rows(with_tube, row.Video("v.mp4"))
-    with pytest.raises(row.Drop, match="give --videos"):
-        maker("stvg_boxes").rows(with_tube, row.Video("v.mp4"))
-    seen = row.Video("v.mp4", row.Facts(300, 24.0, 64, 48, "0" * 32))
+    with pytest.raises(make_row.Drop, match="no target ID"):
+        maker("stvg_r1").rows(with_tube, make_row.Video("v.mp4"))
+    with pytest.raises(make_row.Drop, match="give --videos"):
+        maker("stvg_boxes").rows(with_tube, make_row.Video("v.mp4"))
+    seen = make_row.Video("v.mp4", make_row.Facts(300, 24.0, 64, 48, "0" * 32))
     [found] = maker("stvg_boxes").rows(with_tube, seen)
     truth = found["reward_model"]["ground_truth"]
     assert (truth["first_frame"], truth["boxes"]) == (3, [[0.0, 0.0, 10.0, 20.0], [1.0, 0.0, 11.0, 20.0]])
-    with pytest.raises(row.Drop, match="needs a tube"):
-        maker("stvg_boxes").rows(record(), row.Video("v.mp4"))
+    with pytest.raises(make_row.Drop, match="needs a tube"):
+        maker("stvg_boxes").rows(record(), make_row.Video("v.mp4"))
 
 
 def test_several_targets():
     known = {"set/train/k": {"object_ids": [4, 7]}}
-    [found] = maker("stvg_r1_multi", targets=known).rows(record(), row.Video("v.mp4"))
+    [found] = maker("stvg_r1_multi", targets=known).rows(record(), make_row.Video("v.mp4"))
     assert found["reward_model"]["ground_truth"]["object_ids"] == [4, 7]
-    with pytest.raises(row.Drop, match="no target ID"):
-        maker("stvg_r1_multi").rows(record(), row.Video("v.mp4"))
+    with pytest.raises(make_row.Drop, match="no target ID"):
+        maker("stvg_r1_multi").rows(record(), make_row.Video("v.mp4"))
 
 
 def test_rows_name_the_track_file_of_their_video(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/v.tracks.json.gz").touch()
     here = maker("time_r1", tracks=(tmp_path, "../tracks"), marker_style="centred")
-    [found] = here.rows(record(), row.Video("a/v.mkv"))
+    [found] = here.rows(record(), make_row.Video("a/v.mkv"))
     assert found["videos"][0]["tracks"] == "../tracks/a/v.tracks.json.gz"
     assert found["videos"][0]["marker_style"] == "centred"
-    with pytest.raises(row.Drop, match="no track file"):
-        here.rows(record(), row.Video("b/v.mkv"))
+    with pytest.raises(make_row.Drop, match="no track file"):
+        here.rows(record(), make_row.Video("b/v.mkv"))
     (tmp_path / "a/v.mkv.tracks.json.gz").touch()
-    [found] = here.rows(record(), row.Video("a/v.mkv"))
+    [found] = here.rows(record(), make_row.Video("a/v.mkv"))
     assert found["videos"][0]["tracks"] == "../tracks/a/v.mkv.tracks.json.gz"
 
 
@@ -415,8 +415,8 @@ def test_targets_that_cannot_be_right(line, said, annotations, videos, tmp_path)
 
 
 def test_grid_rate_keeps_whole_seconds_per_unit():
-    assert [row.grid_rate(seconds) for seconds in (10, 384, 385, 768, 769, 1200)] == [2, 2, 1, 1, 2 / 3, 0.5]
-    [found] = maker(rule="grid").rows(record(duration=900.0), row.Video("v.mp4"))
+    assert [make_row.grid_rate(seconds) for seconds in (10, 384, 385, 768, 769, 1200)] == [2, 2, 1, 1, 2 / 3, 0.5]
+    [found] = maker(rule="grid").rows(record(duration=900.0), make_row.Video("v.mp4"))
     assert found["videos"][0]["fps"] == 2 / 3
 
 
@@ -452,7 +452,7 @@ def test_the_documentation_knows_every_set_template_and_policy():
     text = (Path(__file__).parent.parent / "docs/data.md").read_text()
     for name in (*NAMES, *templates.TEMPLATES):
         assert f"| `{name}` |" in text, name
-    for policy in row.CHOICES:
+    for policy in make_row.CHOICES:
         assert f"--{policy.replace('_', '-')}" in text, policy
 
 

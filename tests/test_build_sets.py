@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data_builders import check
-from data_builders.sets import NAMES, all_sets
 from tests import set_fixtures
 from tests.test_build import rows_of, run
+from verl_stvg.data_builders import check
+from verl_stvg.data_builders.sets import NAMES, all_sets
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def test_too_few_cpus_in_a_running_cluster(cluster, monkeypatch):
 
 
 def test_doctor_asks_every_node(cluster):
-    command = [sys.executable, "-m", "verl_stvg.cli.main", "doctor", "--ray-address", cluster]
+    command = [sys.executable, "-m", "verl_stvg.cli.app", "doctor", "--ray-address", cluster]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
     here, _, node = done.stdout.partition("\nnode ")
     assert here.startswith("this machine") and node

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from verl.utils import hf_processor
 from verl.utils.model import extract_multi_modal_inputs
 
-from data_builders.tiny_model import make_processor
 from tests.test_rollout import rolled_out
+from verl_stvg.data_builders.testing.tiny_model import make_processor
 from verl_stvg.rows.prompts import plan_video_part
 from verl_stvg.training.agent_loop import MASK, RolloutError, video_parts
 from verl_stvg.training.curriculum import (

@@ -9,10 +9,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from data_builders import build
-from data_builders.sets import all_sets
-from data_builders.tiny_model import make_processor
 from tests.test_build import write_video
+from verl_stvg.data_builders import build
+from verl_stvg.data_builders.sets import all_sets
+from verl_stvg.data_builders.testing.tiny_model import make_processor
 from verl_stvg.training import dataset as module
 from verl_stvg.training.dataset import RowError, VideoGroundingDataset, frame_store, plan_of, read_video
 from verl_stvg.video.decode import VideoError, VideoInfo

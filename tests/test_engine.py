@@ -95,7 +95,7 @@ def test_two_steps(tmp_path, rows, model):
     status = run.train(
         [
             "--config-path",
-            "pkg://recipes.stvg_r1",
+            "pkg://verl_stvg.recipes.stvg_r1",
             "--config-name",
             "stvg_r1",
             "+variant=tiny",
@@ -160,7 +160,7 @@ def test_two_steps(tmp_path, rows, model):
 
 
 def test_ctrl_c_leaves_nothing(tmp_path, rows, model):
-    command = [sys.executable, "-m", "verl_stvg.cli.main", "train", "--recipe", "stvg_r1", "--run-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "verl_stvg.cli.app", "train", "--recipe", "stvg_r1", "--run-dir", str(tmp_path)]
     command += ["+variant=tiny", *SMALL, f"data.train_files={rows}/train.parquet", f"data.val_files={rows}/val.parquet"]
     command += [f"data.video_cache.folder={tmp_path}/frames", f"actor_rollout_ref.model.path={model}"]
     process = subprocess.Popen(

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_builders.synthetic import ROW_SCHEMA
 from verl_stvg.base import recipe_names, status
-from verl_stvg.cli import main
+from verl_stvg.cli import app
+from verl_stvg.data_builders.sets.synthetic import ROW_SCHEMA
 from verl_stvg.launch import doctor
 from verl_stvg.launch import run as launch
 from verl_stvg.plugin import PluginError
@@ -138,7 +138,7 @@ def test_training_ends_with_the_status_of_the_run(run, monkeypatch, tmp_path, en
     ],
 )
 def test_what_a_command_raises_has_a_status(run, monkeypatch, error, expected, words):
-    from data_builders import show
+    from verl_stvg.data_builders import show
 
     def write(*arguments):
         raise error
@@ -155,7 +155,7 @@ def test_a_closed_pipe_is_quiet(without_a_video, both):
     command = [
         sys.executable,
         "-m",
-        "verl_stvg.cli.main",
+        "verl_stvg.cli.app",
         "check",
         str(without_a_video),
         "--no-decode",

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_builders import build
-from data_builders.sets import all_sets
-from data_builders.templates import TEMPLATES
-from eval import foreign
-from eval.benchmarks.items import item_of, read_rows
-from eval.lmms_eval_tasks import utils
-from eval.score import score
 from tests import set_fixtures, test_sets_qa, test_sets_temporal, test_sets_tubes
 from tests.test_build import run as build_rows
 from tests.test_score import command, lines, moment, read, said, value, write
+from verl_stvg.data_builders import build
+from verl_stvg.data_builders.sets import all_sets
+from verl_stvg.data_builders.templates import TEMPLATES
+from verl_stvg.eval.benchmarks.items import item_of, read_rows
+from verl_stvg.eval.importers import foreign
+from verl_stvg.eval.lmms_eval_tasks import utils
+from verl_stvg.eval.score import score
 
 ROWS = [
     moment("V1/0", (1.0, 5.0), query="person opens door"),

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import fuzz
-from data_builders import check, show
-from data_builders.row import ROW_SCHEMA
-from data_builders.selection.folder import SelectionError, pool
-from eval.benchmarks.items import item_of, read_rows
 from reward_fns import stvg_boxes
 from tests.test_build import run
+from verl_stvg.data_builders import check, show
+from verl_stvg.data_builders.make_row import ROW_SCHEMA
+from verl_stvg.data_builders.selection.folder import SelectionError, pool
+from verl_stvg.eval.benchmarks.items import item_of, read_rows
 from verl_stvg.rows import cache_fill
 from verl_stvg.rows.shape import columns_are_sound, row_shape_problems
 from verl_stvg.video.plan import MAX_TOKENS, plan_video

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 from typer.testing import CliRunner
 
-from data_builders.synthetic import ROW_SCHEMA
 from verl_stvg.base import lock
 from verl_stvg.base.models import ModelNameError
 from verl_stvg.cli.eval import eval_
+from verl_stvg.data_builders.sets.synthetic import ROW_SCHEMA
 from verl_stvg.inference import checkpoint, engines
 from verl_stvg.inference.checkpoint import CheckpointError
 from verl_stvg.inference.generate import ANSWERS, RUN, Settings, fold, generate, read_rows

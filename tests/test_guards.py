@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco
 
-from data_builders.objects import pipeline
-from data_builders.objects.target import match_masks
-from data_builders.objects.track import Options, encode
-from data_builders.read import AnnotationError, json_entries, json_items, json_lines, json_whole
-from eval.metrics.masks import decode, j_f
 from verl_stvg.base import nesting, python
+from verl_stvg.data_builders.objects import pipeline
+from verl_stvg.data_builders.objects.target import match_masks
+from verl_stvg.data_builders.objects.track import Options, encode
+from verl_stvg.data_builders.read import AnnotationError, json_entries, json_items, json_lines, json_whole
+from verl_stvg.eval.metrics.masks import decode, j_f
 from verl_stvg.video import rle, tracks
 from verl_stvg.video.markers import rle_area
 from verl_stvg.video.rle import MaskError
@@ -52,7 +52,7 @@ class Trap:
         """Run ``verl-stvg`` there, as its console script does: from a file in another folder."""
         script = self.notes.parent / "bin" / "verl-stvg"
         script.parent.mkdir(exist_ok=True)
-        script.write_text("from verl_stvg.cli.main import main\n\nif __name__ == '__main__':\n    main()\n")
+        script.write_text("from verl_stvg.cli.app import main\n\nif __name__ == '__main__':\n    main()\n")
         return self.run(sys.executable, str(script), *arguments)
 
     @property

@@ -7,9 +7,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from data_builders import sets
 from verl_stvg.base import recipe_names
-from verl_stvg.cli import main
+from verl_stvg.cli import app
+from verl_stvg.data_builders import sets
 
 
 def told(*arguments: str) -> str:
@@ -58,7 +58,7 @@ def test_the_list_of_commands_imports_none_of_them():
     assert "tiny-model" in done.stdout
     assert done.stdout.splitlines()[-2:] == [
         "loaded:",
-        "ours: verl_stvg.__main__ verl_stvg.cli.main verl_stvg.base.extras verl_stvg.base.status",
+        "ours: verl_stvg.__main__ verl_stvg.cli.app verl_stvg.base.extras verl_stvg.base.status",
     ]
 
 
@@ -78,7 +78,7 @@ def test_keys_of_verl_reach_the_launcher_in_their_order(monkeypatch, tmp_path):
     arguments = ["train", given[0], "--recipe", "stvg_r1", *given[1:], "--run-dir", str(tmp_path)]
     done = CliRunner().invoke(main.app, arguments)
     assert done.exit_code == 0, done.output
-    chosen = ["--config-path", "pkg://recipes.stvg_r1", "--config-name", "stvg_r1"]
+    chosen = ["--config-path", "pkg://verl_stvg.recipes.stvg_r1", "--config-name", "stvg_r1"]
     assert seen == [([*chosen, *given], tmp_path)]
 
 

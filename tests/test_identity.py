@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_builders import check
-from data_builders.videos import UnknownVideo, VideoRoot
 from tests.test_cache import noise_decoder, small_plan
+from verl_stvg.data_builders import check
+from verl_stvg.data_builders.videos import UnknownVideo, VideoRoot
 from verl_stvg.video import cache as module
 from verl_stvg.video.cache import FrameCache
 from verl_stvg.video.film import VideoInfo

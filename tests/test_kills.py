@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import kills
-from data_builders.objects import pipeline
-from data_builders.objects.track import Options
+from verl_stvg.data_builders.objects import pipeline
+from verl_stvg.data_builders.objects.track import Options
 
 
 @pytest.fixture(scope="module")

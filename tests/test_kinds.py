@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data_builders.objects.frames import VideoFrames
 from tests.test_decode import INSTALLED
 from tests.video_kinds import KINDS, has_encoder, number_of, shown
+from verl_stvg.data_builders.objects.frames import VideoFrames
 from verl_stvg.video.decode import VideoError, probe, read_frames
 from verl_stvg.video.plan import plan_video
 

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from data_builders.objects import frames, pipeline
-from data_builders.objects.frames import VideoFrames
-from data_builders.selection import boundary_reflection
-from data_builders.selection.folder import SelectionError
 from tests.test_build import run
 from tests.test_limits import write_video
 from tests.test_rows_clock import made, record
 from tests.video_kinds import KINDS
+from verl_stvg.data_builders.objects import frames, pipeline
+from verl_stvg.data_builders.objects.frames import VideoFrames
+from verl_stvg.data_builders.selection import boundary_reflection
+from verl_stvg.data_builders.selection.folder import SelectionError
 from verl_stvg.rows import prompts
 from verl_stvg.training.dataset import frame_source, switch_cache_off
 from verl_stvg.video import child
@@ -187,8 +187,8 @@ ALLOWED = {
     "verl_stvg/video/pictures.py": Allowed(READERS | {"av"}, "called by the child"),
     "verl_stvg/video/timeline.py": Allowed({"walk"}, "called by the child"),
     "data_builders/objects/write.py": Allowed({"av"}, "writes files, opens none"),
-    "data_builders/synthetic.py": Allowed({"av"}, "writes files, opens none"),
-    "data_builders/tiny_model.py": Allowed({"read_frames"}, "reads clips that it has just written"),
+    "data_builders/sets/synthetic.py": Allowed({"av"}, "writes files, opens none"),
+    "data_builders/testing/tiny_model.py": Allowed({"read_frames"}, "reads clips that it has just written"),
 }
 
 

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import fuzz
-from data_builders import show
-from eval import clips
+from verl_stvg.data_builders import show
+from verl_stvg.eval.report import clips
 from verl_stvg.video import child, thumbnails
 from verl_stvg.video.child import Decoder, Limit, decoding_rate
 from verl_stvg.video.decode import VideoError, probe

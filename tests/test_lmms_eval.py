@@ -12,13 +12,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_builders.objects.frames import VideoFrames
-from eval.lmms_eval_tasks import utils
-from eval.metrics import temporal, tubes
 from tests import set_fixtures
 from tests import test_sets_tubes as published
 from tests.test_build import run
 from tests.test_target_id import rle
+from verl_stvg.data_builders.objects.frames import VideoFrames
+from verl_stvg.eval.lmms_eval_tasks import utils
+from verl_stvg.eval.metrics import temporal, tubes
 from verl_stvg.video.decode import probe
 from verl_stvg.video.tracks import Track, Tracks, save, track_name
 

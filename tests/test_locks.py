@@ -17,11 +17,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_builders import check, synthetic
-from data_builders.objects import pipeline
-from data_builders.selection import difficulty, folder
 from tests.conftest import ROOT
 from verl_stvg.base.lock import NAME, FolderInUse, alone, clear, finished, replacing, turn, whole, write_whole
+from verl_stvg.data_builders import check
+from verl_stvg.data_builders.objects import pipeline
+from verl_stvg.data_builders.selection import difficulty, folder
+from verl_stvg.data_builders.sets import synthetic
 from verl_stvg.inference import checkpoint
 from verl_stvg.video.tracks import Tracks, save
 
@@ -287,7 +288,7 @@ def test_a_synthetic_set_that_was_killed_leaves_nothing(tmp_path):
 
 def test_a_model_that_is_outdated_is_replaced_whatever_a_kill_has_left(tmp_path, monkeypatch):
     """Before it is replaced it is never there in part, which the next start would refuse."""
-    from data_builders import tiny_model
+    from verl_stvg.data_builders.testing import tiny_model
 
     out, made = tmp_path / "model", []
 
@@ -413,7 +414,7 @@ def write_table(self, *args, **kwargs):
     time.sleep(0.3)
     return stock(self, *args, **kwargs)
 pq.ParquetWriter.write_table = write_table
-from verl_stvg.cli.main import main
+from verl_stvg.cli.app import main
 sys.argv[0] = "verl-stvg"
 print("begun", flush=True)
 sys.stdin.readline()
@@ -512,7 +513,7 @@ def test_two_synthetic_sets_into_one_folder(tmp_path):
 TARGETS = """
 import sys
 from pathlib import Path
-from data_builders.objects.pipeline import write_targets
+from verl_stvg.data_builders.objects.pipeline import write_targets
 number = int(sys.argv[1])
 good = [{"uid": f"{number}/{k}", "object_id": number} for k in range(2000)]
 bad = [{"uid": f"{number}/{k}", "reason": "none"} for k in range(2000)]
@@ -543,7 +544,7 @@ def test_targets_and_those_without_one_are_of_one_run(tmp_path):
 TRACK = """
 import sys, time
 from pathlib import Path
-from data_builders.objects import pipeline
+from verl_stvg.data_builders.objects import pipeline
 from verl_stvg.video.tracks import Tracks
 root, out, calls = map(Path, sys.argv[1:])
 

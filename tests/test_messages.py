@@ -8,16 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from data_builders import build, check, show
-from data_builders.read import AnnotationError
-from data_builders.records import Problem, record
-from data_builders.row import Policies
-from data_builders.selection import difficulty, folder
-from data_builders.sets import find
-from data_builders.templates import TEMPLATES
-from eval.benchmarks import items
 from tests.test_build import write_video
 from verl_stvg.cli.data import build_app
+from verl_stvg.data_builders import build, check, show
+from verl_stvg.data_builders.make_row import Policies
+from verl_stvg.data_builders.read import AnnotationError
+from verl_stvg.data_builders.records import Problem, record
+from verl_stvg.data_builders.selection import difficulty, folder
+from verl_stvg.data_builders.sets import find
+from verl_stvg.data_builders.templates import TEMPLATES
+from verl_stvg.eval.benchmarks import items
 from verl_stvg.inference import generate
 from verl_stvg.launch import capacity, config_checks
 from verl_stvg.rows.cache_fill import read_jobs

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from eval.metrics import (
+from reward_fns import measures
+from verl_stvg.eval.metrics import (
     answers,
     gqa,
     intervals,
@@ -24,7 +25,6 @@ from eval.metrics import (
     tubes,
     videomind,
 )
-from reward_fns import measures
 
 FEW = settings(max_examples=40)
 SECONDS = st.floats(0, 100).map(lambda value: round(value, 2))

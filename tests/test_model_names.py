@@ -9,13 +9,13 @@ import pytest
 from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
-from data_builders.objects.detect import detector
-from data_builders.objects.detector import ModelError
-from data_builders.objects.segment import Sam2Segmenter
-from data_builders.tiny_model import make_processor
 from verl_stvg.base.models import ModelNameError, located
 from verl_stvg.cli.eval import eval_
 from verl_stvg.cli.select import app as select_app
+from verl_stvg.data_builders.objects.detect import detector
+from verl_stvg.data_builders.objects.detector import ModelError
+from verl_stvg.data_builders.objects.segment import Sam2Segmenter
+from verl_stvg.data_builders.testing.tiny_model import make_processor
 from verl_stvg.inference import checkpoint, generate
 from verl_stvg.launch.config_checks import unusable_files
 

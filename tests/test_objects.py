@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_builders import synthetic
-from data_builders.objects import draw, pipeline
-from data_builders.objects.track import Options
 from tests.test_build import run
+from verl_stvg.data_builders.objects import draw, pipeline
+from verl_stvg.data_builders.objects.track import Options
+from verl_stvg.data_builders.sets import synthetic
 from verl_stvg.rows.cache_fill import located, plan_of
 from verl_stvg.training.reward import compute_score
 from verl_stvg.video.decode import probe, read_frames
@@ -172,7 +172,7 @@ def frames_of(path: Path) -> np.ndarray:
 
 def test_boxes_of_a_larger_original_are_scaled(data, made):
     """Annotations in pixels of the original, videos that were made smaller: the tube follows the video."""
-    from data_builders.records import Record
+    from verl_stvg.data_builders.records import Record
 
     line = lines_of(made / "targets.jsonl")[0]
     entry = annotations(data)[Path(line["uid"]).name]

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
-from data_builders import build, check
-from data_builders.selection import difficulty, folder, subset
-from data_builders.sets import find
-from data_builders.tiny_model import TinyConfig, make_processor, make_untrained
 from tests.test_build import write_video
 from verl_stvg.base import recipe_names
 from verl_stvg.cli.data import build_app
 from verl_stvg.cli.select import app as select_app
+from verl_stvg.data_builders import build, check
+from verl_stvg.data_builders.selection import difficulty, folder, subset
+from verl_stvg.data_builders.sets import find
+from verl_stvg.data_builders.testing.tiny_model import TinyConfig, make_processor, make_untrained
 from verl_stvg.inference.generate import read_rows
 from verl_stvg.launch import capacity, preflight
 from verl_stvg.launch.config_checks import too_few_rows

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_builders import show, synthetic
-from eval import clips, report, runs
-from eval.benchmarks import tubes
-from eval.clips import SHOWN
-from eval.replies import Reply
 from tests.test_report import NUM_VAL, STEPS, add_tracks, evaluate, lines_of, make_run, rewrite, sides
+from verl_stvg.data_builders import show
+from verl_stvg.data_builders.sets import synthetic
+from verl_stvg.eval.benchmarks import tubes
+from verl_stvg.eval.report import clips, runs
+from verl_stvg.eval.report import page as report
+from verl_stvg.eval.report.clips import SHOWN
+from verl_stvg.eval.report.replies import Reply
 from verl_stvg.video.thumbnails import choose, thumbnails
 
 
@@ -221,7 +223,7 @@ def test_rows_without_such_words_have_no_such_groups(data, tmp_path):
     assert "words of the query" not in json.loads((folder / "scores.json").read_text())["groups"]
 
 
-STVG = ["--config-path", "pkg://recipes.stvg_r1", "--config-name", "stvg_r1"]
+STVG = ["--config-path", "pkg://verl_stvg.recipes.stvg_r1", "--config-name", "stvg_r1"]
 
 
 @pytest.mark.parametrize(

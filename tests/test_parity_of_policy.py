@@ -234,7 +234,7 @@ def test_transformers_of_an_evaluation_never_says_a_placeholder(model, rows, tmp
 @pytest.fixture(scope="module")
 def run():
     """Configuration of a run of STVG-R1 with the tiny model; ``run(key=value)`` is a copy with values changed."""
-    with initialize_config_module("recipes.stvg_r1", version_base=None):
+    with initialize_config_module("verl_stvg.recipes.stvg_r1", version_base=None):
         composed = compose("stvg_r1", ["+variant=tiny"])
 
     def make(**changes):
@@ -365,15 +365,15 @@ def test_a_loss_may_weigh_entropy():
 
 
 def test_terminal_and_page_say_when_the_gate_is_left():
-    from eval import report
-    from eval.runs import Run
+    from verl_stvg.eval.report import page
+    from verl_stvg.eval.report.runs import Run
 
     inside, outside = ({"parity/gate": 1e-4, "parity/outside_gate": value} for value in (0.0, 1.0))
     assert "gate" not in launch.summary(inside)
     assert launch.summary(outside).endswith("parity is over its gate of 0.0001, see parity.jsonl")
 
     def told(**columns):
-        return report._parity(Run({f"parity/{name}": column for name, column in columns.items()}, {}, {}, {}))
+        return page._parity(Run({f"parity/{name}": column for name, column in columns.items()}, {}, {}, {}))
 
     assert told() == told(gate={1: 1e-4}, outside_gate={1: 0.0}) == []
     (left,) = told(gate={1: 1e-4, 2: 1e-4}, outside_gate={1: 0.0, 2: 1.0})

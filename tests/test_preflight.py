@@ -15,9 +15,9 @@ import verl  # noqa: F401  (loads the plugin, as a run does)
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 
-from data_builders.check import rows_of
-from data_builders.synthetic import ROW_SCHEMA
-from data_builders.tiny_model import CHAT_TEMPLATE
+from verl_stvg.data_builders.check import rows_of
+from verl_stvg.data_builders.sets.synthetic import ROW_SCHEMA
+from verl_stvg.data_builders.testing.tiny_model import CHAT_TEMPLATE
 from verl_stvg.launch import config_checks, nodes, preflight
 from verl_stvg.launch.preflight import PreflightError
 from verl_stvg.training.dataset import RowError
@@ -26,7 +26,7 @@ from verl_stvg.training.dataset import RowError
 @pytest.fixture
 def config(rows, tmp_path, monkeypatch):
     """STVG-R1's recipe at tiny size, composed, on the synthetic rows; overrides as on the command line."""
-    from data_builders.tiny_model import make_processor
+    from verl_stvg.data_builders.testing.tiny_model import make_processor
 
     monkeypatch.setattr(preflight, "CPU_RUN_BYTES", 0)  # nothing is started here
     folder = tmp_path / "model"
@@ -34,7 +34,7 @@ def config(rows, tmp_path, monkeypatch):
     shutil.copyfile(_config_json(tmp_path), folder / "config.json")
 
     def make(*overrides):
-        with initialize_config_module("recipes.stvg_r1", version_base=None):
+        with initialize_config_module("verl_stvg.recipes.stvg_r1", version_base=None):
             return compose(
                 "stvg_r1",
                 [
@@ -369,7 +369,7 @@ ACTOR, REWARD = "actor_rollout_ref.actor.", config_checks.REWARD_OPTIONS + "."
 @pytest.fixture(scope="module")
 def recipe():
     """STVG-R1's recipe, composed once; ``recipe(key, value)`` is a copy with one value changed."""
-    with initialize_config_module("recipes.stvg_r1", version_base=None):
+    with initialize_config_module("verl_stvg.recipes.stvg_r1", version_base=None):
         composed = compose("stvg_r1")
 
     def make(key=None, value=None):

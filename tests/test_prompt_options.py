@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
-from data_builders.selection.folder import SelectionError, read_answers
-from data_builders.synthetic import ROW_SCHEMA
-from data_builders.templates import TEMPLATES
-from data_builders.tiny_model import CHAT_TEMPLATE, TinyConfig, make_processor, make_untrained
-from eval.evaluations import Evaluation, facts
 from reward_fns.perfect import THOUGHT, perfect_answer
 from verl_stvg.cli.eval import eval_
 from verl_stvg.cli.select import _settings
+from verl_stvg.data_builders.selection.folder import SelectionError, read_answers
+from verl_stvg.data_builders.sets.synthetic import ROW_SCHEMA
+from verl_stvg.data_builders.templates import TEMPLATES
+from verl_stvg.data_builders.testing.tiny_model import CHAT_TEMPLATE, TinyConfig, make_processor, make_untrained
+from verl_stvg.eval.report.evaluations import Evaluation, facts
 from verl_stvg.inference.generate import ANSWERS, RUN, Settings, generate, read_rows
 from verl_stvg.launch.best_answer import continuations, shortest
 from verl_stvg.rows import answers, chat_template
@@ -129,7 +129,7 @@ def test_options_of_the_training_that_made_a_checkpoint(tmp_path, caplog, place)
     folder.mkdir(parents=True)
     arguments = [
         "--config-path",
-        "pkg://recipes.stvg_r1",
+        "pkg://verl_stvg.recipes.stvg_r1",
         "+data.apply_chat_template_kwargs={enable_thinking: false, words: [a, 'b c']}",
         "++data.apply_chat_template_kwargs.system_prompt='Be brief.'",
         "actor_rollout_ref.model.custom_chat_template=null",
@@ -316,7 +316,7 @@ def test_an_option_of_the_command_line_reaches_the_prompt(rows, hybrid, tmp_path
 
 def test_no_recipe_chooses_options_that_evaluation_would_not_know():
     """`of_training` reads the command line of a run, not the yaml of its recipe."""
-    import recipes
+    import verl_stvg.recipes
 
     files = sorted(Path(recipes.__file__).parent.rglob("*.yaml"))
     assert files and not any("apply_chat_template_kwargs" in file.read_text() for file in files)

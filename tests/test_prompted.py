@@ -2,9 +2,9 @@
 
 import pytest
 
-from data_builders.selection import boundary_reflection, folder
 from tests.planted import build_planted
 from tests.prompted_model import answer, draw, guide_labels, samples_of, teach
+from verl_stvg.data_builders.selection import boundary_reflection, folder
 
 
 def test_what_is_taught():

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from data_builders.templates import find
 from tests.recipe_values import ALL, PIXELS, VALUES, VARIANTS
+from verl_stvg.data_builders.templates import find
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 # what belongs together in practice: adapters and a smaller base on one GPU, a variant with ablations
@@ -29,7 +29,7 @@ def composed():
 
     @functools.cache
     def make(recipe: str, *variants: str):
-        with initialize_config_module(f"recipes.{recipe}", version_base=None):
+        with initialize_config_module(f"verl_stvg.recipes.{recipe}", version_base=None):
             return compose(recipe, [f"+variant=[{','.join(variants)}]"] if variants else [])
 
     return make

@@ -4,9 +4,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_builders import synthetic, tiny_model
 from tests.recipe_values import ALL
 from tests.test_engine import lines, metrics_of
+from verl_stvg.data_builders.sets import synthetic
+from verl_stvg.data_builders.testing import tiny_model
 from verl_stvg.launch import run
 
 pytestmark = pytest.mark.long
@@ -24,7 +25,7 @@ def test_two_steps(tmp_path, recipe):
         train = synthetic_bins(train, rows / "binned.parquet")
     status = run.train(
         [
-            *("--config-path", f"pkg://recipes.{recipe}", "--config-name", recipe, "+variant=tiny"),
+            *("--config-path", f"pkg://verl_stvg.recipes.{recipe}", "--config-name", recipe, "+variant=tiny"),
             f"data.train_files={train}",
             f"data.val_files={rows}/val.parquet",
             f"data.video_cache.folder={tmp_path}/frames",

@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_builders import synthetic
-from data_builders.row import ROW_SCHEMA
-from eval import charts, clips, evaluations, replies, report, runs
-from eval.benchmarks.items import read_rows
-from eval.metrics.intervals import bootstrap
-from eval.score import score
 from reward_fns import RECIPES
+from verl_stvg.data_builders.make_row import ROW_SCHEMA
+from verl_stvg.data_builders.sets import synthetic
+from verl_stvg.eval.benchmarks.items import read_rows
+from verl_stvg.eval.metrics.intervals import bootstrap
+from verl_stvg.eval.report import charts, clips, evaluations, replies, runs
+from verl_stvg.eval.report import page as report
+from verl_stvg.eval.score import score
 from verl_stvg.rows.answers import Answer, append
 from verl_stvg.video import thumbnails, tracks
 

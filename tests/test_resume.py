@@ -521,7 +521,7 @@ def training_rows(rows, folder):
 def arguments(folder, rows, model, use_v1):
     return [
         "--config-path",
-        "pkg://recipes.stvg_r1",
+        "pkg://verl_stvg.recipes.stvg_r1",
         "--config-name",
         "stvg_r1",
         "+variant=tiny",

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from data_builders import check, row, show, templates
-from data_builders.records import Record
-from data_builders.selection import boundary_reflection
-from data_builders.videos import Facts
 from tests.test_decode import write_counting_video
-from verl_stvg.cli.main import app
+from verl_stvg.cli.app import app
+from verl_stvg.data_builders import check, make_row, show, templates
+from verl_stvg.data_builders.records import Record
+from verl_stvg.data_builders.selection import boundary_reflection
+from verl_stvg.data_builders.videos import Facts
 from verl_stvg.launch.capacity import read_rows
 from verl_stvg.rows.cache_fill import plan_of, recorded_info
 from verl_stvg.rows.prompts import ROOT_KEY
@@ -39,13 +39,13 @@ def record(**fields) -> Record:
     return Record(**given | fields)
 
 
-def maker(template: str = "time_r1", split: str = "train", **fields) -> row.RowMaker:
-    return row.RowMaker("set", split, templates.find(template), **fields)
+def maker(template: str = "time_r1", split: str = "train", **fields) -> make_row.RowMaker:
+    return make_row.RowMaker("set", split, templates.find(template), **fields)
 
 
 def made(one: Record, facts: Facts | None = FACTS, **fields) -> dict:
     one = one if facts else one.model_copy(update={"duration": one.duration or 10.0})
-    [found] = maker(**fields).rows(one, row.Video("v.mp4", facts))
+    [found] = maker(**fields).rows(one, make_row.Video("v.mp4", facts))
     found["extra_info"]["index"] = 0
     return found
 
@@ -65,7 +65,7 @@ def video(tmp_path_factory):
 
 
 def write(rows: list[dict], path) -> None:
-    pq.write_table(pa.Table.from_pylist(rows, row.ROW_SCHEMA), path)
+    pq.write_table(pa.Table.from_pylist(rows, make_row.ROW_SCHEMA), path)
 
 
 def findings(rows: list[dict], folder) -> list[check.Finding]:
@@ -103,10 +103,10 @@ def test_the_rate_of_the_grid_is_chosen_from_the_length_of_the_file(annotated, s
     facts = Facts(round(seconds * 30), 30.0, 320, 180, "")
     one = record(duration=annotated)
     found = made(one, facts, split=split, rule="grid")
-    assert found["videos"][0]["fps"] == row.grid_rate(seconds)
+    assert found["videos"][0]["fps"] == make_row.grid_rate(seconds)
     assert plan_of(found["videos"][0], facts.info).num_frames <= 768
     assert found["extra_info"]["duration"] == found["reward_model"]["ground_truth"]["duration"] == annotated
-    assert made(one, None, rule="grid")["videos"][0]["fps"] == row.grid_rate(annotated)
+    assert made(one, None, rule="grid")["videos"][0]["fps"] == make_row.grid_rate(annotated)
     part = made(record(duration=annotated, clip=(0.0, 100.0)), facts, rule="grid")
     assert part["videos"][0]["fps"] == 2.0
 
@@ -123,28 +123,30 @@ def test_frame_numbers_that_contradict_seconds_are_refused_where_the_rate_varies
         for one in (agreed, a_little_off, in_a_part):
             assert made(one, split=split)
         assert made(by_a_constant_rate, STEADY, split=split) and made(by_a_constant_rate, None, split=split)
-        with pytest.raises(row.Drop, match="^frame numbers and seconds disagree in a video whose rate varies$"):
+        with pytest.raises(make_row.Drop, match="^frame numbers and seconds disagree in a video whose rate varies$"):
             made(by_a_constant_rate, split=split)
     assert made(record(tube=tube(15, 30), unit="frames", intervals=((15, 45),)))
 
 
-@pytest.mark.parametrize("name", row.COUNTS)
+@pytest.mark.parametrize("name", make_row.COUNTS)
 def test_an_annotation_of_other_frames_is_refused_where_the_rate_varies(name):
     one = record(tube=tube(15, 30), intervals=((0.5, 4.0),), extra={name: 75, "fps": 12.5})
     assert made(one, STEADY) and made(one.model_copy(update={"tube": None}))
-    with pytest.raises(row.Drop, match="^annotated at another number of frames than the video has, whose rate varies$"):
+    with pytest.raises(
+        make_row.Drop, match="^annotated at another number of frames than the video has, whose rate varies$"
+    ):
         made(one)
     assert made(one.model_copy(update={"extra": {name: 60}}))
     phone = replace(FACTS, num_frames=1000, fps=29.5, times=tuple(np.linspace(0, 33.9, 1000)), end=1000 / 29.5)
     masks = record(unit="frames", intervals=((15, 45),), masks=(None,), extra={name: 1002})
     assert made(masks, phone)  # what programs miss at the end
-    with pytest.raises(row.Drop, match="another number of frames"):
+    with pytest.raises(make_row.Drop, match="another number of frames"):
         made(masks, replace(LATE, notes=()))
 
 
 def test_boxes_on_a_turned_picture_are_refused():
     upright = record(tube=tube(0, 3), intervals=((0.0, 0.1),), extra={"width": 480, "height": 640})
-    with pytest.raises(row.Drop, match="^boxes are annotated on a turned picture$"):
+    with pytest.raises(make_row.Drop, match="^boxes are annotated on a turned picture$"):
         made(upright, STEADY, template="stvg_boxes")
     assert made(upright, STEADY)  # times alone
     assert made(upright, replace(STEADY, width=96, height=128), template="stvg_boxes")
@@ -235,11 +237,11 @@ def loaded(folder, *tables: pa.Table) -> list[datasets.Dataset]:
 
 
 def test_rows_of_an_older_version_can_be_mixed_with_new_ones(tmp_path):
-    new = pa.Table.from_pylist([made(record(), STEADY)], row.ROW_SCHEMA)
-    info = row.ROW_SCHEMA.field("extra_info").type
+    new = pa.Table.from_pylist([made(record(), STEADY)], make_row.ROW_SCHEMA)
+    info = make_row.ROW_SCHEMA.field("extra_info").type
     fields = [field for field in info if field.name not in ("constant_rate", "frame_times", "file_end")]
     old = pa.Table.from_pylist(
-        [made(record(), STEADY)], row.ROW_SCHEMA.set(5, pa.field("extra_info", pa.struct(fields)))
+        [made(record(), STEADY)], make_row.ROW_SCHEMA.set(5, pa.field("extra_info", pa.struct(fields)))
     )
     other = old.append_column("weight", pa.array([2.0])).drop_columns(["ability"])
     rows = joined(loaded(tmp_path, new, old, other), ["new", "old", "other"])

@@ -310,7 +310,7 @@ def test_a_run_draws_and_shares_out_as_said_and_goes_on_where_it_was(tmp_path, r
     for steps in (2, 3):
         status = run.train(
             [
-                *("--config-path", "pkg://recipes.stvg_r1", "--config-name", "stvg_r1", "+variant=tiny"),
+                *("--config-path", "pkg://verl_stvg.recipes.stvg_r1", "--config-name", "stvg_r1", "+variant=tiny"),
                 f"data.train_files={tmp_path}/train.parquet",
                 f"data.val_files={rows}/val.parquet",
                 f"data.video_cache.folder={tmp_path}/frames",

@@ -12,20 +12,21 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 from typer.testing import CliRunner
 
-from data_builders import build, synthetic
-from data_builders.sets import all_sets
-from data_builders.templates import TEMPLATES, perfect_answer
-from eval import baselines, foreign
-from eval.benchmarks import BENCHMARKS, find
-from eval.benchmarks.items import Prediction, item_of, read_rows
-from eval.benchmarks.masks import annotated
-from eval.benchmarks.tubes import Objects
-from eval.metrics import tubes
-from eval.score import DURATIONS, rewards, score, score_files, score_run
 from reward_fns import RECIPES
 from tests import set_fixtures, test_sets_tubes
 from tests.test_build import run as build_rows
 from verl_stvg.cli import score as score_cli
+from verl_stvg.data_builders import build
+from verl_stvg.data_builders.sets import all_sets, synthetic
+from verl_stvg.data_builders.templates import TEMPLATES, perfect_answer
+from verl_stvg.eval import baselines
+from verl_stvg.eval.benchmarks import BENCHMARKS, find
+from verl_stvg.eval.benchmarks.items import Prediction, item_of, read_rows
+from verl_stvg.eval.benchmarks.masks import annotated
+from verl_stvg.eval.benchmarks.tubes import Objects
+from verl_stvg.eval.importers import foreign
+from verl_stvg.eval.metrics import tubes
+from verl_stvg.eval.score import DURATIONS, rewards, score, score_files, score_run
 from verl_stvg.rows.answers import Answer, append
 from verl_stvg.training.reward import compute_score, find_recipe
 from verl_stvg.video.tracks import Track, Tracks, save
@@ -935,7 +936,7 @@ def test_folders_that_cannot_be_scored(charades, tmp_path):
 
 def test_scoring_starts_light(run_python):
     run_python(
-        "import sys, eval.score, eval.foreign, verl_stvg.cli.score\n"
+        "import sys, verl_stvg.eval.score, verl_stvg.eval.importers.foreign, verl_stvg.cli.score\n"
         "heavy = {'torch', 'verl', 'transformers', 'vllm', 'pandas', 'ray'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from data_builders import synthetic
-from data_builders.row import ROW_SCHEMA
-from data_builders.selection import (
+from reward_fns import RECIPES
+from tests.planted import build_planted
+from verl_stvg.cli.select import app
+from verl_stvg.data_builders.make_row import ROW_SCHEMA
+from verl_stvg.data_builders.selection import (
     boundary_reflection,
     difficulty,
     draw,
@@ -26,12 +28,10 @@ from data_builders.selection import (
     time_r1_filter,
     variance,
 )
-from data_builders.selection.boundary_reflection import Rules, evidence, judged, read_reply
-from data_builders.selection.samples import first_two_numbers, overlap, read_intervals, sample_of
-from data_builders.templates import perfect_answer
-from reward_fns import RECIPES
-from tests.planted import build_planted
-from verl_stvg.cli.select import app
+from verl_stvg.data_builders.selection.boundary_reflection import Rules, evidence, judged, read_reply
+from verl_stvg.data_builders.selection.samples import first_two_numbers, overlap, read_intervals, sample_of
+from verl_stvg.data_builders.sets import synthetic
+from verl_stvg.data_builders.templates import perfect_answer
 from verl_stvg.rows.answers import Answer
 
 # --- rows and answers ------------------------------------------------------------------------------------------------
@@ -665,7 +665,7 @@ from pathlib import Path
 
 import pandas  # as pyarrow does at its first table; here once, before the forks
 
-from data_builders.selection import difficulty, folder, subset
+from verl_stvg.data_builders.selection import difficulty; from verl_stvg.data_builders.selection import folder; from verl_stvg.data_builders.selection import subset
 
 rename = Path.rename
 

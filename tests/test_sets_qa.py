@@ -10,9 +10,9 @@ import textwrap
 
 import pytest
 
-from data_builders.read import AnnotationError
-from data_builders.records import Problem, Record, Tube
-from data_builders.sets import activitynet_rtl, generic, nextgqa, rextime, temporal_r1
+from verl_stvg.data_builders.read import AnnotationError
+from verl_stvg.data_builders.records import Problem, Record, Tube
+from verl_stvg.data_builders.sets import activitynet_rtl, generic, nextgqa, rextime, temporal_r1
 
 MODULES = (nextgqa, rextime, activitynet_rtl, temporal_r1, generic)
 

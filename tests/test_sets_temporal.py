@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from data_builders import build
-from data_builders.read import AnnotationError
-from data_builders.records import Problem, Record
-from data_builders.row import Drop, RowMaker, Video
-from data_builders.sets import (
+from verl_stvg.data_builders import build
+from verl_stvg.data_builders.make_row import Drop, RowMaker, Video
+from verl_stvg.data_builders.read import AnnotationError
+from verl_stvg.data_builders.records import Problem, Record
+from verl_stvg.data_builders.sets import (
     activitynet,
     charades_sta,
     cosmo_cap,
@@ -24,7 +24,7 @@ from data_builders.sets import (
     timerft,
     tvgbench,
 )
-from data_builders.templates import find as find_template
+from verl_stvg.data_builders.templates import find as find_template
 
 MODULES = (
     activitynet,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from data_builders.read import AnnotationError
-from data_builders.records import Problem, Record, Tube
-from data_builders.sets import hc_stvg, mevis, st_align, vidstg
+from verl_stvg.data_builders.read import AnnotationError
+from verl_stvg.data_builders.records import Problem, Record, Tube
+from verl_stvg.data_builders.sets import hc_stvg, mevis, st_align, vidstg
 
 SETS = {one.name: one for module in (hc_stvg, vidstg, st_align, mevis) for one in module.SETS}
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from data_builders import synthetic
+from verl_stvg.data_builders.sets import synthetic
 from verl_stvg.training.reward import compute_score
 
 NUM_TRAIN, NUM_VAL, SEED = 5, 3, 11

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from data_builders import synthetic
-from data_builders.objects.detector import Detection, wanted
-from data_builders.objects.target import match_masks, match_tube, size_filter, tube_iou, tube_of
+from verl_stvg.data_builders.objects.detector import Detection, wanted
+from verl_stvg.data_builders.objects.target import match_masks, match_tube, size_filter, tube_iou, tube_of
+from verl_stvg.data_builders.sets import synthetic
 from verl_stvg.video import tracks as files
 from verl_stvg.video.tracks import Track, TrackError, Tracks
 

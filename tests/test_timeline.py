@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from data_builders.tiny_model import make_processor
 from tests.test_decode import write_counting_video
+from verl_stvg.data_builders.testing.tiny_model import make_processor
 from verl_stvg.training.dataset import RowError, VideoGroundingDataset
 from verl_stvg.video import decode, timeline
 from verl_stvg.video.clock import ROUNDING, FrameClock

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.video_utils import VideoMetadata
 
-from data_builders import synthetic, tiny_model
+from verl_stvg.data_builders.sets import synthetic
+from verl_stvg.data_builders.testing import tiny_model
 from verl_stvg.video.plan import smart_resize
 from verl_stvg.video.positions import mend_transformers
 

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from data_builders import synthetic
-from data_builders.objects import frames as sources
-from data_builders.objects.detector import Detection
-from data_builders.objects.frames import ArrayFrames, VideoFrames
-from data_builders.objects.track import Merged, Options, encode, fill, merge, paint, track
+from verl_stvg.data_builders.objects import frames as sources
+from verl_stvg.data_builders.objects.detector import Detection
+from verl_stvg.data_builders.objects.frames import ArrayFrames, VideoFrames
+from verl_stvg.data_builders.objects.track import Merged, Options, encode, fill, merge, paint, track
+from verl_stvg.data_builders.sets import synthetic
 from verl_stvg.video import decode
 from verl_stvg.video import tracks as files
 from verl_stvg.video.decode import VideoError, read_frames
@@ -696,7 +696,7 @@ def test_objects_of_one_keyframe_may_overlap_backwards_too():
 
 @pytest.fixture(scope="module")
 def detect():
-    from data_builders.objects import detect
+    from verl_stvg.data_builders.objects import detect
 
     return detect
 
@@ -962,7 +962,7 @@ def sam2():
     """The real program, on the processor, with few and random weights, which see objects everywhere."""
     import torch
 
-    from data_builders.objects.segment import Sam2Segmenter
+    from verl_stvg.data_builders.objects.segment import Sam2Segmenter
 
     torch.manual_seed(1)
     made = Sam2Segmenter.build("configs/sam2.1/sam2.1_hiera_t.yaml", device="cpu", overrides=SMALL_SAM2)
@@ -1097,7 +1097,7 @@ def test_sam2_refuses_frames_of_another_size(sam2, noisy):
 @pytest.mark.slow
 def test_sam2_leaves_hydra_to_others(sam2, run_python):
     run_python(
-        "from data_builders.objects.segment import Sam2Segmenter\n"
+        "from verl_stvg.data_builders.objects.segment import Sam2Segmenter\n"
         "from hydra import compose, initialize_config_module\n"
         "from tests.test_track import SMALL_SAM2\n"
         "with initialize_config_module('sam2', version_base='1.2'):\n"

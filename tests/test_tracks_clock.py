@@ -14,22 +14,22 @@ import av
 import numpy as np
 import pytest
 
-from data_builders.objects import draw, pipeline
-from data_builders.objects.boxes import TurnedBoxes, annotated_size, scaled, scales
-from data_builders.objects.detector import Detection
-from data_builders.objects.frames import VideoFrames
-from data_builders.objects.target import size_filter
-from data_builders.objects.track import Options, encode, track
-from data_builders.objects.write import find_numbered, write_video
-from data_builders.records import record
-from data_builders.videos import VideoRoot
-from eval import clips
-from eval.benchmarks import tubes
-from eval.benchmarks.items import Item, Prediction, item_of
-from eval.benchmarks.tubes import Library
-from eval.lmms_eval_tasks.parts import cut
-from eval.metrics import tube_scripts
 from tests.test_decode import indices, write_counting_video
+from verl_stvg.data_builders.objects import draw, pipeline
+from verl_stvg.data_builders.objects.boxes import TurnedBoxes, annotated_size, scaled, scales
+from verl_stvg.data_builders.objects.detector import Detection
+from verl_stvg.data_builders.objects.frames import VideoFrames
+from verl_stvg.data_builders.objects.target import size_filter
+from verl_stvg.data_builders.objects.track import Options, encode, track
+from verl_stvg.data_builders.objects.write import find_numbered, write_video
+from verl_stvg.data_builders.records import record
+from verl_stvg.data_builders.videos import VideoRoot
+from verl_stvg.eval.benchmarks import tubes
+from verl_stvg.eval.benchmarks.items import Item, Prediction, item_of
+from verl_stvg.eval.benchmarks.tubes import Library
+from verl_stvg.eval.lmms_eval_tasks.parts import cut
+from verl_stvg.eval.metrics import tube_scripts
+from verl_stvg.eval.report import clips
 from verl_stvg.video import tracks as files
 from verl_stvg.video.decode import probe
 from verl_stvg.video.film import VideoInfo

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_builders import check, row, show, templates, tubes
-from data_builders.objects.boxes import out_of_reach
-from data_builders.records import Record
-from data_builders.videos import Facts
-from eval import clips, replies
-from eval.benchmarks.items import Prediction, item_of, read_answer
-from eval.metrics.tubes import from_seconds
-from eval.score import score
 from reward_fns import RECIPES
 from reward_fns.perfect import perfect_answer
 from tests.test_decode import write_counting_video
+from verl_stvg.data_builders import check, make_row, show, templates, tubes
+from verl_stvg.data_builders.objects.boxes import out_of_reach
+from verl_stvg.data_builders.records import Record
+from verl_stvg.data_builders.videos import Facts
+from verl_stvg.eval.benchmarks.items import Prediction, item_of, read_answer
+from verl_stvg.eval.metrics.tubes import from_seconds
+from verl_stvg.eval.report import clips, replies
+from verl_stvg.eval.score import score
 from verl_stvg.rows.answers import Answer
 from verl_stvg.rows.shape import row_shape_problems
 from verl_stvg.video.clock import FrameClock
@@ -37,8 +37,8 @@ def record(first=24, boxes=MOVING[:24], start=2.0, end=4.0, **more) -> Record:
 
 
 def made(one: Record, template="stvg_boxes", split="train", facts=FACTS, **more) -> dict:
-    maker = row.RowMaker("generic", split, templates.find(template), **more)
-    [found] = maker.rows(one, row.Video("v.mp4", facts))
+    maker = make_row.RowMaker("generic", split, templates.find(template), **more)
+    [found] = maker.rows(one, make_row.Video("v.mp4", facts))
     found["extra_info"]["index"] = 0
     return found
 
@@ -111,13 +111,13 @@ def test_the_prompt_says_what_frames_and_pixels_are():
 
 
 def test_what_only_the_video_knows_is_asked_for():
-    with pytest.raises(row.Drop, match="give --videos"):
-        made(record(**CLIP), facts=None, policies=row.Policies())
+    with pytest.raises(make_row.Drop, match="give --videos"):
+        made(record(**CLIP), facts=None, policies=make_row.Policies())
     known = {"duration": 8.0, "extra": {"fps": 12.0, "width": 336, "height": 224}}
     assert truth_of(made(record(**known), facts=None))["first_frame"] == 24
-    with pytest.raises(row.Drop, match="give --videos"):
+    with pytest.raises(make_row.Drop, match="give --videos"):
         made(record(**CLIP | known), facts=None)
-    with pytest.raises(row.Drop, match="the tube begins before the part that is shown"):
+    with pytest.raises(make_row.Drop, match="the tube begins before the part that is shown"):
         made(record(first=20, **CLIP))
     evaluated = made(record(first=20, **CLIP), "time_r1", "test")
     assert truth_of(evaluated)["first_frame"] == -4 and item_of(evaluated).true_frames == (20, 43)
@@ -153,7 +153,7 @@ def test_boxes_are_drawn_on_the_frames_of_the_file(video):
     first = info.clock.in_file(truth["first_frame"], 1.0, extra["first_frame_of"])
     drawn = show._boxes(truth["boxes"], first, None, [49, 50, 59, 60], info)
     assert [box is not None for box in drawn] == [False, True, True, False]
-    pq.write_table(pa.Table.from_pylist([found], row.ROW_SCHEMA), video.parent / "train.parquet")
+    pq.write_table(pa.Table.from_pylist([found], make_row.ROW_SCHEMA), video.parent / "train.parquet")
     assert show.write([video.parent / "train.parquet"], video.parent / "rows.html") == 1
     rows = clips.Rows([video.parent / "train.parquet"])
     one = rows[extra["uid"]]
@@ -264,8 +264,8 @@ def test_the_frame_that_is_number_0_is_the_first_of_the_plan(begin, fps, uneven)
 
 def test_a_tube_before_the_part_is_dropped_wherever_a_truth_is_needed():
     early = record(10, MOVING[:24], 0.0, 2.0, clip=(2.0, 6.0))
-    for split, policies in (("train", row.Policies()), ("test", row.Policies(unusable_truth="drop"))):
-        with pytest.raises(row.Drop, match="the tube begins before the part that is shown"):
+    for split, policies in (("train", make_row.Policies()), ("test", make_row.Policies(unusable_truth="drop"))):
+        with pytest.raises(make_row.Drop, match="the tube begins before the part that is shown"):
             made(early, split=split, policies=policies)
 
 
@@ -349,7 +349,7 @@ def test_rows_that_do_not_record_their_file_are_compared_with_it(video):
     boxes = ((0.0, 0.0, 28.0, 28.0),) * 25
     known = {"duration": 4.0, "extra": {"fps": 25.0, "width": 56, "height": 56}}
     found = made(record(75, boxes, 1.0, 2.0, **known), split="train", facts=None)
-    pq.write_table(pa.Table.from_pylist([found], row.ROW_SCHEMA), video.parent / "plain.parquet")
+    pq.write_table(pa.Table.from_pylist([found], make_row.ROW_SCHEMA), video.parent / "plain.parquet")
     told = check.check([video.parent / "plain.parquet"], decode=False)[0]
     assert [(one.problem, one.serious) for one in told if "no frame in common" in one.detail] == [("tube", True)]
 

@@ -17,7 +17,13 @@ def run(folder, rows, model, variant, *overrides):
     """Two steps of STVG-R1's recipe under ``[tiny,variant]``; returns verl's metrics of the two."""
     status = launch.train(
         [
-            *("--config-path", "pkg://recipes.stvg_r1", "--config-name", "stvg_r1", f"+variant=[tiny,{variant}]"),
+            *(
+                "--config-path",
+                "pkg://verl_stvg.recipes.stvg_r1",
+                "--config-name",
+                "stvg_r1",
+                f"+variant=[tiny,{variant}]",
+            ),
             f"data.train_files={training_rows(rows, folder)}",
             f"data.val_files={rows}/val.parquet",
             f"data.video_cache.folder={folder}/frames",

@@ -11,13 +11,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from data_builders import check, show
-from data_builders.selection.folder import pool, write_rows
-from data_builders.selection.samples import sample_of
-from data_builders.tiny_model import make_processor
-from eval.benchmarks.items import item_of, read_rows
-from eval.clips import Rows
 from tests.test_build import run, write_video
+from verl_stvg.data_builders import check, show
+from verl_stvg.data_builders.selection.folder import pool, write_rows
+from verl_stvg.data_builders.selection.samples import sample_of
+from verl_stvg.data_builders.testing.tiny_model import make_processor
+from verl_stvg.eval.benchmarks.items import item_of, read_rows
+from verl_stvg.eval.report.clips import Rows
 from verl_stvg.launch import capacity
 from verl_stvg.rows.cache_fill import VIDEO_KEYS, Job, entries_of, entry_of, located, read_jobs
 from verl_stvg.rows.prompts import ROOT_KEY, messages_of, plan_video_part

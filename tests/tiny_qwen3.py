@@ -1,6 +1,6 @@
 """A random Qwen3-VL of the real architecture, small enough for a test: tower with deepstack, interleaved positions.
 
-Its tokenizer and chat format are those of the tiny Qwen2.5-VL (`data_builders.tiny_model`), and it knows as little as a
+Its tokenizer and chat format are those of the tiny Qwen2.5-VL (`verl_stvg.data_builders.testing.tiny_model`), and it knows as little as a
 random model does: what is tested is what it reads. Its weights are large enough that a wrong position or time shows.
 """
 
@@ -16,7 +16,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from data_builders.tiny_model import make_tokenizer
+from verl_stvg.data_builders.testing.tiny_model import make_tokenizer
 from verl_stvg.video.plan import MERGE, QWEN3_PATCH
 
 TOKEN_PIXELS = (QWEN3_PATCH * MERGE) ** 2

@@ -1,5 +1,9 @@
 """verl_stvg: reinforcement learning for video grounding, as a plugin to verl."""
 
+from verl_stvg import moved
+
+moved.install()
+
 
 def __getattr__(name: str) -> str:
     """``__version__``, read when it is asked for: what reads it takes as long to import as the command line."""

@@ -8,7 +8,7 @@ from verl_stvg.base import extras, status
 def main() -> None:
     """Run the command line; status 2 and one sentence where the libraries of the command line are not installed."""
     try:
-        from verl_stvg.cli.main import main as run
+        from verl_stvg.cli.app import main as run
     except ModuleNotFoundError as error:
         sentence = extras.missing(error.name or "", ("data", "eval", "cpu", "gpu"))
         if sentence is None:

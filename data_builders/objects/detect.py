@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torchvision.ops import batched_nms
 
-from data_builders.objects.detector import Detection, Detector, ModelError, imported
 from verl_stvg.base.models import located
+from verl_stvg.data_builders.objects.detector import Detection, Detector, ModelError, imported
 
 RTDETR = "PekingU/rtdetr_r50vd"
 GROUNDING_DINO = "IDEA-Research/grounding-dino-tiny"

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco
 
-from data_builders.objects.frames import VideoFrames
-from data_builders.objects.write import write_video
 from verl_stvg.base.lock import replacing
+from verl_stvg.data_builders.objects.frames import VideoFrames
+from verl_stvg.data_builders.objects.write import write_video
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.markers import draw_ids
 from verl_stvg.video.tracks import TrackError, Tracks

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_builders.objects.boxes import Box, TurnedBoxes, annotated_size, scaled
-from data_builders.objects.detector import Detector, wanted
-from data_builders.objects.frames import VideoFrames
-from data_builders.objects.target import match_masks, match_tube, size_filter
-from data_builders.objects.track import Options, Segmenter, track
-from data_builders.records import Entries, Problem, Record, once
-from data_builders.row import counted, hull, misnumbered
-from data_builders.videos import UnknownVideo, VideoRoot
 from verl_stvg.base.lock import finished, turn, write_whole
+from verl_stvg.data_builders.make_row import counted, hull, misnumbered
+from verl_stvg.data_builders.objects.boxes import Box, TurnedBoxes, annotated_size, scaled
+from verl_stvg.data_builders.objects.detector import Detector, wanted
+from verl_stvg.data_builders.objects.frames import VideoFrames
+from verl_stvg.data_builders.objects.target import match_masks, match_tube, size_filter
+from verl_stvg.data_builders.objects.track import Options, Segmenter, track
+from verl_stvg.data_builders.records import Entries, Problem, Record, once
+from verl_stvg.data_builders.videos import UnknownVideo, VideoRoot
 from verl_stvg.video.cache import hash_file
 from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.clock import FrameClock
@@ -56,8 +56,8 @@ class Models:
     """What finds and follows objects, by name, so that each process makes them once.
 
     Attributes:
-        detector: see `data_builders.objects.detect.detector`.
-        segmenter: see `data_builders.objects.segment.segmenter`.
+        detector: see `verl_stvg.data_builders.objects.detect.detector`.
+        segmenter: see `verl_stvg.data_builders.objects.segment.segmenter`.
         confidence: least score of a detection; None is the detector's default.
         nms: largest IoU of two boxes of a class; None is the detector's default.
         device: None is a GPU if there is one.
@@ -161,7 +161,7 @@ def _made_by(models: Models, options: Options) -> dict[str, Any]:
 
 @functools.cache
 def _detector(models: Models) -> Detector:
-    from data_builders.objects.detect import detector
+    from verl_stvg.data_builders.objects.detect import detector
 
     given = {"confidence": models.confidence, "nms": models.nms, "device": models.device}
     return detector(models.detector, **{name: value for name, value in given.items() if value is not None})
@@ -169,13 +169,13 @@ def _detector(models: Models) -> Detector:
 
 @functools.cache
 def _segmenter(models: Models) -> Segmenter:
-    from data_builders.objects.segment import segmenter
+    from verl_stvg.data_builders.objects.segment import segmenter
 
     return segmenter(models.segmenter, models.device)
 
 
 def filter_all(tracks: Path, out: Path, ratio: float, per_label: bool, hysteresis: float) -> Iterator[Done]:
-    """Write the objects of each track file whose number is displayed, see `data_builders.objects.target.size_filter`.
+    """Write the objects of each track file whose number is displayed, see `verl_stvg.data_builders.objects.target.size_filter`.
 
     Args:
         tracks: folder of track files.
@@ -282,7 +282,7 @@ def _target(record: Record, tracks: Tracks, rule: Rule, clock: FrameClock | None
     """The line of a record, without its uid; `clock` is the video's, where it may know more than the tracks.
 
     Raises:
-        TurnedBoxes: see `data_builders.objects.boxes.scales`.
+        TurnedBoxes: see `verl_stvg.data_builders.objects.boxes.scales`.
     """
     clock = clock or tracks.clock
     if reason := _misnumbered(record, clock):
@@ -312,7 +312,7 @@ def _target(record: Record, tracks: Tracks, rule: Rule, clock: FrameClock | None
 
 
 def _misnumbered(record: Record, clock: FrameClock) -> str | None:
-    """Why the annotated frames cannot be those of the file, see `data_builders.row.misnumbered`."""
+    """Why the annotated frames cannot be those of the file, see `verl_stvg.data_builders.make_row.misnumbered`."""
     tube = record.tube and (record.tube.first_frame, record.tube.first_frame + len(record.tube.boxes))
     begin = _seconds(record.clip[0], record.unit, clock) if record.clip else 0.0
     seconds = hull(record.intervals, begin) if record.unit == "seconds" else None

@@ -25,9 +25,9 @@ from PIL import Image
 from pycocotools import mask as coco
 from torch.nn.functional import interpolate
 
-from data_builders.objects.detector import ModelError, imported
-from data_builders.objects.track import Box, Segmenter, encode
 from verl_stvg.base.models import located
+from verl_stvg.data_builders.objects.detector import ModelError, imported
+from verl_stvg.data_builders.objects.track import Box, Segmenter, encode
 from verl_stvg.video.markers import RLE
 
 CONFIG = "configs/sam2.1/sam2.1_hiera_l.yaml"

@@ -36,8 +36,8 @@ from typing import Any, Protocol
 import numpy as np
 from pycocotools import mask as coco
 
-from data_builders.objects.detector import Detection, Detector, wanted
-from data_builders.objects.frames import Frames, VideoFrames, walk
+from verl_stvg.data_builders.objects.detector import Detection, Detector, wanted
+from verl_stvg.data_builders.objects.frames import Frames, VideoFrames, walk
 from verl_stvg.video.markers import RLE, rle_area
 from verl_stvg.video.tracks import Track, Tracks
 

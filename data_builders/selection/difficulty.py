@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from data_builders.selection.boundary_reflection import clipped
-from data_builders.selection.folder import Stage
-from data_builders.selection.samples import Sample, first_two_numbers, overlap, read_intervals
+from verl_stvg.data_builders.selection.boundary_reflection import clipped
+from verl_stvg.data_builders.selection.folder import Stage
+from verl_stvg.data_builders.selection.samples import Sample, first_two_numbers, overlap, read_intervals
 from verl_stvg.rows.answers import Answer
 
 NAME = "difficulty"

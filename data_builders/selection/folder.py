@@ -22,10 +22,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_builders.check import COLUMNS, rows_of
-from data_builders.read import json_lines
-from data_builders.selection.samples import Sample, sample_of
 from verl_stvg.base.lock import alone, replacing, write_whole
+from verl_stvg.data_builders.check import COLUMNS, rows_of
+from verl_stvg.data_builders.read import json_lines
+from verl_stvg.data_builders.selection.samples import Sample, sample_of
 from verl_stvg.rows import answers
 from verl_stvg.rows.answers import Answer
 from verl_stvg.rows.cache_fill import entries_of, root_of

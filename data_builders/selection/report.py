@@ -12,10 +12,10 @@ from typing import Any
 
 import jinja2
 
-from data_builders.check import rows_of
-from data_builders.selection.difficulty import BINS
-from data_builders.selection.folder import JUDGED, MANIFEST, ROWS, SelectionError, read_judged, read_summary
 from verl_stvg.base.lock import write_whole
+from verl_stvg.data_builders.check import rows_of
+from verl_stvg.data_builders.selection.difficulty import BINS
+from verl_stvg.data_builders.selection.folder import JUDGED, MANIFEST, ROWS, SelectionError, read_judged, read_summary
 from verl_stvg.rows.cache_fill import entry_of, root_of
 from verl_stvg.video.decode import VideoError
 from verl_stvg.video.thumbnails import thumbnails

@@ -17,8 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_builders.selection import difficulty, draw
-from data_builders.selection.folder import (
+from verl_stvg.base.lock import whole
+from verl_stvg.data_builders.selection import difficulty, draw
+from verl_stvg.data_builders.selection.folder import (
     JUDGED,
     MANIFEST,
     Pool,
@@ -30,7 +31,6 @@ from data_builders.selection.folder import (
     write_json,
     write_rows,
 )
-from verl_stvg.base.lock import whole
 
 UIDS, TRAIN = "uids.txt", "train.parquet"
 FORMAT_VERSION = 1  # raise it whenever the same arguments would give other files

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_builders.selection import subset
-from data_builders.selection.draw import uniform
-from data_builders.selection.folder import SelectionError, pool, read_judged, some
+from verl_stvg.data_builders.selection import subset
+from verl_stvg.data_builders.selection.draw import uniform
+from verl_stvg.data_builders.selection.folder import SelectionError, pool, read_judged, some
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from data_builders.selection.folder import SelectionError, Stage
-from data_builders.selection.samples import Sample, read_intervals
 from reward_fns import get_recipe
+from verl_stvg.data_builders.selection.folder import SelectionError, Stage
+from verl_stvg.data_builders.selection.samples import Sample, read_intervals
 from verl_stvg.rows.answers import Answer
 
 NAME = "variance"

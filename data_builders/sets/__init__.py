@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from data_builders.records import Entries
+from verl_stvg.data_builders.records import Entries
 
 
 @dataclass(frozen=True)

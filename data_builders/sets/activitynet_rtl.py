@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from data_builders.read import json_entries, json_items, json_start
-from data_builders.records import Entries, Problem, Record, flaw, record
-from data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.read import json_entries, json_items, json_start
+from verl_stvg.data_builders.records import Entries, Problem, Record, flaw, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 TIME = re.compile(r"<(\d*\.\d+|\d+\.?)>", re.ASCII)
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from data_builders.read import AnnotationError, csv_rows, json_entries, text_lines
-from data_builders.records import Entries, Problem, record
-from data_builders.sets import AnnotationSet, Source
-from data_builders.sets.activitynet import known_durations, sentences
+from verl_stvg.data_builders.read import AnnotationError, csv_rows, json_entries, text_lines
+from verl_stvg.data_builders.records import Entries, Problem, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.sets.activitynet import known_durations, sentences
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:

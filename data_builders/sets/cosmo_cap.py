@@ -3,9 +3,9 @@
 from collections import Counter
 from pathlib import Path
 
-from data_builders.read import json_lines
-from data_builders.records import NUMBER, Entries, Problem, fault, record
-from data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.read import json_lines
+from verl_stvg.data_builders.records import NUMBER, Entries, Problem, fault, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:

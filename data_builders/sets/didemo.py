@@ -4,10 +4,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_builders.read import json_items
-from data_builders.records import Entries, Problem, chosen, fault, record
-from data_builders.sets import AnnotationSet, Source
-from data_builders.sets.activitynet import known_durations
+from verl_stvg.data_builders.read import json_items
+from verl_stvg.data_builders.records import Entries, Problem, chosen, fault, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.sets.activitynet import known_durations
 
 SEGMENT = 5
 """Seconds."""

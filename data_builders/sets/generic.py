@@ -34,9 +34,9 @@ and ``train.jsonl`` is a set. Fields of a line, of which only the first two are 
 from pathlib import Path
 from typing import Any
 
-from data_builders.read import json_lines
-from data_builders.records import Entries, Problem, flaw, letters, once, record
-from data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.read import json_lines
+from verl_stvg.data_builders.records import Entries, Problem, flaw, letters, once, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 PASSED = ("video", "query", "intervals", "duration", "clip", "masks", "options", "answer", "prompt", "extra")
 """Fields of a line that are the record's own."""

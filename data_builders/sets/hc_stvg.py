@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_builders.read import json_entries
-from data_builders.records import Entries, Problem, Record, boxes_xyxy, is_number, record
-from data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.read import json_entries
+from verl_stvg.data_builders.records import Entries, Problem, Record, boxes_xyxy, is_number, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 SECONDS = 20.0
 """Of every clip: the release says so, and its ``img_num`` is the frame rate times 20."""

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_builders.read import AnnotationError, json_entries, json_whole
-from data_builders.records import NUMBER, Entries, Problem, chosen, fault, record
-from data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.read import AnnotationError, json_entries, json_whole
+from verl_stvg.data_builders.records import NUMBER, Entries, Problem, chosen, fault, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 
 def read_moments(files: tuple[Path | None, ...], split: str) -> Entries:

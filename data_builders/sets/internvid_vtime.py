@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from data_builders.records import Entries
-from data_builders.sets import AnnotationSet, Source
-from data_builders.sets.cosmo_cap import spans
+from verl_stvg.data_builders.records import Entries
+from verl_stvg.data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.sets.cosmo_cap import spans
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:

@@ -8,9 +8,9 @@ from typing import IO, Any
 
 from pycocotools import mask as coco
 
-from data_builders.read import AnnotationError, json_entries, json_whole
-from data_builders.records import Entries, Problem, Record, record
-from data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.read import AnnotationError, json_entries, json_whole
+from verl_stvg.data_builders.records import Entries, Problem, Record, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
 from verl_stvg.video.rle import RLE, MaskError, encoded
 
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_builders.read import AnnotationError, csv_rows, json_items, json_whole
-from data_builders.records import Entries, Problem, flaw, letters, once, record
-from data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.read import AnnotationError, csv_rows, json_items, json_whole
+from verl_stvg.data_builders.records import Entries, Problem, flaw, letters, once, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 OPTIONS = ("a0", "a1", "a2", "a3", "a4")
 COLUMNS = ("video_id", "qid", "question", "answer", *OPTIONS, "type")

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from data_builders.read import AnnotationError, plain_pickle, text_lines
-from data_builders.records import Entries, Problem, record
-from data_builders.sets import AnnotationSet, Source
-from data_builders.sets.activitynet import known_durations
+from verl_stvg.data_builders.read import AnnotationError, plain_pickle, text_lines
+from verl_stvg.data_builders.records import Entries, Problem, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.sets.activitynet import known_durations
 
 PREFIX = 6
 """Characters, ``video-``, before the YouTube id."""

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from data_builders.read import json_lines
-from data_builders.records import NUMBER, Entries, Problem, fault, record
-from data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.read import json_lines
+from verl_stvg.data_builders.records import NUMBER, Entries, Problem, fault, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 _TEST_WITH_TRUTH = "highlight_test_with_gt.jsonl"
 _CLIP = 2  # seconds of an annotated clip

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from data_builders.read import json_items, json_lines
-from data_builders.records import Entries, Problem, flaw, letters, once, record
-from data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.read import json_items, json_lines
+from verl_stvg.data_builders.records import Entries, Problem, flaw, letters, once, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:

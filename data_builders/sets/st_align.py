@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_builders.read import json_items
-from data_builders.records import Entries, Problem, Record, boxes_xyxy, is_number, record
-from data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.read import json_items
+from verl_stvg.data_builders.records import Entries, Problem, Record, boxes_xyxy, is_number, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 _TUBE = "<bboxes>"
 

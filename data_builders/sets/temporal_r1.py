@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from data_builders.read import AnnotationError, json_items, json_lines
-from data_builders.records import Entries, Problem, Record, flaw, once, record
-from data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.read import AnnotationError, json_items, json_lines
+from verl_stvg.data_builders.records import Entries, Problem, Record, flaw, once, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 SEED = 0
 """Of ``random:N``, for every list anew: the same lines are drawn whenever, and beside whatever, a list is read."""

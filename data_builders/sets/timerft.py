@@ -3,10 +3,10 @@
 from collections import Counter
 from pathlib import Path
 
-from data_builders.read import json_items
-from data_builders.records import NUMBER, Entries, Problem, chosen, fault, record
-from data_builders.sets import AnnotationSet, Source
-from data_builders.sets.tvgbench import below_videos
+from verl_stvg.data_builders.read import json_items
+from verl_stvg.data_builders.records import NUMBER, Entries, Problem, chosen, fault, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.sets.tvgbench import below_videos
 
 
 def read(files: tuple[Path | None, ...], split: str) -> Entries:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from data_builders.read import AnnotationError, json_items, json_whole
-from data_builders.records import Entries, Problem, Record, is_number, record
-from data_builders.sets import AnnotationSet, Source
+from verl_stvg.data_builders.read import AnnotationError, json_items, json_whole
+from verl_stvg.data_builders.records import Entries, Problem, Record, is_number, record
+from verl_stvg.data_builders.sets import AnnotationSet, Source
 from verl_stvg.video.identity import identity
 
 _KINDS = {"captions": "declarative", "questions": "interrogative"}

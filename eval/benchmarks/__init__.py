@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.benchmarks import masks, questions, temporal, tubes
-from eval.benchmarks.items import Item, Prediction
-from eval.benchmarks.masks import Masks
-from eval.benchmarks.temporal import Values
-from eval.benchmarks.tubes import Library, Script
+from verl_stvg.eval.benchmarks import masks, questions, temporal, tubes
+from verl_stvg.eval.benchmarks.items import Item, Prediction
+from verl_stvg.eval.benchmarks.masks import Masks
+from verl_stvg.eval.benchmarks.temporal import Values
+from verl_stvg.eval.benchmarks.tubes import Library, Script
 
 KINDS = ("intervals", "tubes", "masks", "questions")
 SORTS = {"words": "words of the query"}
@@ -32,10 +32,10 @@ class Benchmark:
     """What is scored, and how.
 
     Attributes:
-        name: on the command line; the set's, as `data_builders.sets` names it.
+        name: on the command line; the set's, as `verl_stvg.data_builders.sets` names it.
         kind: `intervals`, `tubes`, `masks` or `questions`: what answers hold, and so which module measures them.
         split: that is customarily scored.
-        template: of the evaluation prompt, of `data_builders.templates`.
+        template: of the evaluation prompt, of `verl_stvg.data_builders.templates`.
         published: number of rows by split, so that a part of a benchmark does not pass for it.
         scripts: of papers that tubes are scored with as well.
         sorts: fields of the annotation by which results are grouped as well, with the group's name.

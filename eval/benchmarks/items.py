@@ -2,7 +2,7 @@
 
 Rows are read column by column, because a benchmark's prompts and boxes as Python objects take a hundred times their
 size in the file. Answers are read with the parsers of `reward_fns`, so that training and evaluation read alike; only
-option letters are read with `eval.metrics.answers.read_option`, which does not take the D of "Definitely A" for one.
+option letters are read with `verl_stvg.eval.metrics.answers.read_option`, which does not take the D of "Definitely A" for one.
 """
 
 import json
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_builders.objects.boxes import annotated_size
-from eval.metrics.answers import read_option
-from eval.metrics.tubes import as_arrays, from_seconds
 from reward_fns import parsing, stvg_boxes, stvg_r1, temporal_r1, time_r1, videochat_r1
+from verl_stvg.data_builders.objects.boxes import annotated_size
+from verl_stvg.eval.metrics.answers import read_option
+from verl_stvg.eval.metrics.tubes import as_arrays, from_seconds
 from verl_stvg.rows.answers import Answer
 from verl_stvg.rows.cache_fill import are_plain, entries_of, root_of
 from verl_stvg.rows.files import batches_in, open_rows
@@ -145,7 +145,7 @@ class Prediction:
         object_ids: answered.
         option: capital letter.
         tube: boxes xyxy in pixels by zero-based frame of the file.
-        by_second: the answer gave the boxes by whole second; see `eval.metrics.tubes.from_seconds`.
+        by_second: the answer gave the boxes by whole second; see `verl_stvg.eval.metrics.tubes.from_seconds`.
         span: first and last frame that the tube is said to cover; None takes it from the interval. Without either the
             tube covers the frames that it names.
         ranked: whether several intervals are guesses at one moment, the best first, as programs with scores give them;
@@ -338,7 +338,7 @@ def _int(number: float | None) -> int | None:
 
 
 def item_of(row: Mapping[str, Any]) -> Item:
-    """The item that a row is; see `read_rows` and `data_builders.row.ROW_SCHEMA` for its keys.
+    """The item that a row is; see `read_rows` and `verl_stvg.data_builders.make_row.ROW_SCHEMA` for its keys.
 
     Raises:
         ValueError: the row lacks what every row has, or its data source names no reward.

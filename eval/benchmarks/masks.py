@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco
 
-from data_builders.records import Record
-from data_builders.sets import find
-from eval.benchmarks.items import Item, Prediction
-from eval.benchmarks.temporal import Values
-from eval.benchmarks.tubes import Library, identity
-from eval.metrics.masks import j_f
+from verl_stvg.data_builders.records import Record
+from verl_stvg.data_builders.sets import find
+from verl_stvg.eval.benchmarks.items import Item, Prediction
+from verl_stvg.eval.benchmarks.temporal import Values
+from verl_stvg.eval.benchmarks.tubes import Library, identity
+from verl_stvg.eval.metrics.masks import j_f
 from verl_stvg.video.rle import encoded
 
 Masks = Sequence[Mapping | None]

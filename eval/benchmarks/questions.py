@@ -4,15 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.benchmarks.items import Item, Prediction
-from eval.benchmarks.temporal import Values, as_intervals, intervals, read_leniently, set_iou, truths
-from eval.metrics import videomind
-from eval.metrics.answers import check_ans, read_option
-from eval.metrics.gqa import grounded_qa
-from eval.metrics.temporal import reaches
 from reward_fns import videochat_r1
 from reward_fns.measures import intervals_iou
 from reward_fns.parsing import first_block
+from verl_stvg.eval.benchmarks.items import Item, Prediction
+from verl_stvg.eval.benchmarks.temporal import Values, as_intervals, intervals, read_leniently, set_iou, truths
+from verl_stvg.eval.metrics import videomind
+from verl_stvg.eval.metrics.answers import check_ans, read_option
+from verl_stvg.eval.metrics.gqa import grounded_qa
+from verl_stvg.eval.metrics.temporal import reaches
 
 THRESHOLDS = (0.3, 0.5)
 _ASKING = ("videochat_r1_gqa", "temporal_r1_gqa", "temporal_r1_mcq", "r1v")

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from eval.benchmarks.items import Interval, Item, Prediction
-from eval.metrics import readers
-from eval.metrics.lenient import is_plain, read_time
-from eval.metrics.temporal import (
+from reward_fns.measures import intervals_iou
+from verl_stvg.eval.benchmarks.items import Interval, Item, Prediction
+from verl_stvg.eval.metrics import readers
+from verl_stvg.eval.metrics.lenient import is_plain, read_time
+from verl_stvg.eval.metrics.temporal import (
     THRESHOLDS,
     Measure,
     as_intervals,
@@ -18,7 +19,6 @@ from eval.metrics.temporal import (
     iou_union,
     reaches,
 )
-from reward_fns.measures import intervals_iou
 
 Counts = Callable[[np.ndarray, float], np.ndarray]
 

@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as coco
 
-from data_builders.objects.boxes import TurnedBoxes, annotated_size, scales
-from data_builders.objects.boxes import out_of_reach as out_of_reach_boxes
-from data_builders.objects.target import tube_of
-from eval.benchmarks.items import Interval, Item, Prediction
-from eval.benchmarks.temporal import Values, read_leniently
-from eval.metrics import tube_scripts
-from eval.metrics.temporal import exceeds, iou_hull, reaches
-from eval.metrics.tubes import THRESHOLDS, Box, as_arrays, common
 from reward_fns.measures import set_f1
+from verl_stvg.data_builders.objects.boxes import TurnedBoxes, annotated_size, scales
+from verl_stvg.data_builders.objects.boxes import out_of_reach as out_of_reach_boxes
+from verl_stvg.data_builders.objects.target import tube_of
+from verl_stvg.eval.benchmarks.items import Interval, Item, Prediction
+from verl_stvg.eval.benchmarks.temporal import Values, read_leniently
+from verl_stvg.eval.metrics import tube_scripts
+from verl_stvg.eval.metrics.temporal import exceeds, iou_hull, reaches
+from verl_stvg.eval.metrics.tubes import THRESHOLDS, Box, as_arrays, common
 from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.tracks import TrackError, Tracks, find_track, load
 
@@ -212,7 +212,7 @@ def lenient(items: Sequence[Item], said: Sequence[Prediction | None], texts: Seq
 
 
 def out_of_reach(items: Sequence[Item]) -> tuple[int, int]:
-    """How many annotated boxes nothing can meet, see `data_builders.objects.boxes.out_of_reach`, and of how many rows.
+    """How many annotated boxes nothing can meet, see `verl_stvg.data_builders.objects.boxes.out_of_reach`, and of how many rows.
 
     Rows whose picture has no known size count boxes without an area only.
     """

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_builders.objects.frames import VideoFrames
-from data_builders.objects.write import write_video
+from verl_stvg.data_builders.objects.frames import VideoFrames
+from verl_stvg.data_builders.objects.write import write_video
 from verl_stvg.video.clock import ROUNDING, FrameClock
 
 _BLOCK = 32  # frames that are held at once

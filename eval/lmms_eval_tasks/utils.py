@@ -16,11 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data_builders.objects.write import find_numbered
-from eval.benchmarks import temporal, tubes
-from eval.benchmarks.items import Item, item_of, read_answer
-from eval.benchmarks.tubes import Library
-from eval.lmms_eval_tasks.parts import cut
+from verl_stvg.data_builders.objects.write import find_numbered
+from verl_stvg.eval.benchmarks import temporal, tubes
+from verl_stvg.eval.benchmarks.items import Item, item_of, read_answer
+from verl_stvg.eval.benchmarks.tubes import Library
+from verl_stvg.eval.lmms_eval_tasks.parts import cut
 from verl_stvg.rows.cache_fill import entry_of, root_of
 from verl_stvg.video.tracks import find_track
 

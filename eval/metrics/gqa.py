@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.metrics.rows import by_id
-from eval.metrics.temporal import best, iop, iou_hull, iou_union, reaches
+from verl_stvg.eval.metrics.rows import by_id
+from verl_stvg.eval.metrics.temporal import best, iop, iou_hull, iou_union, reaches
 
 Span = Sequence[float]
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from eval.metrics.tubes import Box, Floats, Frames, Tube, as_arrays, common
 from reward_fns import measures
+from verl_stvg.eval.metrics.tubes import Box, Floats, Frames, Tube, as_arrays, common
 
 Span = Sequence[int]
 Objects = Mapping[int, Mapping[int, Box]]
@@ -198,7 +198,7 @@ def stvg_r1(
 def stvg_r1_boxes(objects: Objects, object_id: int | None, first: int, last: int) -> dict[int, Box]:
     """Return the boxes that STVG-R1's evaluation takes for an ID, by frame.
 
-    `data_builders.objects.target.tube_of` repairs by the same rules with exact boxes of our tracks; this one is the
+    `verl_stvg.data_builders.objects.target.tube_of` repairs by the same rules with exact boxes of our tracks; this one is the
     original to the last digit.
 
     Args:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.metrics.temporal import exceeds, reaches
+from verl_stvg.eval.metrics.temporal import exceeds, reaches
 
 Floats = NDArray[np.float64]
 Frames = NDArray[np.int64]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.answers import check_ans
+from verl_stvg.eval.metrics.answers import check_ans
 
 TOP_K = (1, 3, 5)
 THRESHOLDS = (0.3, 0.5, 0.7)

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from data_builders import sets
 from verl_stvg.base import status
 from verl_stvg.cli.eval import FitOptions
+from verl_stvg.data_builders import sets
 
 
 class Sets(typer.core.TyperGroup):
@@ -54,7 +54,7 @@ def synthetic(
     ] = 0.0,
 ) -> None:
     """Synthetic clips of moving shapes: mp4 files, masks, annotations, and verl's rows."""
-    from data_builders import synthetic as builder
+    from verl_stvg.data_builders.sets import synthetic as builder
 
     builder.build(out, train_clips, val_clips, seed, task=task, twice=twice)
 
@@ -118,9 +118,9 @@ def _command(name: str) -> Callable[..., None]:
     ) -> None:
         from rich.progress import Progress
 
-        from data_builders import build
-        from data_builders.row import Policies
-        from data_builders.templates import find
+        from verl_stvg.data_builders import build
+        from verl_stvg.data_builders.make_row import Policies
+        from verl_stvg.data_builders.templates import find
 
         policies = Policies(
             reversed_intervals=reversed_intervals,
@@ -227,7 +227,7 @@ def check(
     """
     from rich.progress import Progress
 
-    from data_builders import check as checks
+    from verl_stvg.data_builders import check as checks
     from verl_stvg.rows.fit import checked, parse
 
     with Progress() as bar:
@@ -266,6 +266,6 @@ def show(
     ] = None,
 ) -> None:
     """One self-contained page of rows: thumbnails on a time line with interval and boxes, query, problems, filters."""
-    from data_builders import show as page
+    from verl_stvg.data_builders import show as page
 
     logger.info("%d rows: %s", page.write(rows, out, video_root, limit, findings), out)

@@ -82,7 +82,7 @@ def eval_(
     """Answer rows with a model, greedily by default, with prompts, frames and clock of training, and score the answers.
     May be stopped at any moment and called again. Exit status 1 if a row could not be answered.
     """
-    from eval.run import run
+    from verl_stvg.eval.run import run
     from verl_stvg.inference.generate import Settings
     from verl_stvg.rows.chat_template import options_for
     from verl_stvg.rows.fit import fit_for

@@ -53,8 +53,8 @@ def detect(
     step: Step = 15,
 ) -> None:
     """Detections of keyframes alone, to try a detector. Exit status 1 if a video cannot be used; the rest goes on."""
-    from data_builders.objects import pipeline
-    from data_builders.objects.track import Options
+    from verl_stvg.data_builders.objects import pipeline
+    from verl_stvg.data_builders.objects.track import Options
     from verl_stvg.video.film import VideoError
 
     models, options = pipeline.Models(detector, confidence=confidence), Options(step=step, mode=_mode(classes))
@@ -90,8 +90,8 @@ def track(
     gpus: Gpus = 0,
 ) -> None:
     """Find and follow the objects of videos with SAM 2; what is there is skipped. Exit status 1 if a video failed."""
-    from data_builders.objects import pipeline
-    from data_builders.objects.track import Options
+    from verl_stvg.data_builders.objects import pipeline
+    from verl_stvg.data_builders.objects.track import Options
 
     models = pipeline.Models(detector, segmenter, confidence)
     options = Options(step=step, mode=_mode(classes), bidirectional=bidirectional, faithful=faithful)
@@ -115,7 +115,7 @@ def filter_(
 
 
 def _filter(tracks: Path, out: Path, ratio: float, per_label: bool, hysteresis: float) -> int:
-    from data_builders.objects import pipeline
+    from verl_stvg.data_builders.objects import pipeline
 
     steps = ([done] for done in pipeline.filter_all(tracks, out, ratio, per_label, hysteresis))
     return _follow(steps, len(pipeline.track_files(tracks)))
@@ -132,8 +132,8 @@ def render(
     """Videos with the IDs drawn on every frame, as STVG-R1 makes them. Training needs none: see `build --tracks`.
     Exit status 1 if a video cannot be used; the rest goes on.
     """
-    from data_builders.objects import draw
-    from data_builders.objects.write import find_numbered
+    from verl_stvg.data_builders.objects import draw
+    from verl_stvg.data_builders.objects.write import find_numbered
     from verl_stvg.video.film import VideoError
     from verl_stvg.video.tracks import find_track, load
 
@@ -165,10 +165,10 @@ def assign(
     faithful: AssignFaithful = False,
 ) -> None:
     """Which ID is the target of each annotated tube, or which IDs those of annotated masks."""
-    from data_builders import build
-    from data_builders.objects import pipeline
-    from data_builders.sets import find
-    from data_builders.videos import VideoRoot
+    from verl_stvg.data_builders import build
+    from verl_stvg.data_builders.objects import pipeline
+    from verl_stvg.data_builders.sets import find
+    from verl_stvg.data_builders.videos import VideoRoot
 
     job, lines = build.Job(find(dataset), annotations, out, videos, tuple(split or ())), []
     rule, root = pipeline.Rule(min_share, min_iou, faithful=faithful), VideoRoot(videos)
@@ -188,7 +188,7 @@ def show(
     sheet: Annotated[Path | None, typer.Option(help="jpg file with pictures of it; default: beside the video.")] = None,
 ) -> None:
     """A video with its objects in colours, and a contact sheet."""
-    from data_builders.objects import draw
+    from verl_stvg.data_builders.objects import draw
     from verl_stvg.video.tracks import load
 
     draw.show(video, load(tracks), out, sheet or out.with_suffix(".jpg"))
@@ -221,10 +221,10 @@ def run(
     """All stages: track the videos of a set, hide small objects, find the targets, build the rows. Each is resumed.
     Exit status 1 if a video failed; the rows are those of the others.
     """
-    from data_builders import build
-    from data_builders.objects import pipeline
-    from data_builders.objects.track import Options
-    from data_builders.sets import find
+    from verl_stvg.data_builders import build
+    from verl_stvg.data_builders.objects import pipeline
+    from verl_stvg.data_builders.objects.track import Options
+    from verl_stvg.data_builders.sets import find
 
     source = find(dataset)
     job = build.Job(source, annotations, out / "rows", videos, tuple(split or ()), workers=workers, on_ray=ray)
@@ -245,13 +245,13 @@ def run(
 
 
 def _mode(classes: str) -> str | tuple[str, ...]:
-    from data_builders.objects.detector import MODES
+    from verl_stvg.data_builders.objects.detector import MODES
 
     return classes if classes in MODES else tuple(name.strip() for name in classes.split(","))
 
 
 def _names(videos: Path, names: list[str] | None) -> list[str]:
-    from data_builders.videos import VideoRoot
+    from verl_stvg.data_builders.videos import VideoRoot
 
     root = VideoRoot(videos)
     return [root.find(name) for name in names] if names else root.all()

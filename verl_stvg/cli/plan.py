@@ -106,7 +106,7 @@ def compose(recipe: str, overrides: list[str]):
     import hydra
     from hydra.errors import HydraException
 
-    with hydra.initialize_config_module(f"recipes.{recipe}", version_base=None):
+    with hydra.initialize_config_module(f"verl_stvg.recipes.{recipe}", version_base=None):
         try:
             return hydra.compose(recipe, overrides)
         except HydraException as error:

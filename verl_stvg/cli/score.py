@@ -12,7 +12,7 @@ from verl_stvg.base import status
 logger = logging.getLogger(__name__)
 
 LOST = ("missing", "errors", "extra", "duplicates", "half_written", "not_finite")
-"""Counts of `eval.score` of what is no answer to a row; a reply that cannot be read is one, and counts as wrong."""
+"""Counts of `verl_stvg.eval.score` of what is no answer to a row; a reply that cannot be read is one, and counts as wrong."""
 
 
 def judge(counts: Mapping[str, int]) -> None:
@@ -57,10 +57,10 @@ def score(
     """Score predictions: table, intervals, groups and baselines (scores.json), and every row (items.jsonl). Exit status
     1 if rows have no prediction, or predictions no row.
     """
-    from eval import foreign
-    from eval.benchmarks.items import item_of, read_rows
-    from eval.score import rewards as mean_rewards
-    from eval.score import score_files, score_run
+    from verl_stvg.eval.benchmarks.items import item_of, read_rows
+    from verl_stvg.eval.importers import foreign
+    from verl_stvg.eval.score import rewards as mean_rewards
+    from verl_stvg.eval.score import score_files, score_run
     from verl_stvg.rows.answers import Answer
 
     if len(predictions) == 1 and predictions[0].is_dir():

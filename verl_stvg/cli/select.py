@@ -15,7 +15,7 @@ from verl_stvg.base import status
 from verl_stvg.cli.eval import FitOptions, TemplateOptions
 
 if TYPE_CHECKING:
-    from data_builders.selection.folder import Stage
+    from verl_stvg.data_builders.selection.folder import Stage
     from verl_stvg.inference.generate import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Choose the rows to train on.")
@@ -136,7 +136,7 @@ def reflect(
     video_root: VideoRootOption = None,
 ) -> None:
     """Boundary reflection: find rows whose interval is not the only one that fits the query (VideoTG-R1)."""
-    from data_builders.selection import boundary_reflection as stage
+    from verl_stvg.data_builders.selection import boundary_reflection as stage
 
     order = "drop" if drop_reversed else "swap"
     rules = stage.Rules(guard=guard, min_len=min_len, tau_out=tau_out, min_items=min_items, reversed=order)
@@ -158,7 +158,7 @@ def difficulty(
     video_root: VideoRootOption = None,
 ) -> None:
     """Difficulty: how well the model does before training, and which rows are hard, normal or easy."""
-    from data_builders.selection import difficulty as stage
+    from verl_stvg.data_builders.selection import difficulty as stage
 
     _run(stage.stage(stage.Rules(bins, hard, easy, first_numbers)), rows, out, video_root, settings)
 
@@ -174,7 +174,7 @@ def variance(
     video_root: VideoRootOption = None,
 ) -> None:
     """Variance: keep rows on which the model's own answers differ (Temporal-R1)."""
-    from data_builders.selection import variance as stage
+    from verl_stvg.data_builders.selection import variance as stage
 
     _run(stage.stage(stage.Rules(min_std, _quotas(quota or []))), rows, out, video_root, settings)
 
@@ -196,7 +196,7 @@ def subset(
     """The rows to train on: a share of what the stages left, spread over sets and difficulties as these are. Exit
     status 1 if fewer are left than --size.
     """
-    from data_builders.selection import subset as chooser
+    from verl_stvg.data_builders.selection import subset as chooser
 
     found = chooser.Judgements(reflection, difficulty, variance, uids)
     manifest = chooser.select(rows, out, found, chooser.Rules(share, size, easy_share, seed), video_root)
@@ -220,8 +220,8 @@ def time_r1(
     video_root: VideoRootOption = None,
 ) -> None:
     """Time-R1's choice: a draw around IoU 0.3 for the cold start, then, on the rows of the last round, a filter."""
-    from data_builders.selection import subset as chooser
-    from data_builders.selection import time_r1_filter
+    from verl_stvg.data_builders.selection import subset as chooser
+    from verl_stvg.data_builders.selection import time_r1_filter
 
     manifest = time_r1_filter.select(rows, out, difficulty, round_, time_r1_filter.Rules(size=size), seed, video_root)
     logger.info("%d of %d rows: %s", manifest["chosen"], manifest["rows"], out / chooser.TRAIN)
@@ -235,14 +235,14 @@ def report(
     video_root: VideoRootOption = None,
 ) -> None:
     """One self-contained page: distributions, and examples of what was kept and dropped, with the model's replies."""
-    from data_builders.selection import report as page
+    from verl_stvg.data_builders.selection import report as page
 
     logger.info("%d examples: %s", page.write(folders, out, limit, video_root), out)
 
 
 def _run(stage: "Stage", rows: list[Path], out: Path, video_root: Path | None, settings: "Settings | None") -> None:
-    from data_builders.selection import folder
-    from data_builders.selection import report as page
+    from verl_stvg.data_builders.selection import folder
+    from verl_stvg.data_builders.selection import report as page
 
     if settings:
         from verl_stvg.inference import checkpoint

@@ -25,7 +25,13 @@ def train(
     from verl_stvg.launch import run
 
     status.Output.goes_on = True
-    arguments = ["--config-path", f"pkg://recipes.{recipe}", "--config-name", config_name or recipe, *overrides]
+    arguments = [
+        "--config-path",
+        f"pkg://verl_stvg.recipes.{recipe}",
+        "--config-name",
+        config_name or recipe,
+        *overrides,
+    ]
     ended = run.train(arguments, run_dir)
     raise typer.Exit(ended if ended >= 0 else 128 - ended)  # a signal that ended it, as shells count
 

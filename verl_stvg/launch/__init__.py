@@ -1,1 +1,5 @@
 """Starting a run: checks before it, the processes of it, the plan of its cost."""
+
+from verl_stvg.moved import names_of
+
+__getattr__ = names_of(__name__, "verl_stvg.launch.run")

@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
-from eval import charts
-from eval.benchmarks import BENCHMARKS, SORTS
-from eval.replies import Reply
 from verl_stvg.base import nesting
+from verl_stvg.data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
+from verl_stvg.eval.benchmarks import BENCHMARKS, SORTS
+from verl_stvg.eval.report import charts
+from verl_stvg.eval.report.replies import Reply
 from verl_stvg.rows.cache_fill import entries_of, plan_of, root_of
 from verl_stvg.rows.shape import row_shape_problems
 from verl_stvg.video import tracks as track_files
@@ -33,7 +33,7 @@ NUM_FRAMES = 8
 FRAME_SIDE = 288
 """Longer side of a frame's JPEG, pixels."""
 SHOWN = (112.0, 150.0)
-"""Greatest width and height of a frame on a wide page, CSS pixels (`report.html`); outlines are placed for it."""
+"""Greatest width and height of a frame on a wide page, CSS pixels (`page.html`); outlines are placed for it."""
 _GAP, _STEP = 2.4, 3.4  # from an object to its first outline, and from one outline to the next, CSS pixels
 _TAG = (6.5, 5.0, 12.0)  # of a label: width of a character, of its margins, and height, CSS pixels
 MAX_TEXT = 6000
@@ -140,7 +140,7 @@ class Row:
 
     @property
     def asked(self) -> dict:
-        """The row as `eval.benchmarks.items.item_of` takes it."""
+        """The row as `verl_stvg.eval.benchmarks.items.item_of` takes it."""
         truth = {"ground_truth": self.truth}
         videos = [self.entry] if self.entry else []
         return {
@@ -197,7 +197,7 @@ class Rows:
             return None
 
     def sorts(self) -> dict[str, dict[str, str]]:
-        """Kinds of groups that rows are sorted into by their annotation (`eval.benchmarks`): the group of each uid."""
+        """Kinds of groups that rows are sorted into by their annotation (`verl_stvg.eval.benchmarks`): the group of each uid."""
         found: dict[str, dict[str, str]] = defaultdict(dict)
         for _, _, table in self._tables:
             info = table.column("extra_info").combine_chunks()

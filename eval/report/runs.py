@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from eval.metrics.intervals import bootstrap
 from reward_fns import RECIPES, Recipe
 from verl_stvg.base.recipe_names import FOLDER, VARIANTS, values
+from verl_stvg.eval.metrics.intervals import bootstrap
 from verl_stvg.rows.chat_template import of_dump
 from verl_stvg.training import held_out
 from verl_stvg.training.held_out import HeldOut
@@ -277,7 +277,7 @@ def updates_per_batch(run: Run) -> float | None:
     """
     arguments = [str(argument) for argument in run.record.get("arguments") or ()]
     options = dict(zip(arguments, arguments[1:], strict=False))
-    folder = options.get("--config-path", "").removeprefix("pkg://recipes.")
+    folder = options.get("--config-path", "").removeprefix("pkg://verl_stvg.recipes.")
     recipe = FOLDER / folder / f"{options.get('--config-name')}.yaml"
     if not folder or not recipe.is_file():
         return None

@@ -40,7 +40,7 @@ class Line:
 
 
 COMMANDS = {
-    "doctor": Line("verl_stvg.cli.main:doctor", "Check this machine, and every node of a Ray cluster.", DATA),
+    "doctor": Line("verl_stvg.cli.app:doctor", "Check this machine, and every node of a Ray cluster.", DATA),
     "build": Line("verl_stvg.cli.data:build_app", "Make rows from the annotations of a data set.", DATA),
     "check": Line("verl_stvg.cli.data:check", "Find what would spoil a run in rows, before a GPU is rented.", DATA),
     "show": Line("verl_stvg.cli.data:show", "Make a page of rows: frames, time line, boxes, problems.", DATA),
@@ -53,8 +53,8 @@ COMMANDS = {
     "train": Line("verl_stvg.cli.train:train", "Train with a recipe, supervised.", ENGINE, passes_on=True),
     "eval": Line("verl_stvg.cli.eval:eval_", "Answer a benchmark's rows with a model, and score the answers.", ENGINE),
     "score": Line("verl_stvg.cli.score:score", "Score the predictions of any program against rows.", EVAL),
-    "report": Line("verl_stvg.cli.main:report", "Make a page of runs and evaluations, or a comparison of them.", EVAL),
-    "tiny-model": Line("verl_stvg.cli.main:tiny_model", "Make the model of 1 M parameters for dry runs.", ENGINE),
+    "report": Line("verl_stvg.cli.app:report", "Make a page of runs and evaluations, or a comparison of them.", EVAL),
+    "tiny-model": Line("verl_stvg.cli.app:tiny_model", "Make the model of 1 M parameters for dry runs.", ENGINE),
 }
 
 
@@ -182,7 +182,7 @@ def tiny_model(
     ] = 0.03,
 ) -> None:
     """Make the tiny Qwen2.5-VL: a real architecture of about 1 M parameters, warm-started on synthetic answers."""
-    from data_builders import tiny_model as maker
+    from verl_stvg.data_builders.testing import tiny_model as maker
 
     maker.make(out, seed=seed, config=maker.TinyConfig(task=task, rare_share=rare_share))
 
@@ -196,7 +196,7 @@ def report(
     """One self-contained page: metrics with intervals, curves of training, errors, and clips with ground truth and
     predictions.
     """
-    from eval import report as page
+    from verl_stvg.eval.report import page
 
     path = page.write(folders, out or folders[0] / "report.html")
     logging.getLogger(__name__).info("report: %s", path)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from eval.benchmarks.items import Interval, Item, Prediction, item_of, read_answer
+from verl_stvg.eval.benchmarks.items import Interval, Item, Prediction, item_of, read_answer
 
 _LETTERS = 26
 

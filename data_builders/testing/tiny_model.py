@@ -45,8 +45,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 from transformers.video_utils import VideoMetadata
 from transformers.vision_utils import get_vision_position_ids
 
-from data_builders import synthetic
 from verl_stvg.base.lock import finished, whole
+from verl_stvg.data_builders.sets import synthetic
 from verl_stvg.training.reward import find_recipe
 from verl_stvg.video.decode import read_frames
 from verl_stvg.video.plan import plan_video

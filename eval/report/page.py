@@ -3,7 +3,7 @@
 A mean that rises says little by itself: it may come from fewer malformed answers, from answers that are all alike, or
 from grounding. The page therefore sets numbers, with intervals, beside their spread over clips, the kinds of errors,
 the curves of every reward part, and clips with truth and answers drawn on frames and on one time line. This module puts
-the page together; the folders are read by `eval.runs` and `eval.evaluations`, clips by `eval.clips`, and all markup
+the page together; the folders are read by `verl_stvg.eval.report.runs` and `verl_stvg.eval.report.evaluations`, clips by `verl_stvg.eval.report.clips`, and all markup
 stands in `report*.html`, rendered by jinja2.
 """
 
@@ -16,11 +16,11 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from eval import charts, clips, evaluations, replies, runs
-from eval.clips import NUM_FRAMES, PICK, PICK_SEED, Clip, Rows, Said, Voice
-from eval.evaluations import Evaluation
-from eval.runs import Run, summarise
 from verl_stvg.base.lock import write_whole
+from verl_stvg.eval.report import charts, clips, evaluations, replies, runs
+from verl_stvg.eval.report.clips import NUM_FRAMES, PICK, PICK_SEED, Clip, Rows, Said, Voice
+from verl_stvg.eval.report.evaluations import Evaluation
+from verl_stvg.eval.report.runs import Run, summarise
 
 __all__ = ["summarise", "write"]
 
@@ -100,7 +100,7 @@ def write(folders: Path | Sequence[Path], out: Path) -> Path:
     )
     names = ("number", "signed", "fixed", "hundredths", "points", "thousands")
     environment.filters.update({name: getattr(charts, name) for name in names})
-    page = environment.get_template("report.html").render(
+    page = environment.get_template("page.html").render(
         title=" · ".join(dict.fromkeys(section["title"] for section in sections)),
         sections=sections,
         plot={"width": charts.WIDTH, "height": charts.HEIGHT},

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import charts
-from eval.metrics.intervals import bootstrap
-from eval.runs import is_number, read_lines, read_record
+from verl_stvg.eval.metrics.intervals import bootstrap
+from verl_stvg.eval.report import charts
+from verl_stvg.eval.report.runs import is_number, read_lines, read_record
 from verl_stvg.rows import answers
 
 RESAMPLES = 2000

@@ -17,13 +17,13 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data_builders.records import Record
-from data_builders.sets import NAMES, Source, find
-from eval.benchmarks.items import Interval, Item, Prediction, Stored, read_answer
-from eval.metrics.lenient import read_time
-from eval.metrics.readers import extract_time
-from eval.metrics.rows import SHOWN
 from verl_stvg.base import nesting
+from verl_stvg.data_builders.records import Record
+from verl_stvg.data_builders.sets import NAMES, Source, find
+from verl_stvg.eval.benchmarks.items import Interval, Item, Prediction, Stored, read_answer
+from verl_stvg.eval.metrics.lenient import read_time
+from verl_stvg.eval.metrics.readers import extract_time
+from verl_stvg.eval.metrics.rows import SHOWN
 from verl_stvg.rows.answers import Answer
 from verl_stvg.rows.chat_template import of_dump
 from verl_stvg.video.identity import ENDINGS

@@ -1,6 +1,6 @@
 """From one record to verl's row: times in seconds, what cannot be right dealt with, prompt, ground truth, video.
 
-Everything that decides about a row is here; where records come from and where rows go is in `data_builders.build`.
+Everything that decides about a row is here; where records come from and where rows go is in `verl_stvg.data_builders.build`.
 """
 
 import json
@@ -11,10 +11,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_builders.objects.boxes import TurnedBoxes, annotated_size, scales
-from data_builders.records import Interval, Record, is_number
-from data_builders.templates import Template, normalise
-from data_builders.videos import Facts
+from verl_stvg.data_builders.objects.boxes import TurnedBoxes, annotated_size, scales
+from verl_stvg.data_builders.records import Interval, Record, is_number
+from verl_stvg.data_builders.templates import Template, normalise
+from verl_stvg.data_builders.videos import Facts
 from verl_stvg.rows.cache_fill import MARK_KEYS, PLAN_KEYS, plan_of
 from verl_stvg.rows.fit import FPS
 from verl_stvg.video.clock import FrameClock

@@ -1,0 +1,1 @@
+"""Files of other programs, brought to the rows that they answer."""

@@ -1,0 +1,1 @@
+"""Pages: training runs, evaluations and comparisons, in one style with one set of charts."""

@@ -1,0 +1,146 @@
+"""Old names of modules, which stand for the new ones, with a warning, for one release: `OLD` goes with version 0.2.
+
+An old name is the same module object as the new one, so that a class has one identity and a value that is replaced in
+one place is replaced in the other. The top-level names `data_builders`, `eval` and `recipes` exist in a checkout only;
+what is installed owns `verl_stvg` and `reward_fns`.
+"""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import CodeType, ModuleType
+
+TOPS = ("data_builders", "eval", "recipes")
+"""Packages that were top-level, and are parts of `verl_stvg`."""
+OLD = {
+    "verl_stvg.python": "verl_stvg.base.python",
+    "verl_stvg.nesting": "verl_stvg.base.nesting",
+    "verl_stvg.lock": "verl_stvg.base.lock",
+    "verl_stvg.extras": "verl_stvg.base.extras",
+    "verl_stvg.status": "verl_stvg.base.status",
+    "verl_stvg.vllm_build": "verl_stvg.base.vllm_build",
+    "verl_stvg.recipe_names": "verl_stvg.base.recipe_names",
+    "verl_stvg.models": "verl_stvg.base.models",
+    "verl_stvg.parallel": "verl_stvg.workers",
+    "verl_stvg.prompts": "verl_stvg.rows.prompts",
+    "verl_stvg.answers": "verl_stvg.rows.answers",
+    "verl_stvg.video.build": "verl_stvg.rows.cache_fill",
+    "verl_stvg.row_files": "verl_stvg.rows.files",
+    "verl_stvg.row_shape": "verl_stvg.rows.shape",
+    "verl_stvg.fit": "verl_stvg.rows.fit",
+    "verl_stvg.chat_template": "verl_stvg.rows.chat_template",
+    "verl_stvg.video.refs": "verl_stvg.video.keys",
+    "verl_stvg.cpu": "verl_stvg.patches.cpu_platform",
+    "verl_stvg.freeze": "verl_stvg.patches.frozen_tower",
+    "verl_stvg.packing": "verl_stvg.patches.packed_positions",
+    "verl_stvg.schedule": "verl_stvg.patches.linear_schedule",
+    "verl_stvg.weights": "verl_stvg.patches.weight_sockets",
+    "verl_stvg.advantages": "verl_stvg.patches.equal_rewards",
+    "verl_stvg.banned": "verl_stvg.patches.banned_tokens",
+    "verl_stvg.dataset": "verl_stvg.training.dataset",
+    "verl_stvg.rollout": "verl_stvg.training.agent_loop",
+    "verl_stvg.worker": "verl_stvg.training.worker",
+    "verl_stvg.legacy": "verl_stvg.training.legacy",
+    "verl_stvg.reward": "verl_stvg.training.reward",
+    "verl_stvg.curriculum": "verl_stvg.training.curriculum",
+    "verl_stvg.sampler": "verl_stvg.training.sampler",
+    "verl_stvg.trainer": "verl_stvg.training.manager",
+    "verl_stvg.resume": "verl_stvg.training.resume",
+    "verl_stvg.held_out": "verl_stvg.training.held_out",
+    "verl_stvg.parity": "verl_stvg.training.parity",
+    "verl_stvg.checkpoint": "verl_stvg.inference.checkpoint",
+    "verl_stvg.engines": "verl_stvg.inference.engines",
+    "verl_stvg.generate": "verl_stvg.inference.generate",
+    "verl_stvg.preflight": "verl_stvg.launch.preflight",
+    "verl_stvg.config_checks": "verl_stvg.launch.config_checks",
+    "verl_stvg.best_answer": "verl_stvg.launch.best_answer",
+    "verl_stvg.nodes": "verl_stvg.launch.nodes",
+    "verl_stvg.doctor": "verl_stvg.launch.doctor",
+    "verl_stvg.leftovers": "verl_stvg.launch.leftovers",
+    "verl_stvg.watch": "verl_stvg.launch.lifeline",
+    "verl_stvg.capacity": "verl_stvg.launch.capacity",
+    "verl_stvg.phases": "verl_stvg.launch.phases",
+    "verl_stvg.data_cli": "verl_stvg.cli.data",
+    "verl_stvg.eval_cli": "verl_stvg.cli.eval",
+    "verl_stvg.score_cli": "verl_stvg.cli.score",
+    "verl_stvg.select_cli": "verl_stvg.cli.select",
+    "verl_stvg.objects_cli": "verl_stvg.cli.objects",
+    "verl_stvg.cache_cli": "verl_stvg.cli.cache",
+    "verl_stvg.plan_cli": "verl_stvg.cli.plan",
+    "verl_stvg.train_cli": "verl_stvg.cli.train",
+    "data_builders.row": "verl_stvg.data_builders.make_row",
+    "data_builders.synthetic": "verl_stvg.data_builders.sets.synthetic",
+    "data_builders.tiny_model": "verl_stvg.data_builders.testing.tiny_model",
+    "eval.foreign": "verl_stvg.eval.importers.foreign",
+    "eval.report": "verl_stvg.eval.report.page",
+    "eval.runs": "verl_stvg.eval.report.runs",
+    "eval.evaluations": "verl_stvg.eval.report.evaluations",
+    "eval.clips": "verl_stvg.eval.report.clips",
+    "eval.charts": "verl_stvg.eval.report.charts",
+    "eval.replies": "verl_stvg.eval.report.replies",
+}
+"""Old name of a module -> its new name."""
+
+
+class _Renamed(Loader):
+    """Loads the module of another name in place of the one that was asked for."""
+
+    def __init__(self, new: str) -> None:
+        self.new = new
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        sys.modules[module.__name__] = importlib.import_module(self.new)
+
+    def get_code(self, name: str) -> CodeType:
+        """Code of the new module, for ``python -m OLD``."""
+        return find_spec(self.new).loader.get_code(self.new)
+
+
+class OldNames(MetaPathFinder):
+    """Finds modules by their old names."""
+
+    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
+        new = OLD.get(name) or OLD.get(name.removeprefix("verl_stvg."))
+        top = name.partition(".")[0]
+        if top in TOPS and name != top:
+            if sys.modules.get(top) is not sys.modules.get(f"verl_stvg.{top}"):
+                return None  # a package of the user's own
+            new = new or f"verl_stvg.{name}"
+            if find_spec(new) is None:
+                return None
+        if new is None:
+            return None
+        warnings.warn(f"{name} is {new} now; the old name goes with verl_stvg 0.2.", FutureWarning, stacklevel=2)
+        return ModuleSpec(name, _Renamed(new), origin=find_spec(new).origin)
+
+
+def stand_for(name: str) -> None:
+    """Put ``verl_stvg.NAME`` in the place of a package that a checkout still has at the top, see `TOPS`."""
+    warnings.warn(f"{name} is verl_stvg.{name} now; the old name goes with 0.2.", FutureWarning, stacklevel=3)
+    sys.modules[name] = importlib.import_module(f"verl_stvg.{name}")
+
+
+def install() -> None:
+    """Let imports find old names; idempotent."""
+    if not any(isinstance(finder, OldNames) for finder in sys.meta_path):
+        sys.meta_path.insert(0, OldNames())  # before the path, where a part of a renamed package would be found again
+
+
+def names_of(package: str, module: str) -> Callable[[str], object]:
+    """``__getattr__`` of a package whose name was a module's: gives that module's names."""
+
+    def __getattr__(name: str) -> object:
+        if name.startswith("__"):
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(module), name)
+        warnings.warn(f"{package}.{name} is {module}.{name} now; the old name goes with 0.2.", FutureWarning, stacklevel=2)
+        return value
+
+    return __getattr__
