@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 
 # The base has no dependency: `reward_fns` is the standard library's. Everything else is an extra, and each extra is
-# whole: it names all that its commands need (tests/test_install.py installs some of them, and reads every import).
+# whole: it names all that its commands need (tests/cli/test_install.py installs some of them, and reads every import).
 DATA = [
     "av>=14",
     "ijson>=3.3",

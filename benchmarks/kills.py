@@ -175,7 +175,14 @@ def _evaluations(clips: Path, model: Path) -> Iterator[Variant]:
 
 def _objects(annotations: Path, clips: Path) -> Iterator[Variant]:
     videos = ["--videos", str(clips / "videos")]
-    models = ["--detector", "tests.colours:detector", "--segmenter", "tests.colours:segmenter", "--classes", "all"]
+    models = [
+        "--detector",
+        "tests.support.colours:detector",
+        "--segmenter",
+        "tests.support.colours:segmenter",
+        "--classes",
+        "all",
+    ]
     names = [f"train_{k:05d}.mp4" for k in range(6)]
 
     def tracked(folder: Path) -> list[list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests import limits
+from tests.support import limits
 
 settings.register_profile("shared machine", deadline=None)  # no test is timed: other programs may be running
 settings.load_profile("shared machine")

@@ -1,4 +1,4 @@
-"""Tests end by the processor time they use, not by the clock: `tests.limits`, tried by a pytest of its own."""
+"""Tests end by the processor time they use, not by the clock: `tests.support.limits`, tried by a pytest of its own."""
 
 import os
 import subprocess
@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from tests import limits
 from tests.conftest import ROOT
+from tests.support import limits
 
 CONFTEST = """
-from tests import limits
+from tests.support import limits
 
 def pytest_addoption(parser):
     limits.add_options(parser)

@@ -133,14 +133,13 @@ def install() -> None:
         sys.meta_path.insert(0, OldNames())  # before the path, where a part of a renamed package would be found again
 
 
-def names_of(package: str, module: str) -> Callable[[str], object]:
-    """``__getattr__`` of a package whose name was a module's: gives that module's names."""
+def names_of(module: str, *names: str) -> Callable[[str], object]:
+    """``__getattr__`` of a package whose name was a module's: gives names that `module`, a part of it, has now."""
 
     def __getattr__(name: str) -> object:
-        if name.startswith("__"):
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(module), name)
-        warnings.warn(f"{package}.{name} is {module}.{name} now; the old name goes with 0.2.", FutureWarning, stacklevel=2)
-        return value
+        if name not in names:
+            raise AttributeError(f"module {module.rpartition('.')[0]!r} has no attribute {name!r}")
+        warnings.warn(f"{name} is in {module} now; the old name goes with verl_stvg 0.2.", FutureWarning, stacklevel=2)
+        return getattr(importlib.import_module(module), name)
 
     return __getattr__

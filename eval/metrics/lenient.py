@@ -2,7 +2,7 @@
 
 The readers of the papers and rewards take one form and misread or refuse the others, which is part of their numbers.
 Beside them stands this one: it reads what people would read, in seconds, and reads nothing where they would ask. Which
-forms, and which values, is the table in `docs/evaluation.md`; `tests/test_metrics.py` holds every line of it.
+forms, and which values, is the table in `docs/evaluation.md`; `tests/eval/test_metrics.py` holds every line of it.
 
 Linear time, no exception on any text, None for what cannot be read. All quantifiers of the patterns are bounded.
 """

@@ -6,7 +6,7 @@ another policy than the one that is sampled: ratio, KL and gradient are off by t
 
 `mend_engine` bans the same tokens in the logits of verl's FSDP engine, of which the actor and the reference are two.
 It is the one place through which all logits of a language model go, before entropy and log-probabilities, with and
-without padding, in either trainer. ``tests/test_parity_of_policy.py`` says when verl no longer needs it.
+without padding, in either trainer. ``tests/patches/test_banned_tokens.py`` says when verl no longer needs it.
 """
 
 from dataclasses import dataclass

@@ -11,7 +11,7 @@ the whole batch, in whose mean and deviation the rounding errors no longer are.
 
 Left alone, because they are exact or their algorithm has no such 0: ``grpo_passk`` (differences of two rewards), the
 two optimal token baselines (a mean by token, none where the longest answer is alone), and ``gae``, ``remax`` and
-``reinforce_plus_plus``, which know no groups. Tests: ``tests/test_advantages.py`` says when verl no longer needs this.
+``reinforce_plus_plus``, which know no groups. Tests: ``tests/patches/test_equal_rewards.py`` says when verl no longer needs this.
 """
 
 import functools

@@ -3,7 +3,7 @@
 `torch.nested.as_nested_tensor` packs (4, S) position ids along the sequence when the lengths differ, but along the
 first axis when they are all equal. verl's ``maybe_fix_3d_position_ids`` then relabels the packed axis without
 looking, and the first split fails with "split_with_sizes expects split_sizes to sum exactly". Tests:
-``tests/test_packing.py`` says when upstream has mended it.
+``tests/patches/test_packed_positions.py`` says when upstream has mended it.
 """
 
 import torch

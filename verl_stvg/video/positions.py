@@ -20,7 +20,7 @@ Qwen3-VL: both count positions alike, but not the tokens around a video.
 
 `mend_transformers` runs in every process that builds positions (trainer, evaluation, supervised warm start),
 `mend_vllm` in every vLLM process, `mend_server` in verl's servers of vLLM, and `fit` on every prompt. All are
-idempotent, and leave an already mended version alone; ``tests/test_positions.py`` and ``tests/test_qwen3.py`` say when
+idempotent, and leave an already mended version alone; ``tests/patches/test_positions.py`` and ``tests/long/test_qwen3.py`` say when
 that day has come.
 """
 

@@ -1,0 +1,1 @@
+"""Tests: what every floor stands on."""

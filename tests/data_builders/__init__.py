@@ -1,0 +1,1 @@
+"""Tests: annotations to rows."""

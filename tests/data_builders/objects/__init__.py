@@ -1,0 +1,1 @@
+"""Tests: objects in videos."""

@@ -1,0 +1,1 @@
+"""Tests: what tests and the demo make."""

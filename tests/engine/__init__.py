@@ -1,0 +1,1 @@
+"""Tests: training on the real engine."""

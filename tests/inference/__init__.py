@@ -1,0 +1,1 @@
+"""Tests: answers outside of a trainer."""

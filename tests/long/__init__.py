@@ -1,0 +1,1 @@
+"""Tests: minutes each (`make long`)."""

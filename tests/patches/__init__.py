@@ -1,0 +1,1 @@
+"""Tests: patches of other people's code."""

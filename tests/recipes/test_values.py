@@ -1,0 +1,155 @@
+"""The papers' recipes compose, and every value is the one that `recipe_values` has with its source."""
+
+import copy
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.support.recipe_values import ALL, PIXELS, VALUES, VARIANTS
+from verl_stvg.data_builders.templates import find
+
+RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
+# what belongs together in practice: adapters and a smaller base on one GPU, a variant with ablations
+TOGETHER = [
+    ("stvg_r1", ("lora", "qwen2_5_vl_3b", "one_gpu")),
+    ("videotg_r1", ("dapo", "no_curriculum", "no_format")),
+    ("time_r1", ("timezero", "no_format")),
+]
+
+
+@pytest.fixture(scope="module")
+def composed():
+    """Compose a recipe as `python -m verl.trainer.main_ppo --cfg job` does; verl is imported once."""
+    import verl  # noqa: F401  (loads the plugin, as a run does)
+    from hydra import compose, initialize_config_module
+
+    @functools.cache
+    def make(recipe: str, *variants: str):
+        with initialize_config_module(f"verl_stvg.recipes.{recipe}", version_base=None):
+            return compose(recipe, [f"+variant=[{','.join(variants)}]"] if variants else [])
+
+    return make
+
+
+def plain(config, key: str):
+    value = OmegaConf.select(config, key, throw_on_missing=True)
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def accepted_by_verl(config) -> None:
+    """verl's own checks of a configuration."""
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    config = copy.deepcopy(config)
+    config.data.custom_cls.path = "pkg://another"  # rows and machine are not looked at here
+    validate_config(config, need_reference_policy(config), need_critic(config))
+
+
+def alarms(config) -> list[str]:
+    """What the checks before a run say of values and names."""
+    from verl_stvg.launch import config_checks
+    from verl_stvg.launch.preflight import unknown_keys
+
+    checks = (config_checks.other_kinds, config_checks.unknown_names, config_checks.unknown_reward_options)
+    found = [*unknown_keys(config), *config_checks.clip_ratio_that_is_not_read(config)]
+    return [*found, *(problem for check in checks for problem in check(config))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ALL)
+def test_every_value_is_the_one_in_the_table(composed, recipe):
+    config = composed(recipe)
+    wrong = {v.key: (plain(config, v.key), v.value) for v in VALUES[recipe] if plain(config, v.key) != v.value}
+    assert not wrong
+    assert len({value.key for value in VALUES[recipe]}) == len(VALUES[recipe])
+    assert alarms(config) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ALL)
+def test_batches_divide_over_one_eight_and_sixteen_gpus(composed, recipe):
+    from verl_stvg.launch.preflight import indivisible_batches
+
+    for gpus, nodes in ((1, 1), (8, 1), (8, 2)):
+        config = copy.deepcopy(composed(recipe))
+        config.trainer.n_gpus_per_node, config.trainer.nnodes = gpus, nodes
+        assert indivisible_batches(config) == []
+        accepted_by_verl(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_sets_what_it_says(composed, variant):
+    from verl_stvg.launch.preflight import indivisible_batches
+
+    recipes, values = VARIANTS[variant]
+    recipe = recipes[list(VARIANTS).index(variant) % len(recipes)]  # every recipe has its turn
+    config = composed(recipe, variant)
+    assert {key: plain(config, key) for key in values} == values
+    assert indivisible_batches(config) == [] and alarms(config) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "variants"), TOGETHER)
+def test_variants_compose_with_one_another(composed, recipe, variants):
+    config = composed(recipe, *variants)
+    for name in variants:
+        assert {key: plain(config, key) for key in VARIANTS[name][1]} == VARIANTS[name][1]
+    assert alarms(config) == []
+    if "lora" not in variants:  # verl would import vLLM to look at the rank
+        accepted_by_verl(config)
+
+
+@pytest.mark.slow
+def test_a_curriculum_as_the_plugin_reads_it(composed):
+    from verl_stvg.training.curriculum import Curriculum
+
+    fields = dict(plain(composed("videotg_r1"), "data.curriculum"))
+    assert fields.pop("enabled")
+    assert Curriculum(**{**fields, "bins": tuple(fields["bins"])}) == Curriculum()
+
+
+def test_every_variant_has_a_file_and_the_other_way_round():
+    assert {path.stem for path in (RECIPES / "variant").glob("*.yaml")} == set(VARIANTS)
+
+
+@pytest.mark.parametrize("recipe", ALL)
+def test_the_readme_has_the_same_table(recipe):
+    text = (RECIPES / recipe / "README.md").read_text()
+    missing = [value.row for value in VALUES[recipe] if value.row not in text.splitlines()]
+    assert not missing, "\n".join(missing)
+    named = [variant for variant, (recipes, _) in VARIANTS.items() if recipe in recipes]
+    assert [variant for variant in named if f"`{variant}`" not in text] == []
+
+
+@pytest.mark.parametrize("recipe", ALL)
+def test_rows_sample_frames_as_the_paper_does(recipe):
+    template, videos = PIXELS[recipe]
+    assert dict(find(template).videos) == videos
+
+
+@pytest.mark.parametrize("recipe", ALL)
+def test_run_sh_is_valid_and_says_what_it_needs(recipe):
+    script = RECIPES / recipe / "run.sh"
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    done = subprocess.run(["bash", script, "8"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
+    assert done.returncode != 0 and "ROWS" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_checks_of_run_sh_pass_on_rows(rows, tmp_path):
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "ROWS": str(rows),
+        "CACHE": str(tmp_path / "frames"),
+        "STAGES": "check cache",
+    }
+    script = RECIPES / "stvg_r1" / "run.sh"
+    done = subprocess.run(["bash", script, "1"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "nothing found that would spoil training" in done.stdout
