@@ -227,7 +227,7 @@ def _tracks(encoded: list) -> Iterator[Track]:
 
 
 def good_predictions(rows: list[dict], recipe: str) -> dict[str, Any]:
-    """Predictions for rows in the forms that `verl_stvg.eval.importers.foreign` reads: a list is one JSON object per line."""
+    """Predictions for rows in the forms of `verl_stvg.eval.importers.foreign`: a list is one JSON object per line."""
     texts = typical(recipe, len(rows), 0)
     named = [(row["extra_info"]["uid"], row["videos"][0]["video"], row["extra_info"]["query"]) for row in rows]
     span = [5.0, 11.0]

@@ -1,6 +1,7 @@
 """From one record to verl's row: times in seconds, what cannot be right dealt with, prompt, ground truth, video.
 
-Everything that decides about a row is here; where records come from and where rows go is in `verl_stvg.data_builders.build`.
+Everything that decides about a row is here; where records come from and where rows go is in
+`verl_stvg.data_builders.build`.
 """
 
 import json

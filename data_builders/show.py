@@ -1,7 +1,7 @@
 """One self-contained page of rows, because a wrong annotation is seen in a second and computed never.
 
-Each row is a time line with its interval, thumbnails with the target's box, the query, and what `verl_stvg.data_builders.check`
-says about it; filters by set, split and problem. All markup stands in `show.html`.
+Each row is a time line with its interval, thumbnails with the target's box, the query, and what
+`verl_stvg.data_builders.check` says about it; filters by set, split and problem. All markup stands in `show.html`.
 """
 
 import json

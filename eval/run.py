@@ -12,7 +12,8 @@ def run(rows: Sequence[str | Path], out: Path, settings: Settings, benchmark: st
 
     Args:
         rows: parquet files, as training reads them.
-        out: folder of `verl_stvg.inference.generate` (``run.json``, ``predictions.jsonl``) and of `verl_stvg.eval.score` (``scores.json``,
+        out: folder of `verl_stvg.inference.generate` (``run.json``, ``predictions.jsonl``) and of
+        `verl_stvg.eval.score` (``scores.json``,
             ``items.jsonl``).
         settings: model and sampling.
         benchmark: name; default: what the rows say they are.

@@ -76,7 +76,6 @@ OLD = {
     "data_builders.synthetic": "verl_stvg.data_builders.sets.synthetic",
     "data_builders.tiny_model": "verl_stvg.data_builders.testing.tiny_model",
     "eval.foreign": "verl_stvg.eval.importers.foreign",
-    "eval.report": "verl_stvg.eval.report.page",
     "eval.runs": "verl_stvg.eval.report.runs",
     "eval.evaluations": "verl_stvg.eval.report.evaluations",
     "eval.clips": "verl_stvg.eval.report.clips",

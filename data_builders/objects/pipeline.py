@@ -175,7 +175,9 @@ def _segmenter(models: Models) -> Segmenter:
 
 
 def filter_all(tracks: Path, out: Path, ratio: float, per_label: bool, hysteresis: float) -> Iterator[Done]:
-    """Write the objects of each track file whose number is displayed, see `verl_stvg.data_builders.objects.target.size_filter`.
+    """Write the objects of each track file whose number is displayed.
+
+    `verl_stvg.data_builders.objects.target.size_filter` says which these are.
 
     Args:
         tracks: folder of track files.

@@ -2,7 +2,8 @@
 
 Rows are read column by column, because a benchmark's prompts and boxes as Python objects take a hundred times their
 size in the file. Answers are read with the parsers of `reward_fns`, so that training and evaluation read alike; only
-option letters are read with `verl_stvg.eval.metrics.answers.read_option`, which does not take the D of "Definitely A" for one.
+option letters are read with `verl_stvg.eval.metrics.answers.read_option`, which does not take the D of "Definitely A"
+for one.
 """
 
 import json

@@ -212,7 +212,9 @@ def lenient(items: Sequence[Item], said: Sequence[Prediction | None], texts: Seq
 
 
 def out_of_reach(items: Sequence[Item]) -> tuple[int, int]:
-    """How many annotated boxes nothing can meet, see `verl_stvg.data_builders.objects.boxes.out_of_reach`, and of how many rows.
+    """How many annotated boxes no answer can meet, and of how many rows.
+
+    `verl_stvg.data_builders.objects.boxes.out_of_reach` says which these are.
 
     Rows whose picture has no known size count boxes without an area only.
     """

@@ -198,8 +198,8 @@ def stvg_r1(
 def stvg_r1_boxes(objects: Objects, object_id: int | None, first: int, last: int) -> dict[int, Box]:
     """Return the boxes that STVG-R1's evaluation takes for an ID, by frame.
 
-    `verl_stvg.data_builders.objects.target.tube_of` repairs by the same rules with exact boxes of our tracks; this one is the
-    original to the last digit.
+    `verl_stvg.data_builders.objects.target.tube_of` repairs by the same rules with exact boxes of our tracks; this one
+    is the original to the last digit.
 
     Args:
         objects: boxes by ID by frame, xyxy up to the last pixel (one less than `Tracks.boxes`) and in the original's

@@ -1,1 +1,5 @@
 """Pages: training runs, evaluations and comparisons, in one style with one set of charts."""
+
+from verl_stvg.moved import names_of
+
+__getattr__ = names_of("verl_stvg.eval.report.page", "write")

@@ -197,7 +197,7 @@ class Rows:
             return None
 
     def sorts(self) -> dict[str, dict[str, str]]:
-        """Kinds of groups that rows are sorted into by their annotation (`verl_stvg.eval.benchmarks`): the group of each uid."""
+        """The group of each uid, by kind of group: rows are sorted by their annotation (`verl_stvg.eval.benchmarks`)."""
         found: dict[str, dict[str, str]] = defaultdict(dict)
         for _, _, table in self._tables:
             info = table.column("extra_info").combine_chunks()

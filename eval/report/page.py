@@ -3,8 +3,8 @@
 A mean that rises says little by itself: it may come from fewer malformed answers, from answers that are all alike, or
 from grounding. The page therefore sets numbers, with intervals, beside their spread over clips, the kinds of errors,
 the curves of every reward part, and clips with truth and answers drawn on frames and on one time line. This module puts
-the page together; the folders are read by `verl_stvg.eval.report.runs` and `verl_stvg.eval.report.evaluations`, clips by `verl_stvg.eval.report.clips`, and all markup
-stands in `report*.html`, rendered by jinja2.
+the page together; the folders are read by `verl_stvg.eval.report.runs` and `verl_stvg.eval.report.evaluations`, clips
+by `verl_stvg.eval.report.clips`, and all markup stands in `report*.html`, rendered by jinja2.
 """
 
 from __future__ import annotations

@@ -87,7 +87,8 @@ def test_the_message_of_a_failure_in_the_rollout(tmp_path):
     log = tmp_path / "log"
     log.write_text(
         "noise\n"
-        "\x1b[36m(AgentLoopWorker pid=1)\x1b[0m verl_stvg.training.agent_loop.RolloutError: sample u7 with /v/7.mp4: no frame\n"
+        "\x1b[36m(AgentLoopWorker pid=1)\x1b[0m "
+        "verl_stvg.training.agent_loop.RolloutError: sample u7 with /v/7.mp4: no frame\n"
         "Traceback (most recent call last):\n"
         "RuntimeError: Sync replay buffer selected terminal groups with no materializable trajectories.\n"
     )

@@ -141,7 +141,7 @@ def test_placeholders_of_the_prompt_stay_finite(rollout, dtype):
 
 
 def test_verl_still_bans_in_the_rollout_alone(rollout):
-    """When this fails, verl bans in its actor, too: raise the pin and delete the mends of `verl_stvg.patches.banned_tokens`."""
+    """When this fails, verl bans in its actor, too: raise the pin, delete the mends of `patches/banned_tokens.py`."""
     rollout(None)
     tokens = torch.tensor([IMAGE, VIDEO, *ALLOWED[:9]])
     found, _ = actor(torch.zeros(len(tokens), WIDTH), tokens)

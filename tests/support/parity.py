@@ -1,9 +1,9 @@
 """Answers, probabilities and positions from vLLM and from transformers, as one line of JSON.
 
 A program of its own because a vLLM engine wants a process for itself:
-`python tests/support/parity.py MODEL ROWS COUNT [positions [DTYPE]]`. Answers and probabilities are those of COUNT held-out
-clips; positions those of noise at many rates and lengths (`NOISE`), of an image, and of a prompt without either. DTYPE
-is that of vLLM's weights (float32); in another, only positions can be equal.
+`python tests/support/parity.py MODEL ROWS COUNT [positions [DTYPE]]`. Answers and probabilities are those of COUNT
+held-out clips; positions those of noise at many rates and lengths (`NOISE`), of an image, and of a prompt without
+either. DTYPE is that of vLLM's weights (float32); in another, only positions can be equal.
 """
 
 import json

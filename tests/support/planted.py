@@ -1,7 +1,7 @@
 """Clips of which it is known what selection should find: the target is shown once, or twice with one of them annotated.
 
-`python -m tests.support.planted OUT [COUNT] [SEED]` makes them with their rows: `OUT/train.parquet`, and `OUT/planted.json`,
-which says of each uid whether its target comes twice and which colour it has.
+`python -m tests.support.planted OUT [COUNT] [SEED]` makes them with their rows: `OUT/train.parquet`, and
+`OUT/planted.json`, which says of each uid whether its target comes twice and which colour it has.
 """
 
 import dataclasses

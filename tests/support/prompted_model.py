@@ -2,7 +2,8 @@
 
 The tiny model of the recipes knows one prompt. Here its supervised pass goes on, over the frozen vision tower, on
 clips in which the target is shown once or twice: one occurrence is named in the prompt, the answer lists the other one
-or is empty. `python -m tests.support.prompted_model MODEL OUT` makes the folder; its clips are of a seed that no test uses.
+or is empty. `python -m tests.support.prompted_model MODEL OUT` makes the folder; its clips are of a seed that no test
+uses.
 """
 
 import sys

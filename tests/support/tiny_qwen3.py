@@ -1,7 +1,8 @@
 """A random Qwen3-VL of the real architecture, small enough for a test: tower with deepstack, interleaved positions.
 
-Its tokenizer and chat format are those of the tiny Qwen2.5-VL (`verl_stvg.data_builders.testing.tiny_model`), and it knows as little as a
-random model does: what is tested is what it reads. Its weights are large enough that a wrong position or time shows.
+Its tokenizer and chat format are those of the tiny Qwen2.5-VL (`verl_stvg.data_builders.testing.tiny_model`), and it
+knows as little as a random model does: what is tested is what it reads. Its weights are large enough that a wrong
+position or time shows.
 """
 
 from pathlib import Path

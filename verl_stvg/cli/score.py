@@ -12,7 +12,7 @@ from verl_stvg.base import status
 logger = logging.getLogger(__name__)
 
 LOST = ("missing", "errors", "extra", "duplicates", "half_written", "not_finite")
-"""Counts of `verl_stvg.eval.score` of what is no answer to a row; a reply that cannot be read is one, and counts as wrong."""
+"""Counts of `verl_stvg.eval.score` of what is no answer to a row; a reply that cannot be read is one, and is wrong."""
 
 
 def judge(counts: Mapping[str, int]) -> None:

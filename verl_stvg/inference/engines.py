@@ -1,8 +1,8 @@
 """The two programs that answer prompts, vLLM and transformers, behind one method, without a trainer around them.
 
-Both read the same prompts (`verl_stvg.rows.prompts`) on the same clock (`verl_stvg.video.positions`), neither says what the
-rollout cannot say (`verl_stvg.patches.banned_tokens`), and no sampling setting of the model's own is taken over, as in training: what
-is not asked for is off.
+Both read the same prompts (`verl_stvg.rows.prompts`) on the same clock (`verl_stvg.video.positions`), neither says what
+the rollout cannot say (`verl_stvg.patches.banned_tokens`), and no sampling setting of the model's own is taken over, as
+in training: what is not asked for is off.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Checks of a run's configuration that look at values, names, row files and folders; `verl_stvg.launch.preflight` runs them.
+"""Checks of a run's configuration that look at values, names, row files and folders, for `verl_stvg.launch.preflight`.
 
 Each function takes the composed configuration and returns one sentence for each problem: the key, its value, the
 remedy. verl 0.9.1 finds most of these minutes later, in a worker, and some of them never.
@@ -225,7 +225,7 @@ def _is_our_reward(config: DictConfig) -> bool:
 
 
 def kernels_without_logits(config: DictConfig) -> list[str]:
-    """Fused kernels never hold the logits from which the actor's banned tokens are taken (`verl_stvg.patches.banned_tokens`)."""
+    """Fused kernels never hold the logits from which `verl_stvg.patches.banned_tokens` takes the actor's banned tokens."""
     key = "actor_rollout_ref.model.use_fused_kernels"
     if not OmegaConf.select(config, key) or config.actor_rollout_ref.rollout.name != "vllm":
         return []

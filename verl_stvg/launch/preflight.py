@@ -1,8 +1,8 @@
 """Checks of a run's configuration before anything is started, so that a mistake costs seconds and ends in one message.
 
 Runs inside verl's own ``validate_config``, on the driver, for every run whose dataset class is ours: keys, values and
-names (`verl_stvg.launch.config_checks`), paths, Ray's CPUs and memory first, then every row (its video, the length of its
-prompt, its ground truth). Rows that passed here are not decoded a second time when verl builds its dataset.
+names (`verl_stvg.launch.config_checks`), paths, Ray's CPUs and memory first, then every row (its video, the length of
+its prompt, its ground truth). Rows that passed here are not decoded a second time when verl builds its dataset.
 """
 
 import difflib

@@ -11,7 +11,8 @@ the whole batch, in whose mean and deviation the rounding errors no longer are.
 
 Left alone, because they are exact or their algorithm has no such 0: ``grpo_passk`` (differences of two rewards), the
 two optimal token baselines (a mean by token, none where the longest answer is alone), and ``gae``, ``remax`` and
-``reinforce_plus_plus``, which know no groups. Tests: ``tests/patches/test_equal_rewards.py`` says when verl no longer needs this.
+``reinforce_plus_plus``, which know no groups. Tests: ``tests/patches/test_equal_rewards.py`` says when verl no longer
+needs this.
 """
 
 import functools
@@ -66,9 +67,9 @@ def exact(estimator):
 def with_ones(token_level_rewards, index: Sequence[Hashable]):
     """The rewards, in which groups of two or more equal scores score 1 each, or 0 where they did.
 
-    Scores are equal if their float32 sums over the tokens are, as verl sums them. A score of `verl_stvg.training.reward` stands
-    at one token, so that its sum is the score itself: two answers whose float64 scores differ by less than float32
-    resolves are equal here, and in the metric ``reward/zero_variance_groups``.
+    Scores are equal if their float32 sums over the tokens are, as verl sums them. A score of
+    `verl_stvg.training.reward` stands at one token, so that its sum is the score itself: two answers whose float64
+    scores differ by less than float32 resolves are equal here, and in the metric ``reward/zero_variance_groups``.
 
     Args:
         token_level_rewards: tensor (B, T), float32; not changed.

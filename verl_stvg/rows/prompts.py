@@ -100,7 +100,8 @@ def messages_of(row: dict) -> list[dict]:
     """The messages of a row, each ``<video>`` in them replaced by its entry of ``videos``, paths absolute.
 
     Raises:
-        ValueError: more or fewer ``<video>`` than videos, or a video that is none (`verl_stvg.rows.cache_fill.entry_of`).
+        ValueError: more or fewer ``<video>`` than videos, or a video that is none
+        (`verl_stvg.rows.cache_fill.entry_of`).
     """
     videos = entries_of(row.get(VIDEO_COLUMN), row.get(ROOT_KEY, ""))
     if not videos:

@@ -116,8 +116,9 @@ class VideoGroundingDataset(RLHFDataset):
             `verl_stvg.rows.fit`. ``max_prompt_length`` is then raised to the longest prompt, unless these are left out.
         video_root: folder that relative paths start from; default: what `manifest.json` beside the parquet file says,
             else the folder of the file.
-        curriculum: see `verl_stvg.training.curriculum.Curriculum`; rows of ``train_files`` then need what a mask depends on.
-        filter_unusable_videos: drop rows whose video is missing or damaged, and say which; otherwise they are an error.
+        curriculum: see `verl_stvg.training.curriculum.Curriculum`; rows of ``train_files`` then need what a mask
+        depends on. filter_unusable_videos: drop rows whose video is missing or damaged, and say which; otherwise they
+        are an error.
             Rows whose video has no times (one picture, no index) are dropped, and named, in any case.
         filter_overlong_prompts: drop rows over ``max_prompt_length`` and say how many; otherwise they are an error.
 

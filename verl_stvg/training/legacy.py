@@ -88,7 +88,7 @@ def parity_metrics(config, batch: DataProto) -> dict[str, float]:
 
 
 def log_metrics(config) -> None:
-    """Let the older trainer of this process log what `verl_stvg.training.manager.log_metrics` logs in V1; idempotent."""
+    """Let the older trainer of this process log what `training.manager.log_metrics` logs in V1; idempotent."""
     stock = ray_trainer.compute_data_metrics
     if hasattr(stock, "__wrapped__"):
         return

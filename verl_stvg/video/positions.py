@@ -20,8 +20,8 @@ Qwen3-VL: both count positions alike, but not the tokens around a video.
 
 `mend_transformers` runs in every process that builds positions (trainer, evaluation, supervised warm start),
 `mend_vllm` in every vLLM process, `mend_server` in verl's servers of vLLM, and `fit` on every prompt. All are
-idempotent, and leave an already mended version alone; ``tests/patches/test_positions.py`` and ``tests/long/test_qwen3.py`` say when
-that day has come.
+idempotent, and leave an already mended version alone; ``tests/patches/test_positions.py`` and
+``tests/long/test_qwen3.py`` say when that day has come.
 """
 
 import functools

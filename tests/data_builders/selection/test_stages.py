@@ -665,7 +665,7 @@ from pathlib import Path
 
 import pandas  # as pyarrow does at its first table; here once, before the forks
 
-from verl_stvg.data_builders.selection import difficulty; from verl_stvg.data_builders.selection import folder; from verl_stvg.data_builders.selection import subset
+from verl_stvg.data_builders.selection import difficulty, folder, subset
 
 rename = Path.rename
 
