@@ -39,8 +39,9 @@ def test_where_another_platform_is_named_nothing_of_the_cpu_is_there(run_python)
 
 def test_a_broken_plugin_ends_the_process_with_a_message(run_python):
     now = "import sys; sys.modules['verl_stvg.patches.packed_positions'] = None; import verl; print('went on')"
-    later = "import verl, sys; sys.modules['verl_stvg.training.agent_loop'] = None; import verl.experimental.agent_loop;
-    print(0)" for code in (now, later):
+    later = "import verl, sys; sys.modules['verl_stvg.training.agent_loop'] = None; "
+    later += "import verl.experimental.agent_loop; print(0)"
+    for code in (now, later):
         done = run_python(code, check=False)
         assert done.returncode != 0 and not done.stdout.strip().endswith(("went on", "0"))
         assert "PluginError: verl_stvg could not register itself with verl" in done.stderr

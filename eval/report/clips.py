@@ -197,7 +197,7 @@ class Rows:
             return None
 
     def sorts(self) -> dict[str, dict[str, str]]:
-        """The group of each uid, by kind of group: rows are sorted by their annotation (`verl_stvg.eval.benchmarks`)."""
+        """The group of each uid, by kind of group (`verl_stvg.eval.benchmarks` sorts rows by their annotation)."""
         found: dict[str, dict[str, str]] = defaultdict(dict)
         for _, _, table in self._tables:
             info = table.column("extra_info").combine_chunks()

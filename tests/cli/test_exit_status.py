@@ -30,7 +30,7 @@ def run(monkeypatch):
         monkeypatch.setattr(sys, "stdout", io.StringIO())
         monkeypatch.setattr(sys, "stderr", said)
         with pytest.raises(SystemExit) as ended:
-            main.main()
+            app.main()
         return ended.value.code or 0, said.getvalue()
 
     monkeypatch.setattr(status.Output, "goes_on", False)  # `train` sets it

@@ -14,7 +14,7 @@ from verl_stvg.data_builders import sets
 
 def told(*arguments: str) -> str:
     """What a command line prints, on a wide terminal, with the line ends and indents taken out."""
-    done = CliRunner().invoke(main.app, arguments, terminal_width=400, env={"COLUMNS": "400"})
+    done = CliRunner().invoke(app.app, arguments, terminal_width=400, env={"COLUMNS": "400"})
     assert done.exit_code == 0, done.output
     return " ".join(done.output.split())
 
@@ -30,12 +30,12 @@ def every_command():
         else:
             yield path, command
 
-    for name in main.COMMANDS:
-        yield from below((name,), main.load(name))
+    for name in app.COMMANDS:
+        yield from below((name,), app.load(name))
 
 
 def test_no_two_summaries_are_alike():
-    lines = [line.summary for line in main.COMMANDS.values()]
+    lines = [line.summary for line in app.COMMANDS.values()]
     lines += [command.get_short_help_str(400) for path, command in every_command() if len(path) > 1]
     assert len(lines) > 40 and all(lines) and len(set(lines)) == len(lines)
     assert not [line for line in lines if line.endswith("...")]  # nothing is cut off
@@ -76,7 +76,7 @@ def test_keys_of_verl_reach_the_launcher_in_their_order(monkeypatch, tmp_path):
     monkeypatch.setattr("verl_stvg.base.status.Output.goes_on", False)
     given = ["+variant=[tiny,lora]", "data.seed=1", "--config-dir", "mine", "hydra.searchpath=[file:///mine]"]
     arguments = ["train", given[0], "--recipe", "stvg_r1", *given[1:], "--run-dir", str(tmp_path)]
-    done = CliRunner().invoke(main.app, arguments)
+    done = CliRunner().invoke(app.app, arguments)
     assert done.exit_code == 0, done.output
     chosen = ["--config-path", "pkg://verl_stvg.recipes.stvg_r1", "--config-name", "stvg_r1"]
     assert seen == [([*chosen, *given], tmp_path)]
@@ -93,7 +93,7 @@ def test_a_set_says_its_files_form_and_pitfalls(name):
 
 
 def test_the_fields_of_ones_own_set_keep_their_lines():
-    done = CliRunner().invoke(main.app, ["build", "generic", "--help"])
+    done = CliRunner().invoke(app.app, ["build", "generic", "--help"])
     assert (
         '\n      tube       {"first_frame": zero-based frame of the file, "boxes": [[x1, y1, x2, y2], ...]}'
         in done.output

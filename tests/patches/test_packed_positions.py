@@ -39,7 +39,7 @@ def test_other_batches_are_left_alone():
 
 
 def test_upstream_still_needs_the_mend(run_python):
-    """When this fails, verl packs equal lengths right: raise the pin, delete `verl_stvg/patches/packed_positions.py`."""
+    """When this fails, verl packs equal lengths right: raise the pin, delete `patches/packed_positions.py`."""
     code = """
 import torch
 from tensordict import TensorDict

@@ -316,7 +316,7 @@ def test_an_option_of_the_command_line_reaches_the_prompt(rows, hybrid, tmp_path
 
 def test_no_recipe_chooses_options_that_evaluation_would_not_know():
     """`of_training` reads the command line of a run, not the yaml of its recipe."""
-    import verl_stvg.recipes
+    from verl_stvg import recipes
 
     files = sorted(Path(recipes.__file__).parent.rglob("*.yaml"))
     assert files and not any("apply_chat_template_kwargs" in file.read_text() for file in files)

@@ -225,7 +225,7 @@ def _is_our_reward(config: DictConfig) -> bool:
 
 
 def kernels_without_logits(config: DictConfig) -> list[str]:
-    """Fused kernels never hold the logits from which `verl_stvg.patches.banned_tokens` takes the actor's banned tokens."""
+    """Fused kernels never hold the logits from which `patches.banned_tokens` takes the actor's banned tokens."""
     key = "actor_rollout_ref.model.use_fused_kernels"
     if not OmegaConf.select(config, key) or config.actor_rollout_ref.rollout.name != "vllm":
         return []
