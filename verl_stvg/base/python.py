@@ -51,7 +51,7 @@ def environment(path: bool = False) -> dict[str, str]:
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if path:
         entries = [os.path.abspath(entry) for entry in sys.path if entry and not entry.endswith(_HOOK)]
-        ours = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        ours = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         entries += [] if ours in entries else [ours]  # after all others: there may be more in it than this package
         entries = [entry for entry in entries if os.pathsep not in entry]  # would be read as two
     kept = os.pathsep.join(filter(None, entries))
