@@ -46,7 +46,7 @@ OBJECTS = [*DATA, "sam2", "supervision", "torch", "torchvision", "transformers"]
 # decord: verl's own data path, which the benchmarks run beside ours; imageio-ffmpeg as in DEV
 BENCH = [*EVAL, "decord", "imageio-ffmpeg"]
 # the tests take videos of other programs; imageio-ffmpeg brings an ffmpeg where the system has none
-DEV = ["hypothesis", "imageio-ffmpeg", "pre-commit", "pytest", "pytest-xdist", "ruff"]
+DEV = ["grimp", "hypothesis", "imageio-ffmpeg", "pre-commit", "pytest", "pytest-xdist", "ruff"]
 
 setup(
     name="verl-stvg",
@@ -60,7 +60,7 @@ setup(
     packages=find_packages(include=["verl_stvg*", "reward_fns*"]),
     package_data={
         "reward_fns": ["py.typed"],
-        "verl_stvg.recipes": ["*/*.yaml", "*/*.md", "*/*.sh"],
+        "verl_stvg.recipes": ["*.yaml", "*.sh", "*/*.yaml", "*/*.md", "*/*.sh"],
         "verl_stvg.eval": ["report/*.html", "lmms_eval_tasks/*.yaml", "lmms_eval_tasks/_template"],
         "verl_stvg.data_builders": ["*.html", "selection/*.html"],
     },

@@ -1,7 +1,6 @@
 """The papers' recipes compose, and every value is the one that `recipe_values` has with its source."""
 
 import copy
-import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -19,20 +18,6 @@ TOGETHER = [
     ("videotg_r1", ("dapo", "no_curriculum", "no_format")),
     ("time_r1", ("timezero", "no_format")),
 ]
-
-
-@pytest.fixture(scope="module")
-def composed():
-    """Compose a recipe as `python -m verl.trainer.main_ppo --cfg job` does; verl is imported once."""
-    import verl  # noqa: F401  (loads the plugin, as a run does)
-    from hydra import compose, initialize_config_module
-
-    @functools.cache
-    def make(recipe: str, *variants: str):
-        with initialize_config_module(f"verl_stvg.recipes.{recipe}", version_base=None):
-            return compose(recipe, [f"+variant=[{','.join(variants)}]"] if variants else [])
-
-    return make
 
 
 def plain(config, key: str):
@@ -133,23 +118,71 @@ def test_rows_sample_frames_as_the_paper_does(recipe):
     assert dict(find(template).videos) == videos
 
 
+def run_sh(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    command = ["bash", RECIPES / "run.sh", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={"PATH": path, **environment})
+
+
 @pytest.mark.parametrize("recipe", ALL)
-def test_run_sh_is_valid_and_says_what_it_needs(recipe):
-    script = RECIPES / recipe / "run.sh"
-    assert subprocess.run(["bash", "-n", script]).returncode == 0
-    done = subprocess.run(["bash", script, "8"], capture_output=True, text=True, env={"PATH": "/usr/bin:/bin"})
+def test_run_sh_says_what_it_needs(recipe):
+    done = run_sh(recipe, "8")
     assert done.returncode != 0 and "ROWS" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("8",), ("stvg-r1", "8"), ("variant", "8"), ("", "8")])
+def test_run_sh_refuses_what_is_no_recipe(arguments):
+    done = run_sh(*arguments, ROWS="rows")
+    assert done.returncode == 2 and "RECIPE [GPUS_PER_NODE [NODES]] [KEY=VALUE ...]" in done.stderr
+
+
+@pytest.mark.parametrize("recipe", ALL)
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        ((), ("8", "1")),
+        (("2",), ("2", "1")),
+        (("2", "4", "trainer.save_freq=1", "+variant=qwen3_vl_4b"), ("2", "4")),
+    ],
+)
+def test_run_sh_gives_each_command_its_arguments(recipe, arguments, size, tmp_path):
+    command = tmp_path / "verl-stvg"
+    command.write_text('#!/bin/sh\necho "$@"\n')
+    command.chmod(0o755)
+    done = run_sh(recipe, *arguments, ROWS="rows", PATH=f"{tmp_path}:/usr/bin:/bin", HOME="/mine", RAY_ADDRESS="auto")
+    assert done.returncode == 0, done.stderr
+    cluster, overrides = size[1] != "1", arguments[2:]
+    frames = "/mine/.cache/verl_stvg/frames"
+    train = [
+        *("train", "--recipe", recipe, "--run-dir", f"runs/{recipe}"),
+        *(
+            "data.train_files=rows/train.parquet",
+            "data.val_files=rows/val.parquet",
+            f"data.video_cache.folder={frames}",
+        ),
+        *(f"trainer.n_gpus_per_node={size[0]}", f"trainer.nnodes={size[1]}"),
+        *(
+            f"trainer.default_local_dir=runs/{recipe}/checkpoints",
+            f"trainer.validation_data_dir=runs/{recipe}/validation",
+        ),
+        *overrides,
+    ]
+    rows, on_ray = "rows/train.parquet rows/val.parquet", " --ray" * cluster
+    assert [line for line in done.stdout.splitlines() if line and not line.startswith("[")] == [
+        "doctor",
+        f"check {rows} --no-decode{on_ray}",
+        f"cache build {rows} --cache {frames}{' --patch 16' * cluster}{on_ray}",
+        " ".join(train),
+    ]
+
+
+def test_several_nodes_need_the_address_of_a_cluster():
+    done = run_sh("stvg_r1", "8", "4", ROWS="rows", CACHE="frames")
+    assert done.returncode != 0 and "4 nodes need a running Ray cluster" in done.stderr
 
 
 @pytest.mark.slow
 def test_the_checks_of_run_sh_pass_on_rows(rows, tmp_path):
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-        "ROWS": str(rows),
-        "CACHE": str(tmp_path / "frames"),
-        "STAGES": "check cache",
-    }
-    script = RECIPES / "stvg_r1" / "run.sh"
-    done = subprocess.run(["bash", script, "1"], capture_output=True, text=True, env=environment)
+    done = run_sh("stvg_r1", "1", ROWS=str(rows), CACHE=str(tmp_path / "frames"), STAGES="check cache")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "nothing found that would spoil training" in done.stdout

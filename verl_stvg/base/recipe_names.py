@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
+BASE = FOLDER / "_base.yaml"
+"""Values that all recipes start from."""
 VARIANTS = "variant"
 
 

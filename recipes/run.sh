@@ -1,22 +1,25 @@
 #!/usr/bin/env bash
-# VideoTG-R1: look at the machine, look at the rows, decode every video once, train.
-#   ROWS=rows/videotg recipes/videotg_r1/run.sh 8        one node with 8 GPUs
-#   ROWS=rows/videotg recipes/videotg_r1/run.sh 8 4      4 nodes with 8 GPUs each: the Ray cluster at RAY_ADDRESS
-#   ROWS=rows/videotg recipes/videotg_r1/run.sh 1 +variant=[one_gpu,lora]     one GPU; further arguments are verl's own
+# Train a paper's recipe: check the machine, check the rows, decode every video once, train.
+#   ROWS=prepared/rows recipes/run.sh stvg_r1            one node with 8 GPUs
+#   ROWS=prepared/rows recipes/run.sh stvg_r1 8 4        4 nodes with 8 GPUs each: the Ray cluster at RAY_ADDRESS
+#   ROWS=prepared/rows recipes/run.sh stvg_r1 1 '+variant=[one_gpu,lora]'     one GPU; further arguments are verl's own
+# RECIPE is the name of a folder beside this file: stvg_r1, temporal_r1, time_r1 or videotg_r1.
 # ROWS     folder with train.parquet and val.parquet; or TRAIN and VAL, the two files
-# RUN_DIR  log, metrics, held-out answers, checkpoints; one for each variant, shared by all nodes (runs/videotg_r1)
+# RUN_DIR  log, metrics, held-out answers, checkpoints; one for each variant, shared by all nodes (runs/RECIPE)
 # CACHE    folder of decoded frames, shared by all nodes (verl_stvg/frames in the user's cache folder)
 # STAGES   which of "doctor check cache train" to run (all)
 set -euo pipefail
-usage() { echo "usage: ROWS=FOLDER $0 GPUS_PER_NODE [NODES] [KEY=VALUE ...]" >&2; exit 2; }
-[[ ${1:-} =~ ^[1-9][0-9]*$ ]] || usage
-gpus=$1; shift
-nodes=1
+usage() { echo "usage: ROWS=FOLDER $0 RECIPE [GPUS_PER_NODE [NODES]] [KEY=VALUE ...]" >&2; exit 2; }
+recipe=${1:-}
+[[ -n $recipe && -f $(dirname "${BASH_SOURCE[0]}")/$recipe/$recipe.yaml ]] || usage
+shift
+gpus=8 nodes=1
+if [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then gpus=$1; shift; fi
 if [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then nodes=$1; shift; fi
 train=${TRAIN:-${ROWS:+$ROWS/train.parquet}}
 val=${VAL:-${ROWS:+$ROWS/val.parquet}}
 [[ -n $train && -n $val ]] || usage
-run_dir=${RUN_DIR:-runs/videotg_r1}
+run_dir=${RUN_DIR:-runs/$recipe}
 cache=${CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/verl_stvg/frames}
 stages=${STAGES:-doctor check cache train}
 on_ray=()
@@ -36,14 +39,14 @@ if wanted check; then
   verl-stvg check "$train" "$val" --no-decode "${on_ray[@]}"
 fi
 if wanted cache; then
-  say cache "every video is decoded once, into $cache; a video that cannot be used ends it here"
+  say cache "every video is decoded once, into $cache; a video that cannot be used ends the run here"
   patch=()
   [[ "$*" != *qwen3_vl* ]] || patch=(--patch 16)
   verl-stvg cache build "$train" "$val" --cache "$cache" "${patch[@]}" "${on_ray[@]}"
 fi
 if wanted train; then
   say train "python -m verl.trainer.main_ppo on $nodes x $gpus GPUs, supervised; log in $run_dir/train.log"
-  verl-stvg train --recipe videotg_r1 --run-dir "$run_dir" \
+  verl-stvg train --recipe "$recipe" --run-dir "$run_dir" \
     data.train_files="$train" data.val_files="$val" data.video_cache.folder="$cache" \
     trainer.n_gpus_per_node="$gpus" trainer.nnodes="$nodes" \
     trainer.default_local_dir="$run_dir/checkpoints" trainer.validation_data_dir="$run_dir/validation" "$@"

@@ -1,0 +1,102 @@
+"""Recipes and variants compose to the values that they had before modules and files moved, key by key.
+
+`before_the_move.json` was written before the move. It holds, by recipe, the values that differ from verl's own defaults
+("recipe"), and by variant those that differ from the recipe. Keys are joined with dots.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from verl_stvg.base import recipe_names
+
+BEFORE: dict[str, dict[str, dict[str, Any]]] = json.loads(
+    (Path(__file__).parent / "before_the_move.json").read_text(encoding="utf-8")
+)
+KEYS: dict[str, str] = {}
+"""Old key -> its new name."""
+PATHS = {
+    "verl_stvg.dataset": "verl_stvg.training.dataset",
+    "verl_stvg.reward": "verl_stvg.training.reward",
+    "verl_stvg.schedule.optimizer_config": "verl_stvg.patches.linear_schedule.optimizer_config",
+    "verl_stvg.trainer.VideoGroundingLoopManager": "verl_stvg.training.manager.VideoGroundingLoopManager",
+    "verl_stvg.trainer": "verl_stvg.training.replay_buffer",  # with the name PollingReplayBuffer
+}
+"""Old dotted path in a value, after ``pkg://`` if there is one -> its new path."""
+GONE = "<gone>"
+
+
+def flat(tree: Any, key: str = "") -> dict[str, Any]:
+    """Values of nested mappings by dotted key."""
+    if not isinstance(tree, dict) or not tree:
+        return {key: tree}
+    return {name: value for part in tree for name, value in flat(tree[part], f"{key}.{part}".strip(".")).items()}
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Values of `new` that `old` has not, and `GONE` for keys of `old` that `new` lacks."""
+    changed = {key: value for key, value in new.items() if key not in old or old[key] != value}
+    return changed | dict.fromkeys(old.keys() - new.keys(), GONE)
+
+
+def old_path(value: Any) -> str | None:
+    """The path in `PATHS` that a value names."""
+    path = value.removeprefix("pkg://") if isinstance(value, str) else None
+    return path if path in PATHS else None
+
+
+def renamed(values: dict[str, Any]) -> dict[str, Any]:
+    """Old values under their new keys, with new paths."""
+    return {
+        KEYS.get(key, key): value.replace(path, PATHS[path]) if (path := old_path(value)) else value
+        for key, value in values.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def values(composed, compose_in):
+    """Values of a recipe with a variant by dotted key; those of verl's defaults without a recipe."""
+
+    def make(*recipe_and_variant: str) -> dict[str, Any]:
+        config = (
+            composed(*recipe_and_variant) if recipe_and_variant else compose_in("verl.trainer.config", "ppo_trainer")
+        )
+        return flat(OmegaConf.to_container(config, resolve=False))
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", BEFORE)
+def test_every_value_is_what_it_was(values, recipe):
+    whole = values(recipe)
+    assert difference(values(), whole) == renamed(BEFORE[recipe]["recipe"])
+    for variant in BEFORE[recipe].keys() - {"recipe"}:
+        assert difference(whole, values(recipe, variant)) == renamed(BEFORE[recipe][variant]), variant
+
+
+def test_old_and_new_names_are_one_to_one_and_all_are_used():
+    all_values = [values for by_variant in BEFORE.values() for values in by_variant.values()]
+    old_keys = {key for values in all_values for key in values}
+    assert len(set(KEYS.values())) == len(KEYS) and KEYS.keys() <= old_keys
+    assert not set(KEYS.values()) & (old_keys - KEYS.keys())
+    assert len(set(PATHS.values())) == len(PATHS)
+    assert {old_path(value) for values in all_values for value in values.values()} - {None} == PATHS.keys()
+
+
+def test_no_recipe_and_no_variant_is_left_out():
+    assert set(BEFORE) == set(recipe_names.recipes())
+    assert all(by_variant.keys() == {"recipe", *recipe_names.variants()} for by_variant in BEFORE.values())
+
+
+@pytest.mark.slow
+def test_the_old_name_of_the_package_still_composes_with_a_warning(composed, compose_in, monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "recipes"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.warns(FutureWarning, match=r"^recipes\.stvg_r1 is verl_stvg\.recipes\.stvg_r1 now"):
+        assert compose_in("recipes.stvg_r1", "stvg_r1") == composed("stvg_r1")
+    assert sys.modules["recipes.stvg_r1"] is sys.modules["verl_stvg.recipes.stvg_r1"]
