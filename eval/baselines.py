@@ -10,51 +10,44 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as coco
 
-from verl_stvg.eval.benchmarks import Benchmark, temporal, tubes
-from verl_stvg.eval.benchmarks.items import Interval, Item, Prediction
-from verl_stvg.eval.benchmarks.tubes import Library
+from verl_stvg.eval.benchmarks import tubes
+from verl_stvg.eval.benchmarks.base import Interval, Item, Prediction
+from verl_stvg.eval.benchmarks.tracked import Library
 from verl_stvg.video.tracks import Tracks
 
 COARSE, FINE = 25, 100  # ours: steps of the two grids that the window is looked for on
 _CELLS = 300_000  # of window times interval, held at once
 _AT_ONCE = 255  # masks: more overflow in pycocotools 2.0.11
-_OF_WHOM = ("ID", "Acc", "m_vIoU", "vIoU")
 
 Table = dict[str, dict[str, float]]
 
 
 def of(
-    benchmark: Benchmark, items: Sequence[Item], library: Library, shown: Library, train: Sequence[Item] | None
+    kind: type[Item], items: Sequence[Item], library: Library, shown: Library, train: Sequence[Item] | None
 ) -> Table:
     """Metrics of each baseline by its name; tubes are plain.
 
     Args:
-        benchmark: that the items are of.
+        kind: of the items.
         items: with their truth.
         library: of the tracks that make a tube of an ID.
         shown: of the tracks whose IDs are drawn.
         train: items that the constant window is fitted on; None for those that are scored.
     """
-    if benchmark.kind == "masks" or not all(item.intervals for item in items):
+    if not all(item.intervals for item in items):
+        return {}
+    durations = np.array([[item.duration] for item in items])
+    found: Table = {}
+    if (whole := kind.unseen(items, durations * (0.0, 1.0))) is None:
         return {}
     start, end = best_window(train if train is not None else items)
-    fitted = " of train" if train is not None else ""
-    window = f"constant window [{start:g}, {end:g}]{fitted}"
-    found: Table = {}
-    durations = np.array([[item.duration] for item in items])
-    for name, part in (("whole video", (0.0, 1.0)), (window, (start, end))):
-        times = list(map(tuple, (durations * part).tolist()))
-        if benchmark.kind == "questions":
-            found[f"{name}, random option"] = _random_option(benchmark, items, times)
-            continue
-        if benchmark.kind == "intervals":
-            values = temporal.measure_intervals(items, durations * part)
-        else:
-            values, _ = benchmark.measure(items, [Prediction((time,)) for time in times])
-        found[name] = {key: float(value.mean()) for key, value in values.items() if not key.startswith(_OF_WHOM)}
-    if benchmark.kind == "tubes" and all(item.object_id is None or shown.knows(item) for item in items):
-        if any(item.object_id is not None for item in items):
-            found |= _by_id(items, times, library, shown, window)
+    window = f"constant window [{start:g}, {end:g}]{' of train' if train is not None else ''}"
+    times = durations * (start, end)
+    for name, (how, values) in (("whole video", whole), (window, kind.unseen(items, times))):
+        found[name + how] = {key: float(value.mean()) for key, value in values.items()}
+    asked = [item for item in items if isinstance(item, tubes.Tube) and item.object_id is not None]
+    if asked and all(map(shown.knows, asked)):
+        found |= _by_id(items, list(map(tuple, times.tolist())), library, shown, window)
     return found
 
 
@@ -95,14 +88,6 @@ def _best(windows: list[tuple[int, int]], truths: np.ndarray, first: np.ndarray)
             iou = np.maximum.reduceat(iou, first, axis=1)
         means.extend(iou.mean(axis=1, dtype=np.float64).tolist())
     return windows[int(np.argmax(np.round(means, 9)))]
-
-
-def _random_option(benchmark: Benchmark, items: Sequence[Item], times: Sequence[Interval]) -> dict[str, float]:
-    """Expectation over options, all equally likely."""
-    right = [Prediction((time,), option=item.answer) for item, time in zip(items, times, strict=True)]
-    values, _ = benchmark.measure(items, right)
-    chance = np.array([1 / max(item.num_options, 1) for item in items])
-    return {key: float((found * (chance if key.startswith("Acc") else 1)).mean()) for key, found in values.items()}
 
 
 def _by_id(items: Sequence[Item], times: Sequence[Interval], library: Library, shown: Library, window: str) -> Table:

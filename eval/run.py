@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from verl_stvg.inference.generate import Settings, generate
+from verl_stvg.inference.generate import generate
+from verl_stvg.inference.settings import Settings
 
 
 def run(rows: Sequence[str | Path], out: Path, settings: Settings, benchmark: str | None = None) -> dict[str, Any]:

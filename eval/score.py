@@ -11,97 +11,47 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from verl_stvg.base.lock import turn, write_whole
 from verl_stvg.eval import baselines
-from verl_stvg.eval.benchmarks import SORTS, Benchmark, find, tubes
+from verl_stvg.eval.benchmarks import Benchmark, find
 from verl_stvg.eval.benchmarks.items import Item, Prediction, Stored, item_of, read_answer, read_rows
-from verl_stvg.eval.benchmarks.masks import Masks, annotated
-from verl_stvg.eval.benchmarks.tubes import Library
+from verl_stvg.eval.benchmarks.masks import annotated
+from verl_stvg.eval.benchmarks.tracked import Library, Masks, Sources
 from verl_stvg.eval.metrics.intervals import bootstrap
 from verl_stvg.eval.metrics.rows import SHOWN, by_id
-from verl_stvg.inference.generate import chosen
+from verl_stvg.eval.scores import Scores, groups, items_of
+from verl_stvg.inference.settings import chosen
+from verl_stvg.moved import names_of
 from verl_stvg.rows import answers as answer_files
 from verl_stvg.rows.answers import Answer
 from verl_stvg.training.reward import compute_score
 
+__getattr__ = names_of(__name__, dict.fromkeys(("SCORES", "ITEMS", "DURATIONS", "LENGTHS"), "verl_stvg.eval.scores"))
 logger = logging.getLogger(__name__)
 
-SCORES, ITEMS, RUN, PREDICTIONS = "scores.json", "items.jsonl", "run.json", "predictions.jsonl"
-DURATIONS = (15, 30, 60, 120, 300)
-"""Edges of the bins of video durations, seconds; a bin holds its lower edge. Ours, as the other edges."""
-LENGTHS = (5, 10, 20, 30, 60)
-"""Edges of the bins of annotated lengths, seconds."""
+RUN, PREDICTIONS = "run.json", "predictions.jsonl"
 _CHOICE = {"fold_size": None, "fold_index": 0, "limit": None}
 _COUNTED = ("answered", "missing", "errors", "unreadable", "cut_off", "extra", "duplicates", "half_written")
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What answers are worth.
-
-    Attributes:
-        benchmark: name.
-        split: of the rows.
-        main: metric that people quote.
-        counts: of rows by what became of their answers.
-        metrics: by name, in the order of the table: value, and bounds of its 95 % interval; fractions.
-        groups: by kind of group and group: means of all metrics, and ``count``.
-        baselines: by name: metrics.
-        items: one object per row, in the rows' order; see `score`.
-        notes: what a reader has to know, in sentences.
-        made_by: what the numbers depend on besides rows and answers.
-    """
-
-    benchmark: str
-    split: str
-    main: str
-    counts: dict[str, int]
-    metrics: dict[str, dict[str, float]]
-    groups: dict[str, dict[str, dict[str, float]]]
-    baselines: dict[str, dict[str, float]]
-    items: list[dict[str, Any]] = field(repr=False)
-    notes: list[str]
-    made_by: dict[str, Any]
-
-    def summary(self) -> dict[str, Any]:
-        """All but the items, as ``scores.json`` holds it."""
-        found = {name: getattr(self, name) for name in ("benchmark", "split", "main")}
-        rest = ("counts", "metrics", "groups", "baselines", "notes", "made_by")
-        return found | {"rows": len(self.items)} | {name: getattr(self, name) for name in rest}
-
-    def write(self, folder: Path) -> None:
-        """Write ``scores.json`` and ``items.jsonl``, both of one scoring however many processes do so."""
-        lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in self.items)
-        with turn(folder):
-            write_whole(folder / ITEMS, lines)
-            write_whole(folder / SCORES, json.dumps(self.summary(), indent=2, ensure_ascii=False) + "\n")
-
-    def table(self) -> str:
-        """The table in plain text: percent, the interval, and the baselines."""
-        names = ["metric", "%", "95 % interval", *self.baselines]
-        lines = [names]
-        for name, found in self.metrics.items():
-            beside = [one.get(name) for one in self.baselines.values()]
-            interval = f"{100 * found['low']:.1f} to {100 * found['high']:.1f}"
-            others = ["" if value is None else f"{100 * value:.2f}" for value in beside]
-            lines.append([name, f"{100 * found['value']:.2f}", interval, *others])
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        text = "\n".join(
-            "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-            for line in lines
-        )
-        counts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in self.counts.items() if count)
-        head = f"{self.benchmark} {self.split}: {len(self.items):,} rows ({counts})"
-        return "\n".join([head, *self.notes, text])
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would walk all rows again and again, none of them garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
+@_uncollected()
 def score(
     rows: Iterable[Mapping[str, Any]],
     answers: Mapping[str, Answer | Prediction],
@@ -133,70 +83,51 @@ def score(
         ValueError: no rows, a row twice, of several sets or without ground truth, answers to other rows only, track
             files that are missing or of another video.
     """
-    with _uncollected():
-        return _scored(rows, answers, benchmark, tracks, masks, train, counts or {}, notes)
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without the garbage collector, which would walk all rows again and again, none of them garbage."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _scored(
-    rows: Iterable[Mapping[str, Any]],
-    answers: Mapping[str, Answer | Prediction],
-    benchmark: Benchmark | str | None,
-    tracks: Path | None,
-    masks: Mapping[str, Masks] | None,
-    train: Iterable[Mapping[str, Any]] | None,
-    counts: Mapping[str, int],
-    told_before: Sequence[str],
-) -> Scores:
-    items = list(by_id(map(item_of, rows), lambda item: item.uid).values())
-    if not isinstance(benchmark, Benchmark):
-        benchmark = find(benchmark, items)
-    told: Counter[str] = Counter(dict.fromkeys(_COUNTED, 0))
-    told.update(counts)
-    beyond = [item for item in items if not benchmark.counts(item)]
-    items = [item for item in items if benchmark.counts(item)]
-    _check_truth(items, benchmark)
-    _check_answers(items, beyond, answers, told)
+    benchmark, found = _items(rows, benchmark)
+    told: Counter[str] = Counter(dict.fromkeys(_COUNTED, 0) | dict(counts or {}))
+    beyond = [item for item in found if not benchmark.counts(item)]
+    items = [item for item in found if benchmark.counts(item)]
+    _check(items, beyond, answers, told)
 
     texts = [_text(answers.get(item.uid)) for item in items]
     said = [_read(item, answers.get(item.uid), text, told) for item, text in zip(items, texts, strict=True)]
     library = Library(tracks)
     shown = Library() if tracks is not None and items[0].tracks is not None else library
-    values, notes = benchmark.measure(items, said, library, masks)
-    stored = [_stored(answers.get(item.uid)) for item in items]
-    values |= benchmark.variants(items, said, texts, library if "m_vIoU" in values else None, stored)
+    sources = Sources(library, texts, masks, benchmark.scripts, [_stored(answers.get(item.uid)) for item in items])
+    values, unscored = benchmark.kind.measure(items, said, sources)
+    values |= benchmark.kind.variants(items, said, sources, values)
     if any(name.endswith("(lenient)") for name in values):
-        notes.append("Some answers are not in the prompt's form; columns (lenient) hold what they mean.")
-    notes = [*told_before, *_notes(items, beyond, benchmark, answers, told), *notes]
+        unscored.append("Some answers are not in the prompt's form; columns (lenient) hold what they mean.")
+    notes = [*notes, *_notes(items, beyond, benchmark, answers, told), *unscored]
     matrix = np.stack(list(values.values()), axis=1)
-    videos = [item.video for item in items]
-    middle, low, high = bootstrap(matrix, groups=videos if len(set(videos)) < len(videos) else None).tolist()
     return Scores(
         benchmark.name,
         items[0].split,
-        benchmark.main if benchmark.main in values else next(iter(values)),
+        benchmark.kind.main if benchmark.kind.main in values else next(iter(values)),
         dict(told),
-        {
-            name: {"value": value, "low": least, "high": most}
-            for name, value, least, most in zip(values, middle, low, high, strict=True)
-        },
-        _groups(items, benchmark, list(values), matrix),
-        baselines.of(benchmark, items, library, shown, [item_of(row) for row in train] if train is not None else None),
-        _items(items, said, answers, benchmark, values, matrix),
+        _with_bounds(list(values), matrix, [item.video for item in items]),
+        groups(items, benchmark, list(values), matrix),
+        baselines.of(benchmark.kind, items, library, shown, list(map(item_of, train)) if train is not None else None),
+        items_of(items, said, answers, list(values), matrix),
         notes,
         {"verl_stvg": version("verl-stvg"), "numpy": np.__version__, "tracks": tracks and tracks.name},
     )
+
+
+def _items(rows: Iterable[Mapping[str, Any]], benchmark: Benchmark | str | None) -> tuple[Benchmark, list[Item]]:
+    """The benchmark, and the rows as items of its kind."""
+    kind = benchmark.kind if isinstance(benchmark, Benchmark) else None
+    items = list(by_id((item_of(row, kind) for row in rows), lambda item: item.uid).values())
+    if not isinstance(benchmark, Benchmark):
+        benchmark = find(benchmark, items)
+    return benchmark, [item.as_kind(benchmark.kind) for item in items]
+
+
+def _with_bounds(names: Sequence[str], matrix: np.ndarray, videos: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Mean of each metric with the interval of a bootstrap over videos, from (items, metrics) values."""
+    found = bootstrap(matrix, groups=videos if len(set(videos)) < len(videos) else None)
+    rows = zip(names, found.T.tolist(), strict=True)
+    return {name: dict(zip(("value", "low", "high"), row, strict=True)) for name, row in rows}
 
 
 def score_files(
@@ -208,26 +139,21 @@ def score_files(
     train: Sequence[Path] = (),
     counts: Mapping[str, int] | None = None,
     notes: Sequence[str] = (),
+    *,
+    rows: Iterable[Mapping[str, Any]] | None = None,
 ) -> Scores:
-    """Score answers to the rows of files; `masks` is the folder of the annotations that hold them (MeViS).
+    """Score answers to the rows of files; other arguments are those of `score`.
+
+    Args:
+        files: of rows.
+        masks: folder of the annotations that hold them (MeViS).
+        train: files of rows.
+        rows: those of the files that were asked; None for all.
 
     Raises:
         ValueError: as `score`, or a file that cannot be read.
     """
-    return _score(read_rows(files), files, answers, benchmark, tracks, masks, train, counts, notes)
-
-
-def _score(
-    rows: Iterable[Mapping[str, Any]],
-    files: Sequence[Path],
-    answers: Mapping[str, Answer | Prediction],
-    benchmark: str | None,
-    tracks: Path | None,
-    masks: Path | None,
-    train: Sequence[Path],
-    counts: Mapping[str, int] | None,
-    notes: Sequence[str] = (),
-) -> Scores:
+    rows = read_rows(files) if rows is None else rows
     truth = None
     if masks is not None:
         rows = list(rows)
@@ -263,7 +189,8 @@ def score_run(
     asked = chosen(list(read_rows(files, run.get("video_root"))), *(run.get(k, d) for k, d in _CHOICE.items()))
     path = folder / PREDICTIONS
     answers = answer_files.read(path)
-    found = _score(asked, files, answers, benchmark, tracks, masks, train, {"half_written": int(_half_written(path))})
+    counts = {"half_written": int(_half_written(path))}
+    found = score_files(files, answers, benchmark, tracks, masks, train, counts, rows=asked)
     found.write(folder)
     logger.info("%s", found.table())
     return found.summary()
@@ -295,16 +222,14 @@ def rewards(rows: Iterable[Mapping[str, Any]], answers: Mapping[str, Answer]) ->
 # --- rows and answers -------------------------------------------------------------------------------------------------
 
 
-def _check_truth(items: Sequence[Item], benchmark: Benchmark) -> None:
+def _check(items: Sequence[Item], beyond: Sequence[Item], answers: Mapping[str, Any], told: Counter) -> None:
+    """See that rows have a truth, and answers rows; counts those that have none."""
     for item in items:
-        if not (item.intervals or benchmark.kind == "masks" or (benchmark.kind == "questions" and item.answer)):
+        if not item.has_truth:
             raise ValueError(
                 f"row {item.uid} has no ground truth: its publisher scores this split; score another split, or send "
                 "the predictions there"
             )
-
-
-def _check_answers(items: Sequence[Item], beyond: Sequence[Item], answers: Mapping[str, Any], told: Counter) -> None:
     known = {item.uid for item in items}
     others = known | {item.uid for item in beyond}
     extra = [uid for uid in answers if uid not in others]
@@ -377,21 +302,7 @@ def _notes(
     if hopeless := sum(bool(item.intervals) and all(end <= start for start, end in item.intervals) for item in items):
         told["unanswerable"] = hopeless
         notes.append(f"{hopeless:,} rows have an annotated interval of no length, which no answer can meet.")
-    lost_boxes, of_rows = tubes.out_of_reach(items) if benchmark.kind == "tubes" else (0, 0)
-    if lost_boxes:
-        told["boxes_out_of_reach"] = lost_boxes
-        notes.append(
-            f"{lost_boxes:,} annotated boxes of {of_rows:,} rows lie outside of the picture or have no area, and no "
-            "answer can meet them."
-        )
-    if any(item.object_id is not None or item.object_ids for item in items):
-        unknown = sum(item.object_id is None and not item.object_ids for item in items)
-        if unknown:
-            told["no_true_id"] = unknown
-            notes.append(
-                f"{unknown:,} rows have no true ID, because no tracked object met their tube; they count as 0."
-            )
-    return notes
+    return notes + benchmark.kind.notes(items, told)
 
 
 def _half_written(path: Path) -> bool:
@@ -414,91 +325,3 @@ def _run(path: Path) -> dict[str, Any]:
             f"{path}: does not say which files of rows were answered ({error!r}); run eval again"
         ) from error
     return run
-
-
-# --- what is written --------------------------------------------------------------------------------------------------
-
-
-def _groups(items: Sequence[Item], benchmark: Benchmark, names: Sequence[str], matrix: np.ndarray) -> dict:
-    sorts = {"video duration": (_bins([item.duration for item in items], DURATIONS), _labels(DURATIONS))}
-    if all(item.intervals for item in items):
-        lengths = [item.intervals[0][1] - item.intervals[0][0] for item in items]
-        sorts["interval length"] = (_bins(lengths, LENGTHS), _labels(LENGTHS))
-    asked = {key: name for key, name in SORTS.items() if any(item.extra.get(key) for item in items)}
-    for key, name in (asked | dict(benchmark.sorts)).items():
-        kinds = [str(item.extra.get(key)) for item in items]
-        sorts[name] = (kinds, sorted(set(kinds)))
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for name, (labels, order) in sorts.items():
-        found[name] = {}
-        owner = np.array(labels)
-        for kind in order:
-            chosen_rows = matrix[owner == kind]
-            if len(chosen_rows):
-                means = dict(zip(names, chosen_rows.mean(axis=0).tolist(), strict=True))
-                found[name][kind] = means | {"count": len(chosen_rows)}
-    return found
-
-
-def _bins(values: Sequence[float], edges: Sequence[float]) -> list[str]:
-    labels = _labels(edges)
-    return [labels[k] for k in np.searchsorted(edges, values, side="right").tolist()]
-
-
-def _labels(edges: Sequence[float]) -> list[str]:
-    return [
-        f"under {edges[0]} s",
-        *(f"{low} to {high} s" for low, high in zip(edges, edges[1:], strict=False)),
-        f"{edges[-1]} s and more",
-    ]
-
-
-def _items(
-    items: Sequence[Item],
-    said: Sequence[Prediction | None],
-    answers: Mapping[str, Answer | Prediction],
-    benchmark: Benchmark,
-    values: Mapping[str, np.ndarray],
-    matrix: np.ndarray,
-) -> list[dict[str, Any]]:
-    names = list(values)
-    found = []
-    errors = benchmark.errors(items, [one or Prediction() for one in said], values)
-    for item, one, row, wrong in zip(items, said, matrix.tolist(), errors, strict=True):
-        found.append(
-            {
-                "uid": item.uid,
-                "values": dict(zip(names, row, strict=True)),
-                "error": wrong if one is not None else _why_none(answers.get(item.uid)),
-                "prediction": _shown(one) if one is not None else None,
-                "truth": _truth(item),
-            }
-        )
-    return found
-
-
-def _why_none(answer: Answer | Prediction | None) -> str:
-    if answer is None:
-        return "missing"
-    return "video" if isinstance(answer, Answer) and (answer.error is not None or not answer.texts) else "format"
-
-
-def _shown(one: Prediction) -> dict[str, Any]:
-    ids = one.object_ids
-    return {
-        "intervals": [list(interval) for interval in one.intervals],
-        "object_id": ids[0] if len(ids) == 1 else None,
-        **({"object_ids": list(ids)} if len(ids) > 1 else {}),
-        "option": one.option,
-        **({"frames": [min(one.tube), max(one.tube)]} if one.tube else {}),
-    }
-
-
-def _truth(item: Item) -> dict[str, Any]:
-    return {
-        "intervals": [list(interval) for interval in item.intervals],
-        "duration": item.duration,
-        "object_id": item.object_id,
-        **({"object_ids": list(item.object_ids)} if item.object_ids else {}),
-        "answer": item.answer,
-    }

@@ -1,20 +1,44 @@
 """Referred masks (MeViS): the tracked masks of all answered IDs against the annotated ones, in every frame."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from pycocotools import mask as coco
 
+from reward_fns import stvg_r1
 from verl_stvg.data_builders.records import Record
 from verl_stvg.data_builders.sets import find
-from verl_stvg.eval.benchmarks.items import Item, Prediction
-from verl_stvg.eval.benchmarks.temporal import Values
-from verl_stvg.eval.benchmarks.tubes import Library, identity
+from verl_stvg.eval.benchmarks.base import Item, Prediction, Predictions, Reader, Values
+from verl_stvg.eval.benchmarks.tracked import Library, Masks, Sources, Tracked, identity
 from verl_stvg.eval.metrics.masks import j_f
 from verl_stvg.video.rle import encoded
 
-Masks = Sequence[Mapping | None]
+
+@dataclass(frozen=True)
+class Referred(Tracked):
+    """A row that asks for the objects that an expression refers to. Its true masks are in the annotation folder."""
+
+    main: ClassVar[str] = "J&F"
+
+    @property
+    def has_truth(self) -> bool:
+        return True
+
+    @classmethod
+    def measure(cls, items: Sequence[Tracked], said: Predictions, sources: Sources) -> tuple[Values, list[str]]:
+        return measure(items, said, sources.library, sources.masks)
+
+
+def _targets(item: Item, text: str, num_options: int) -> Prediction | None:
+    found = stvg_r1.parse_set(text)
+    return Prediction((found[1],), tuple(sorted(found[0]))) if found is not None else None
+
+
+READERS: dict[str, Reader] = {"stvg_r1_multi": _targets}
+"""How answers are read, by the reward that reads them in training."""
 
 
 def annotated(dataset: str, split: str, folder: Path) -> dict[str, Masks]:
@@ -35,15 +59,12 @@ def annotated(dataset: str, split: str, folder: Path) -> dict[str, Masks]:
         if file is None:
             raise ValueError(f"{folder}: has no {' or '.join(one.names)}; give the folder of {dataset}'s annotations")
         files.append(file)
-    return {f"{dataset}/{split}/{one.key}": one.masks for one in _records(source.read(tuple(files), split))}
-
-
-def _records(entries) -> Iterator[Record]:
-    return (one for one in entries if isinstance(one, Record) and one.masks is not None)
+    records = (one for one in source.read(tuple(files), split) if isinstance(one, Record) and one.masks is not None)
+    return {f"{dataset}/{split}/{one.key}": one.masks for one in records}
 
 
 def measure(
-    items: Sequence[Item], said: Sequence[Prediction | None], library: Library, masks: Mapping[str, Masks] | None
+    items: Sequence[Tracked], said: Predictions, library: Library, masks: Mapping[str, Masks] | None
 ) -> tuple[Values, list[str]]:
     """Return J, F and J&F per expression, (N,), and the F1 of its IDs where the true ones are known.
 

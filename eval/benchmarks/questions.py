@@ -1,24 +1,97 @@
 """Grounded questions: the right option, for the right part of the video."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from reward_fns import videochat_r1
+from reward_fns import temporal_r1, videochat_r1
 from reward_fns.measures import intervals_iou
 from reward_fns.parsing import first_block
-from verl_stvg.eval.benchmarks.items import Item, Prediction
-from verl_stvg.eval.benchmarks.temporal import Values, as_intervals, intervals, read_leniently, set_iou, truths
+from verl_stvg.eval.benchmarks.base import Item, Prediction, Predictions, Reader, Values
+from verl_stvg.eval.benchmarks.temporal import intervals, read_leniently, set_iou, truths
+from verl_stvg.eval.benchmarks.tracked import Sources
 from verl_stvg.eval.metrics import videomind
 from verl_stvg.eval.metrics.answers import check_ans, read_option
 from verl_stvg.eval.metrics.gqa import grounded_qa
-from verl_stvg.eval.metrics.temporal import reaches
+from verl_stvg.eval.metrics.temporal import as_intervals, reaches
 
 THRESHOLDS = (0.3, 0.5)
 _ASKING = ("videochat_r1_gqa", "temporal_r1_gqa", "temporal_r1_mcq", "r1v")
 
 
-def measure(items: Sequence[Item], said: Sequence[Prediction | None]) -> Values:
+@dataclass(frozen=True)
+class Question(Item):
+    """A row that asks for an option, most with the part of the video that answers it.
+
+    Attributes:
+        answer: letter of the right option.
+    """
+
+    main: ClassVar[str] = "Acc@GQA"
+
+    answer: str | None = None
+
+    @classmethod
+    def own(cls, truth: Mapping[str, Any]) -> tuple:
+        return (truth.get("answer"),)
+
+    @property
+    def has_truth(self) -> bool:
+        return bool(self.intervals or self.answer)
+
+    @property
+    def truth(self) -> dict[str, Any]:
+        return super().truth | {"answer": self.answer}
+
+    def wrong(self, said: Prediction, values: Mapping[str, float]) -> list[str]:
+        return ["wrong option"] if "Acc@QA" in values and said.option != self.answer else super().wrong(said, values)
+
+    @classmethod
+    def measure(cls, items: Sequence["Question"], said: Predictions, sources: Sources) -> tuple[Values, list[str]]:
+        return measure(items, said), []
+
+    @classmethod
+    def variants(cls, items: Sequence["Question"], said: Predictions, sources: Sources, values: Values) -> Values:
+        return variants(items, said, sources.texts)
+
+    @classmethod
+    def unseen(cls, items: Sequence["Question"], times: np.ndarray) -> tuple[str, Values]:
+        """Expectation over options, all equally likely."""
+        pairs = zip(items, map(tuple, times.tolist()), strict=True)
+        values = measure(items, [Prediction((time,), option=item.answer) for item, time in pairs])
+        chance = np.array([1 / max(item.num_options, 1) for item in items])
+        drawn = {name: found * (chance if name.startswith("Acc") else 1) for name, found in values.items()}
+        return ", random option", drawn
+
+
+def _option(item: Item, text: str, num_options: int) -> Prediction | None:
+    letter = read_option(text, num_options)
+    return Prediction(option=letter) if letter is not None else None
+
+
+def _option_and(parse: Callable[[str], tuple | None], several: bool) -> Reader:
+    def read(item: Item, text: str, num_options: int) -> Prediction | None:
+        letter, found = read_option(text, num_options), parse(text)
+        if letter is None and not found:
+            return None
+        return Prediction((found if several else (found,)) if found else (), option=letter)
+
+    return read
+
+
+READERS: dict[str, Reader] = {
+    "temporal_r1_mcq": _option,
+    "temporal_r1_gqa": _option_and(temporal_r1.parse, several=False),
+    "r1v": _option,
+    "videochat_r1_gqa": _option_and(videochat_r1.parse_glue, several=True),
+}
+"""How answers are read, by the reward that reads them in training. Option letters are read by
+`verl_stvg.eval.metrics.answers.read_option`, which does not take the D of "Definitely A" for one."""
+
+
+def measure(items: Sequence[Question], said: Predictions) -> Values:
     """Return IoU, IoP and accuracies per item, (N,), every question in the denominator and a point worth nothing.
 
     IoU and IoP are of the first answered period and the best over the annotated ones; set IoU is of all answered
@@ -37,14 +110,14 @@ def measure(items: Sequence[Item], said: Sequence[Prediction | None]) -> Values:
     return table | ({name: values[name] for name in ("Acc@QA", "Acc@GQA", "Acc@IoU")} if asked(items, said) else {})
 
 
-def asked(items: Sequence[Item], said: Sequence[Prediction | None]) -> bool:
+def asked(items: Sequence[Question], said: Predictions) -> bool:
     """Whether the prompt asks for an option, or an answer has one all the same."""
     return any(item.recipe.removesuffix("_nothink") in _ASKING for item in items) or any(
         one and one.option for one in said
     )
 
 
-def variants(items: Sequence[Item], said: Sequence[Prediction | None], texts: Sequence[str | None]) -> Values:
+def variants(items: Sequence[Question], said: Predictions, texts: Sequence[str | None]) -> Values:
     """Return what the scripts of NExT-GQA, VideoChat-R1 and VideoMind print, under their names, per item.
 
     By NExT-GQA's rule a point within the truth has full precision. VideoChat-R1, for answers to its own prompt, takes
@@ -75,7 +148,7 @@ def variants(items: Sequence[Item], said: Sequence[Prediction | None], texts: Se
     return table | lenient(items, said, texts)
 
 
-def lenient(items: Sequence[Item], said: Sequence[Prediction | None], texts: Sequence[str | None]) -> Values:
+def lenient(items: Sequence[Question], said: Predictions, texts: Sequence[str | None]) -> Values:
     """Return the table with what `lenient.read_time` reads where no time was read, per item; nothing if it reads none.
 
     A time that was read stands, because prompts of this kind ask for it outside of the answer's block. The option is
@@ -99,18 +172,18 @@ def lenient(items: Sequence[Item], said: Sequence[Prediction | None], texts: Seq
     return {f"{name} (lenient)": found for name, found in table.items()}
 
 
-def _is_videochat(item: Item) -> bool:
+def _is_videochat(item: Question) -> bool:
     return item.recipe.removesuffix("_nothink") == "videochat_r1_gqa"
 
 
-def _videochat_r1_iou(item: Item, one: Prediction | None, text: str | None) -> float:
+def _videochat_r1_iou(item: Question, one: Prediction | None, text: str | None) -> float:
     """As its `evaluate_gqa.py`; but a list that cannot be read is 0, where that repeats the value before."""
     if text is not None:
         return videochat_r1.gqa_iou(text, {"intervals": item.intervals})
     return intervals_iou(one.periods, item.intervals) if one is not None and one.intervals else 0.0
 
 
-def _videochat_r1_right(item: Item, one: Prediction | None, text: str | None) -> bool:
+def _videochat_r1_right(item: Question, one: Prediction | None, text: str | None) -> bool:
     if item.answer is None:
         return False
     if text is not None:
@@ -118,7 +191,7 @@ def _videochat_r1_right(item: Item, one: Prediction | None, text: str | None) ->
     return one is not None and one.option == item.answer
 
 
-def _videomind(items: Sequence[Item], said: Sequence[Prediction | None]) -> tuple[np.ndarray, np.ndarray]:
+def _videomind(items: Sequence[Question], said: Predictions) -> tuple[np.ndarray, np.ndarray]:
     """IoU and IoP of the first period by `videomind.iou_iop`, each (N,) float32; 0 without one."""
     found = np.zeros((2, len(items)), dtype=np.float32)
     for k, (item, one) in enumerate(zip(items, said, strict=True)):
@@ -129,7 +202,7 @@ def _videomind(items: Sequence[Item], said: Sequence[Prediction | None]) -> tupl
     return found[0], found[1]
 
 
-def _videomind_right(item: Item, one: Prediction | None, text: str | None) -> bool:
+def _videomind_right(item: Question, one: Prediction | None, text: str | None) -> bool:
     if item.answer is None:
         return False
     reply = one.reply if one is not None else None
@@ -145,6 +218,6 @@ def _precision(iop: np.ndarray) -> Values:
     return {"mIoP": iop} | {f"IoP@{m:g}": reaches(iop, m).astype(float) for m in THRESHOLDS}
 
 
-def _right(items: Sequence[Item], said: Sequence[Prediction | None]) -> np.ndarray:
+def _right(items: Sequence[Question], said: Predictions) -> np.ndarray:
     pairs = zip(items, said, strict=True)
     return np.array([one is not None and one.option is not None and one.option == item.answer for item, one in pairs])

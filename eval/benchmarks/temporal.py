@@ -1,11 +1,15 @@
 """Temporal grounding: the table of intervals, by the clean definition and by the scripts that published numbers."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
+from reward_fns import parsing, temporal_r1, time_r1, videochat_r1
 from reward_fns.measures import intervals_iou
-from verl_stvg.eval.benchmarks.items import Interval, Item, Prediction
+from verl_stvg.eval.benchmarks.base import Interval, Item, Prediction, Predictions, Reader, Values
+from verl_stvg.eval.benchmarks.tracked import Sources
 from verl_stvg.eval.metrics import readers
 from verl_stvg.eval.metrics.lenient import is_plain, read_time
 from verl_stvg.eval.metrics.temporal import (
@@ -22,8 +26,6 @@ from verl_stvg.eval.metrics.temporal import (
 
 Counts = Callable[[np.ndarray, float], np.ndarray]
 
-Values = dict[str, np.ndarray]
-
 _SCRIPTS = {
     "time_r1": ("Time-R1", exceeds),
     "timezero": ("TimeZero", at_least),
@@ -35,7 +37,51 @@ _SCRIPTS = {
 _SEVERAL = ("videochat_r1_5",)  # rewards that read several periods as one answer
 
 
-def measure(items: Sequence[Item], said: Sequence[Prediction | None]) -> Values:
+@dataclass(frozen=True)
+class Moment(Item):
+    """A row that asks when something happens."""
+
+    main: ClassVar[str] = "mIoU"
+
+    @classmethod
+    def measure(cls, items: Sequence[Item], said: Predictions, sources: Sources) -> tuple[Values, list[str]]:
+        return measure(items, said), []
+
+    @classmethod
+    def variants(cls, items: Sequence[Item], said: Predictions, sources: Sources, values: Values) -> Values:
+        return variants(items, said, sources.texts, sources.stored)
+
+    @classmethod
+    def unseen(cls, items: Sequence[Item], times: np.ndarray) -> tuple[str, Values]:
+        return "", measure_intervals(items, times)
+
+
+def _span(parse: Callable[[str], Interval | None]) -> Reader:
+    def read(item: Item, text: str, num_options: int) -> Prediction | None:
+        found = parse(text)
+        return Prediction((found,)) if found is not None else None
+
+    return read
+
+
+def _spans(item: Item, text: str, num_options: int) -> Prediction | None:
+    answer = parsing.first_block(text, "answer")
+    found = parsing.interval_list(answer) if answer is not None else None
+    return Prediction(tuple(found)) if found else None
+
+
+READERS: dict[str, Reader] = {
+    "timezero": _span(time_r1.parse),
+    "time_r1": _span(time_r1.parse),
+    "temporal_r1": _span(temporal_r1.parse),
+    "videochat_r1": _span(videochat_r1.parse),
+    "videochat_r1_5": _spans,
+    "videotg_r1": _span(videochat_r1.parse),
+}
+"""How answers are read, by the reward that reads them in training."""
+
+
+def measure(items: Sequence[Item], said: Predictions) -> Values:
     """Return mIoU and R1@m per item, (N,): IoU over the union, the best over the annotated intervals, at least m.
 
     For prompts that ask for several periods set mIoU as well: of all answered periods with all annotated ones.
@@ -52,7 +98,7 @@ def measure_intervals(items: Sequence[Item], found: np.ndarray) -> Values:
 
 def variants(
     items: Sequence[Item],
-    said: Sequence[Prediction | None],
+    said: Predictions,
     texts: Sequence[str | None],
     stored: Sequence[str | None] | None = None,
 ) -> Values:
@@ -107,7 +153,7 @@ def _of_temporal_r1(item: Item, one: Prediction | None, text: str | None, stored
     return next(iter(readers.extract_time(stored)), None)
 
 
-def lenient(items: Sequence[Item], said: Sequence[Prediction | None], texts: Sequence[str | None]) -> Values:
+def lenient(items: Sequence[Item], said: Predictions, texts: Sequence[str | None]) -> Values:
     """Return mIoU and R1@m of what `lenient.read_time` reads, per item; nothing where it reads what was read."""
     found = read_leniently(said, texts)
     if found is None:
@@ -116,7 +162,7 @@ def lenient(items: Sequence[Item], said: Sequence[Prediction | None], texts: Seq
     return {"mIoU (lenient)": iou} | {f"R1@{m:g} (lenient)": reaches(iou, m).astype(float) for m in THRESHOLDS}
 
 
-def read_leniently(said: Sequence[Prediction | None], texts: Sequence[str | None]) -> list[Interval | None] | None:
+def read_leniently(said: Predictions, texts: Sequence[str | None]) -> list[Interval | None] | None:
     """Times of replies, however they are written; None if that changes nothing.
 
     What is no text is as it was said, and so is the time beside boxes, which is read from JSON.
@@ -129,12 +175,12 @@ def read_leniently(said: Sequence[Prediction | None], texts: Sequence[str | None
     return found if found != strict else None
 
 
-def intervals(said: Sequence[Prediction | None]) -> np.ndarray:
+def intervals(said: Predictions) -> np.ndarray:
     """Intervals that are scored, (N, 2); NaN where there is none."""
     return as_intervals(one and one.interval for one in said)
 
 
-def set_iou(items: Sequence[Item], said: Sequence[Prediction | None]) -> np.ndarray:
+def set_iou(items: Sequence[Item], said: Predictions) -> np.ndarray:
     """IoU of all periods of an answer with all annotated ones, union against union, (N,).
 
     Periods without a length count for nothing, so that an answer, or a truth, of nothing else is worth 0.

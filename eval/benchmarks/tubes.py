@@ -4,153 +4,197 @@ An ID becomes a tube through the tracks of its video, unfiltered if they are giv
 where its number was hidden. Plain, a frame in which the object is not seen counts as answered without a box; repaired,
 it gets the box that STVG-R1's evaluation would take. Frames that are answered outside of the video count as well.
 
-Answered boxes have numbers of frames in what is shown, or whole seconds as OneThinker's have; `items.read_answer` turns
+Answered boxes have numbers of frames in what is shown, or whole seconds as OneThinker's have; `_tube` turns
 both into frames of the file. All frames of the answered time and all frames with a box count as answered, and boxes are
 compared within the answered time. Boxes without a time answer the frames that they name, and no others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
-from pycocotools import mask as coco
 
-from reward_fns.measures import set_f1
-from verl_stvg.data_builders.objects.boxes import TurnedBoxes, annotated_size, scales
+from reward_fns import parsing, stvg_boxes, stvg_r1
+from verl_stvg.data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
 from verl_stvg.data_builders.objects.boxes import out_of_reach as out_of_reach_boxes
 from verl_stvg.data_builders.objects.target import tube_of
-from verl_stvg.eval.benchmarks.items import Interval, Item, Prediction
-from verl_stvg.eval.benchmarks.temporal import Values, read_leniently
-from verl_stvg.eval.metrics import tube_scripts
+from verl_stvg.eval.benchmarks.base import Interval, Item, Prediction, Predictions, Reader, Values
+from verl_stvg.eval.benchmarks.temporal import read_leniently
+from verl_stvg.eval.benchmarks.tracked import Library, Objects, Sources, Tracked, identity
 from verl_stvg.eval.metrics.temporal import exceeds, iou_hull, reaches
-from verl_stvg.eval.metrics.tubes import THRESHOLDS, Box, as_arrays, common
-from verl_stvg.video.film import VideoInfo
-from verl_stvg.video.tracks import TrackError, Tracks, find_track, load
-
-HELD_MASKS = 500_000
-"""Masks of track files that are held at once, about 0.3 GB."""
-_FAR = 1e9  # seconds; beyond it only the number of digits grows
+from verl_stvg.eval.metrics.tubes import THRESHOLDS, Box, as_arrays, common, from_seconds
+from verl_stvg.moved import names_of
 
 Frames = tuple[int, int]
 Arrays = tuple[np.ndarray, np.ndarray]
 
+_PAPERS = ("challenge", "tubedetr", "tubedetr_hcstvg", "cgstvg", "stvg_r1", "st_align")
+__getattr__ = names_of(
+    __name__,
+    dict.fromkeys(_PAPERS, "verl_stvg.eval.benchmarks.tube_papers")
+    | {"HELD_MASKS": "verl_stvg.eval.benchmarks.tracked"},
+)
 
-@dataclass
-class Objects:
-    """Objects of one video, their boxes made when they are asked for.
-
-    Attributes:
-        tracks: of the video.
-    """
-
-    tracks: Tracks
-    _boxes: dict[int, dict[int, Box]] = field(default_factory=dict)
-
-    @cached_property
-    def num_masks(self) -> int:
-        """Masks of all objects in all frames."""
-        return sum(len(track.masks) for track in self.tracks.tracks)
-
-    def of(self, object_id: int) -> dict[int, Box]:
-        """Boxes of an object by frame; none if there is no such object."""
-        if object_id not in self._boxes:
-            track = next((one for one in self.tracks.tracks if one.object_id == object_id), None)
-            self._boxes[object_id] = _boxes(track.masks) if track is not None else {}
-        return self._boxes[object_id]
-
-    def around(self, object_id: int) -> "_Around":
-        """What `tube_of` needs to know of the video to follow an object."""
-        return _Around(self, object_id)
+_NO_BOX = (0.0, 0.0, 0.0, 0.0)
+_BY_SECOND = "stvg_boxes_seconds"
 
 
 @dataclass(frozen=True)
-class _Around:
-    """Boxes of a frame: the object's own where it is seen, else those of all others, which a repair chooses from."""
-
-    objects: Objects
-    object_id: int
-
-    def boxes(self, frame: int) -> dict[int, Box]:
-        own = self.objects.of(self.object_id)
-        return {self.object_id: own[frame]} if frame in own else _boxes(self.objects.tracks.at(frame))
-
-
-def _boxes(masks: Mapping[int, Mapping]) -> dict[int, Box]:
-    """Boxes xyxy of masks that have a pixel, as `Tracks.boxes` gives them, many at a time."""
-    if not masks:
-        return {}
-    found = coco.toBbox(list(masks.values()))
-    found[:, 2:] += found[:, :2]
-    return {key: tuple(box) for key, box in zip(masks, found.tolist(), strict=True) if box[2] > box[0]}
-
-
-@dataclass
-class Library:
-    """Track files of a benchmark's videos. Scores are made in several passes over the rows, so those that were asked
-    for last are held, as many as have `HELD_MASKS` masks together.
+class Tube(Tracked):
+    """A row that asks where something is, and when.
 
     Attributes:
-        folder: of the track files; None takes those that the rows name.
+        first_frame: of the annotated tube, zero-based, of the file, whatever the row counts in.
+        boxes: (T, 4) float32 xyxy of the annotated tube; None if there is none.
+        picture: (width, height) that answered thousandths are of; None: the annotation's, else the file's.
     """
 
-    folder: Path | None = None
-    _held: dict[Path, Objects] = field(default_factory=dict)
-    _masks: int = 0
+    main: ClassVar[str] = "m_vIoU"
 
-    def knows(self, item: Item) -> bool:
-        """Whether an item has a track file to look for."""
-        return self.path(item) is not None
+    first_frame: int | None = None
+    boxes: np.ndarray | None = None
+    picture: tuple[float, float] | None = None
 
-    def path(self, item: Item) -> Path | None:
-        """Where an item's track file should be."""
-        return find_track(self.folder, item.video) if self.folder is not None else item.tracks
+    @classmethod
+    def own(cls, truth: Mapping[str, Any]) -> tuple:
+        first, boxes = truth.get("first_frame"), truth.get("boxes")
+        return (
+            *super().own(truth),
+            None if first is None else int(first),  # Arrow returns whole numbers of some columns as doubles
+            None if boxes is None or not len(boxes) else np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
+            tuple(truth["picture"]) if truth.get("picture") else None,
+        )
 
-    def objects(self, item: Item) -> Objects:
-        """Objects of an item's video.
+    def counted_in_file(self, first_frame_of: str | None) -> "Tube":
+        if self.first_frame is None or not self.shown or self.clock is None:
+            return self
+        return replace(self, first_frame=self.clock.in_file(self.first_frame, self.shown, first_frame_of))
 
-        Tracks have to fit what the row says of its file: size, number of frames and when they appear. Nothing is asked
-        about the content, so that tracks of a copy serve, if its pictures are as large and as many.
+    def answered_size(self) -> Size | None:
+        return self.picture or super().answered_size()
 
-        Raises:
-            ValueError: the file cannot be read, or is of another video; the message names the row.
-        """
-        path = self.path(item)
-        found = self._held.pop(path, None)
-        if found is None:
-            try:
-                found = Objects(load(path))
-            except ValueError as error:
-                raise ValueError(f"row {item.uid}: {error}") from error
-            self._masks += found.num_masks
-        self._held[path] = found
-        while len(self._held) > 1 and self._masks > HELD_MASKS:
-            self._masks -= self._held.pop(next(iter(self._held))).num_masks
-        tracks = found.tracks
-        if item.size is not None and (tracks.width, tracks.height) != item.size:
-            raise ValueError(
-                f"row {item.uid}: {path} is of a video of {tracks.width}x{tracks.height}, the row's has "
-                f"{item.size[0]}x{item.size[1]}; give the folder of the row's videos with --tracks"
-            )
-        if item.num_frames and item.size and item.fps:
-            unknown = item.times is None and item.file_end is not None  # rows whose frames have no numbers leave it out
-            times, end = (tracks.times, tracks.end) if unknown else (item.times, item.file_end)
-            try:
-                tracks.check(VideoInfo(item.num_frames, item.fps, *item.size, times, end))
-            except TrackError as error:
-                raise ValueError(
-                    f"row {item.uid}: {path}: {error}, or, if the row is older than the video or this program, build "
-                    "the rows again"
-                ) from error
-        return found
+    def known_frames(self) -> int:
+        return self.num_frames or (self.first_frame + len(self.boxes) if self.boxes is not None else 0)
+
+    @property
+    def true_frames(self) -> Frames:
+        """First and last frame of the annotated tube."""
+        return self.first_frame, self.first_frame + len(self.boxes) - 1
+
+    @classmethod
+    def measure(cls, items: Sequence["Tube"], said: Predictions, sources: Sources) -> tuple[Values, list[str]]:
+        return measure(items, said, sources.library)
+
+    @classmethod
+    def variants(cls, items: Sequence["Tube"], said: Predictions, sources: Sources, values: Values) -> Values:
+        scored = sources.scripts and "m_vIoU" in values
+        by_scripts = variants(items, said, sources.library, sources.scripts) if scored else {}
+        return by_scripts | lenient(items, said, sources.texts)
+
+    @classmethod
+    def unseen(cls, items: Sequence["Tube"], times: np.ndarray) -> tuple[str, Values]:
+        values, _ = measure(items, [Prediction((time,)) for time in map(tuple, times.tolist())], Library())
+        return "", {"m_tIoU": values["m_tIoU"]}
+
+    @classmethod
+    def notes(cls, items: Sequence["Tube"], told: dict[str, int]) -> list[str]:
+        lost, of_rows = out_of_reach(items)
+        if not lost:
+            return super().notes(items, told)
+        told["boxes_out_of_reach"] = lost
+        said = (
+            f"{lost:,} annotated boxes of {of_rows:,} rows lie outside of the picture or have no area, and no "
+            "answer can meet them."
+        )
+        return [said, *super().notes(items, told)]
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def _target(item: Item, text: str, num_options: int) -> Prediction | None:
+    found = stvg_r1.parse(text)
+    return Prediction((found[1:],), (found[0],)) if found is not None else None
+
+
+def _tube(item: Item, text: str, num_options: int) -> Prediction | None:
+    """Answered boxes by frame of the file, in pixels of the annotation.
+
+    Keys are frames of what is shown or whole seconds (`_is_by_second`); the boxes of `stvg_boxes_seconds` are
+    thousandths of the picture.
+
+    Raises:
+        ValueError: thousandths of a picture whose size the row does not say.
+    """
+    found = stvg_boxes.parse(text)
+    if found is None:
+        return None
+    span, boxes = found
+    if not _all_boxes(boxes):  # what is no box counts as a frame without overlap, as in the reward
+        boxes = {frame: parsing.box(box) or _NO_BOX for frame, box in boxes.items()}
+    if item.recipe == _BY_SECOND:
+        picture = item.answered_size()
+        if picture is None:
+            raise ValueError(f"row {item.uid}: boxes are thousandths of the picture, whose size the row does not say")
+        frames, sides = as_arrays(boxes)
+        boxes = dict(zip(frames.tolist(), (sides * np.array(picture * 2) / 1000).tolist(), strict=True))
+    if item.clock is None:
+        return Prediction((span,), tube=boxes)
+    if _is_by_second(item, span, boxes):
+        return Prediction((span,), tube=_by_frame(item, span, boxes), by_second=True)
+    first = item.clock.first_shown(item.shown)
+    return Prediction((span,), tube={frame + first: box for frame, box in boxes.items()} if first else boxes)
+
+
+def _is_by_second(item: Item, span: Interval, boxes: Mapping[int, Box]) -> bool:
+    """Whether the keys of answered boxes are whole seconds, as OneThinker's are, and not frames.
+
+    They are what more of them lie within the stated time as. Where that is equal they are what the prompt asks for,
+    or seconds, if there is exactly one for each whole second of the stated time.
+    """
+    first = item.clock.first_shown(item.shown)
+    start, end = (bound - first for bound in item.frames(span))
+    low, high = stvg_boxes.whole_seconds(span)
+    as_frames = sum(start <= key <= end for key in boxes)
+    as_seconds = sum(low <= key <= high for key in boxes)
+    if as_frames == len(boxes) == end - start + 1 and item.recipe != _BY_SECOND:  # one for each frame
+        return False
+    if as_frames != as_seconds:
+        return as_seconds > as_frames
+    return item.recipe == _BY_SECOND or 0 < len(boxes) == as_seconds == high - low + 1
+
+
+def _by_frame(item: Item, span: Interval, boxes: Mapping[int, Box]) -> dict[int, Box]:
+    """Boxes by frame of the file from boxes by whole second; one outside of the stated time is a frame there."""
+    start, end = item.frames(span)
+    frames = np.arange(max(start, 0), min(end, item.known_frames() - 1) + 1)
+    times = [item.clock.seconds(frame) - item.shown for frame in frames.tolist()]
+    low, high = stvg_boxes.whole_seconds(span)
+    inside = {key: box for key, box in boxes.items() if low <= key <= high}
+    there, sides = from_seconds(inside, times, span)
+    outside = {item.frames((key, key))[0]: box for key, box in boxes.items() if key not in inside}
+    return outside | dict(zip(frames[there].tolist(), sides[there].tolist(), strict=True))
+
+
+def _all_boxes(boxes: Mapping[int, object]) -> bool:
+    """Whether all values are boxes that `parsing.box` reads, seen at once."""
+    try:
+        sides = np.array(list(boxes.values()), dtype=np.float64)
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return sides.shape == (len(boxes), 4) and bool(np.isfinite(sides).all())
+
+
+READERS: dict[str, Reader] = {"stvg_r1": _target, "stvg_boxes": _tube, _BY_SECOND: _tube}
+"""How answers are read, by the reward that reads them in training."""
 
 
 # --- clean ------------------------------------------------------------------------------------------------------------
 
 
 def measure(
-    items: Sequence[Item], said: Sequence[Prediction | None], library: Library, repair: bool = True
+    items: Sequence[Tube], said: Predictions, library: Library, repair: bool = True
 ) -> tuple[Values, list[str]]:
     """Return the table per item, (N,), and what could not be measured.
 
@@ -201,7 +245,7 @@ def measure(
     return table, notes
 
 
-def lenient(items: Sequence[Item], said: Sequence[Prediction | None], texts: Sequence[str | None]) -> Values:
+def lenient(items: Sequence[Tube], said: Predictions, texts: Sequence[str | None]) -> Values:
     """Return m_tIoU of what `lenient.read_time` reads, per item; nothing where it reads what was read."""
     times = read_leniently(said, texts)
     if times is None:
@@ -211,7 +255,7 @@ def lenient(items: Sequence[Item], said: Sequence[Prediction | None], texts: Seq
     return {"m_tIoU (lenient)": measure(items, found, Library())[0]["m_tIoU"]}
 
 
-def out_of_reach(items: Sequence[Item]) -> tuple[int, int]:
+def out_of_reach(items: Sequence[Tube]) -> tuple[int, int]:
     """How many annotated boxes no answer can meet, and of how many rows.
 
     `verl_stvg.data_builders.objects.boxes.out_of_reach` says which these are.
@@ -226,16 +270,7 @@ def out_of_reach(items: Sequence[Item]) -> tuple[int, int]:
     return sum(counts), sum(count > 0 for count in counts)
 
 
-def identity(items: Sequence[Item], said: Sequence[Prediction | None]) -> np.ndarray:
-    """Whether the answered ID is the true one, (N,), or the F1 of several."""
-    found = np.zeros(len(items))
-    for k, (item, one) in enumerate(zip(items, said, strict=True)):
-        true = item.object_ids or ((item.object_id,) if item.object_id is not None else ())
-        found[k] = set_f1(one.object_ids, true) if one is not None else 0.0
-    return found
-
-
-def frames_of(item: Item, one: Prediction) -> Frames | None:
+def frames_of(item: Tube, one: Prediction) -> Frames | None:
     """First and last frame of the file that an answer covers; None if it says no time.
 
     Boxes without a time cover those from the first to the last: scripts of papers know no other answer.
@@ -243,7 +278,7 @@ def frames_of(item: Item, one: Prediction) -> Frames | None:
     return _stated(item, one) or ((min(one.tube), max(one.tube)) if one.tube else None)
 
 
-def _stated(item: Item, one: Prediction) -> Frames | None:
+def _stated(item: Tube, one: Prediction) -> Frames | None:
     """First and last frame of the time that an answer states; None if it states none."""
     if one.span is not None:
         return one.span
@@ -254,7 +289,7 @@ def _states_time(one: Prediction) -> bool:
     return one.span is not None or one.interval is not None
 
 
-def _tiou(item: Item, one: Prediction, span: Frames | None) -> float:
+def _tiou(item: Tube, one: Prediction, span: Frames | None) -> float:
     """IoU of the answered frames and those of the annotated tube."""
     if span is None:
         return 0.0
@@ -265,9 +300,9 @@ def _tiou(item: Item, one: Prediction, span: Frames | None) -> float:
     return _frames_iou(span, true)
 
 
-def _viou(item: Item, one: Prediction, span: Frames | None, library: Library, repair: bool) -> tuple[float, ...]:
+def _viou(item: Tube, one: Prediction, span: Frames | None, library: Library, repair: bool) -> tuple[float, ...]:
     """vIoU of a tube as it is, and if wanted repaired."""
-    true = _true(item, one)
+    true = true_tube(item, one)
     if one.tube:
         frames, ious, either = common(one.arrays, true)
         if _states_time(one):
@@ -311,14 +346,30 @@ def _frames_iou(a: Frames, b: Frames) -> float:
     return _frames_common(a, b) / _frames_either(a, b)
 
 
+def true_tube(item: Tube, one: Prediction) -> Arrays:
+    """The annotated tube in an answer's pixels: boxes are answered in the annotation's, objects are the file's (it may
+    be a smaller copy).
+
+    Raises:
+        ValueError: the annotation is of a turned picture; the message names the row.
+    """
+    boxes = item.boxes
+    if not one.tube and item.size:
+        try:
+            factors = scales(annotated_size(item.extra), item.size)
+        except TurnedBoxes as error:
+            raise ValueError(f"row {item.uid}: {error}") from error
+        if factors != (1, 1):
+            boxes = boxes * np.array(factors * 2, np.float32)
+    return np.arange(item.true_frames[0], item.true_frames[1] + 1), boxes
+
+
 # --- scripts of papers ------------------------------------------------------------------------------------------------
 
-Script = Callable[[Item, Prediction, Frames, Arrays, Library], tuple[float, float]]
+Script = Callable[[Tube, Prediction, Frames, Arrays, Library], tuple[float, float]]
 
 
-def variants(
-    items: Sequence[Item], said: Sequence[Prediction | None], library: Library, scripts: Mapping[str, Script]
-) -> Values:
+def variants(items: Sequence[Tube], said: Predictions, library: Library, scripts: Mapping[str, Script]) -> Values:
     """Return m_tIoU, m_vIoU and vIoU@R of scripts of papers, under their names, per item; IDs are repaired.
 
     A script that knows IDs only is left out where no answer has one.
@@ -340,77 +391,3 @@ def variants(
         table |= {f"m_tIoU ({name})": found[:, 0], f"m_vIoU ({name})": found[:, 1]}
         table |= {f"vIoU@{r:g} ({name})": counts(found[:, 1], r).astype(float) for r in THRESHOLDS}
     return table
-
-
-def challenge(item: Item, one: Prediction, span: Frames, tube: Arrays, library: Library):
-    """HC-STVG challenge."""
-    return tube_scripts.hcstvg_challenge(tube, span, _true(item, one), item.true_frames)
-
-
-def tubedetr(item: Item, one: Prediction, span: Frames, tube: Arrays, library: Library, shift: int = 0):
-    """TubeDETR; `shift` of `tube_scripts.tubedetr`."""
-    first, end = _nearest_frames(item)
-    sampled = tube_scripts.sampled_frames(first, end - 1, item.fps, times=item.times)
-    true_span = item.true_frames[0], item.true_frames[1] + 1
-    return tube_scripts.tubedetr(tube, (span[0], span[1] + 1), _true(item, one), true_span, sampled, shift)[:2]
-
-
-def tubedetr_hcstvg(item: Item, one: Prediction, span: Frames, tube: Arrays, library: Library):
-    """TubeDETR on HC-STVG, whose frames it takes for zero-based."""
-    return tubedetr(item, one, span, tube, library, shift=1)
-
-
-def cgstvg(item: Item, one: Prediction, span: Frames, tube: Arrays, library: Library):
-    """CG-STVG."""
-    return tube_scripts.cgstvg(tube, (span[0], span[1] + 1), _true(item, one), item.true_frames)[:2]
-
-
-def stvg_r1(item: Item, one: Prediction, span: Frames, tube: Arrays, library: Library):
-    """STVG-R1 on HC-STVG, whose frames it takes for zero-based; 0 for answers without an ID."""
-    if not one.object_ids or one.interval is None:
-        return 0.0, 0.0
-    objects, true = library.objects(item), item.intervals[0]
-    start, end = (min(time, _FAR) for time in one.interval)
-    around = objects.around(one.object_ids[0])
-    place = item.clock.place
-    low = max(int(place(max(start, true[0]))), 0)
-    high = min(int(place(min(end, true[1]))), objects.tracks.num_frames - 1)
-    seen = {
-        frame: {k: (box[0], box[1], box[2] - 1, box[3] - 1) for k, box in around.boxes(frame).items()}
-        for frame in range(low, high + 1)
-    }
-    return tube_scripts.stvg_r1(one.object_ids[0], (start, end), _true(item, one), true, seen, item.fps, 1, place)
-
-
-def st_align(item: Item, one: Prediction, span: Frames, tube: Arrays, library: Library):
-    """ST-Align's STVG task: 100 frames of the clip; seconds become parts of the clip."""
-    clip = item.extra["split_first"], item.extra["split_last"]
-    sampled = tube_scripts.st_align_frames(*clip)
-    there, true = (tuple(side[np.isin(boxes[0], sampled)] for side in boxes) for boxes in (tube, _true(item, one)))
-    times: Interval = one.interval or tuple(item.clock.seconds(k) - item.shown for k in (span[0], span[1] + 1))
-    parts = [item.span(time) / (clip[1] - clip[0]) for time in times]
-    return tube_scripts.st_align(there, parts, true, item.true_frames, clip)[:2]
-
-
-def _true(item: Item, one: Prediction) -> Arrays:
-    """The annotated tube in an answer's pixels: boxes are answered in the annotation's, objects are the file's (it may
-    be a smaller copy).
-
-    Raises:
-        ValueError: the annotation is of a turned picture; the message names the row.
-    """
-    boxes = item.boxes
-    if not one.tube and item.size:
-        try:
-            factors = scales(annotated_size(item.extra), item.size)
-        except TurnedBoxes as error:
-            raise ValueError(f"row {item.uid}: {error}") from error
-        if factors != (1, 1):
-            boxes = boxes * np.array(factors * 2, np.float32)
-    return np.arange(item.true_frames[0], item.true_frames[1] + 1), boxes
-
-
-def _nearest_frames(item: Item) -> Frames:
-    """Frames that are shown: the first, and the one after the last."""
-    first, last = item.frames((0.0, item.duration))
-    return first, last + 1

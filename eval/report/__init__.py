@@ -2,4 +2,4 @@
 
 from verl_stvg.moved import names_of
 
-__getattr__ = names_of("verl_stvg.eval.report.page", "write")
+__getattr__ = names_of(__name__, {"write": "verl_stvg.eval.report.page", "summarise": "verl_stvg.eval.report.runs"})

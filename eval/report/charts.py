@@ -6,7 +6,7 @@ follow the width of a phone.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -35,21 +35,11 @@ def curve(
         held_out: value by step.
         span: of the value axis; None takes it from the values.
     """
-    steps = sorted(training)
-    size = math.ceil(len(steps) / MAX_POINTS) if steps else 1
-    bins = [steps[k : k + size] for k in range(0, len(steps), size)]
-    xs = [float(np.mean(group)) for group in bins]
-    finite = [[training[step] for step in group if math.isfinite(training[step])] for group in bins]
-    ys = [math.fsum(values) / len(values) if values else None for values in finite]
-    known = [[spread[step] for step in group if step in spread] for group in bins]
-    stds = [math.fsum(values) / len(values) if values else None for values in known]
-
+    size, xs, ys, stds = _binned(training, spread)
     low, high = span or value_span([*(value for value in ys if value is not None), *held_out.values()])
-    exponent = 0
-    if span is None:
-        largest = max(abs(low), abs(high))
-        exponent = math.floor(math.log10(largest)) if largest and not 0.1 <= largest < 1e4 else 0
-    last = max([*steps, *held_out, 1])
+    largest = max(abs(low), abs(high)) if span is None else 0
+    exponent = math.floor(math.log10(largest)) if largest and not 0.1 <= largest < 1e4 else 0
+    last = max([*training, *held_out, 1])
 
     def x(step: float) -> float:
         return round(_LEFT + (WIDTH - _LEFT - _RIGHT) * step / last, 2)
@@ -58,16 +48,6 @@ def curve(
         share = (min(max(value, low), high) - low) / (high - low)
         return round(HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * share, 2)
 
-    lines: list[list[tuple[float, float]]] = [[]]
-    bands: list[list[tuple[float, float, float]]] = [[]]
-    for step, value, std in zip(xs, ys, stds, strict=True):
-        if value is None:
-            lines.append([])
-            bands.append([])
-            continue
-        lines[-1].append((x(step), y(value)))
-        if std is not None:
-            bands[-1].append((x(step), y(value - std), y(value + std)))
     points = [{"x": x(step), "y": y(value), "end": ""} for step, value in sorted(held_out.items())]
     if points:
         points[0]["end"] = "before"
@@ -84,6 +64,50 @@ def curve(
         "title": title,
         "unit": unit + (f" · ×10{_superscript(exponent)}" if exponent else ""),
         "binned": size,
+        **_strokes(xs, ys, stds, x, y),
+        "held_line": _path([(point["x"], point["y"]) for point in points]),
+        "points": points,
+        "y_ticks": [{"at": y(v), "text": tick(v / 10**exponent)} for v in ticks(low, high, 4)],
+        "x_ticks": [{"at": x(v), "text": tick(v)} for v in ticks(0, last, 5) if float(v).is_integer()],
+        **_EDGES,
+        "hover": json.dumps(hover, separators=(",", ":"), ensure_ascii=False),
+    }
+
+
+def _binned(
+    training: Mapping[int, float], spread: Mapping[int, float]
+) -> tuple[int, list[float], list[float | None], list[float | None]]:
+    """Steps per bin, and of each bin the mean step, value and standard deviation; None where there is none."""
+    steps = sorted(training)
+    size = math.ceil(len(steps) / MAX_POINTS) if steps else 1
+    bins = [steps[k : k + size] for k in range(0, len(steps), size)]
+    finite = [[training[step] for step in group if math.isfinite(training[step])] for group in bins]
+    known = [[spread[step] for step in group if step in spread] for group in bins]
+    values, deviations = (
+        [math.fsum(group) / len(group) if group else None for group in groups] for groups in (finite, known)
+    )
+    return size, [float(np.mean(group)) for group in bins], values, deviations
+
+
+def _strokes(
+    xs: Sequence[float],
+    ys: Sequence[float | None],
+    stds: Sequence[float | None],
+    x: Callable[[float], float],
+    y: Callable[[float], float],
+) -> dict[str, list]:
+    """Lines between the gaps of a curve, dots where a value stands alone, and bands of one standard deviation."""
+    lines: list[list[tuple[float, float]]] = [[]]
+    bands: list[list[tuple[float, float, float]]] = [[]]
+    for step, value, std in zip(xs, ys, stds, strict=True):
+        if value is None:
+            lines.append([])
+            bands.append([])
+            continue
+        lines[-1].append((x(step), y(value)))
+        if std is not None:
+            bands[-1].append((x(step), y(value - std), y(value + std)))
+    return {
         "lines": [_path(line) for line in lines if len(line) > 1],
         "dots": [line[0] for line in lines if len(line) == 1],
         "bands": [
@@ -91,12 +115,6 @@ def curve(
             for band in bands
             if len(band) > 1
         ],
-        "held_line": _path([(point["x"], point["y"]) for point in points]),
-        "points": points,
-        "y_ticks": [{"at": y(v), "text": tick(v / 10**exponent)} for v in ticks(low, high, 4)],
-        "x_ticks": [{"at": x(v), "text": tick(v)} for v in ticks(0, last, 5) if float(v).is_integer()],
-        **_EDGES,
-        "hover": json.dumps(hover, separators=(",", ":"), ensure_ascii=False),
     }
 
 

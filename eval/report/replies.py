@@ -1,14 +1,14 @@
 """What an answer or a ground truth says, in the one form that pages draw: spans, object IDs, an option, boxes.
 
-Answers are read by the parsers that score them, so that a page shows what was scored and nothing that only an eye would
-read.
+Of a scored evaluation it is what ``items.jsonl`` holds. Dumps of a training run have texts only, which are read here by
+the parsers that score them, so that a page shows what was scored and nothing that only an eye would read.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from verl_stvg.eval.benchmarks.items import Interval, Item, Prediction, item_of, read_answer
+from verl_stvg.eval.benchmarks.items import Interval, Item, item_of, read_answer
 
 _LETTERS = 26
 
@@ -41,6 +41,7 @@ def of_record(record: Mapping[str, Any]) -> Reply | None:
         tuple((float(start), float(end)) for start, end in intervals or ()),
         tuple(sorted(int(one) for one in objects)),
         str(option).strip().strip("()") if option else None,
+        {int(frame): box for frame, box in (record.get("tube") or {}).items()},
     )
     return reply if reply != Reply() else None
 
@@ -58,8 +59,7 @@ def read(recipe: str, text: str, num_options: int = 0, row: Mapping[str, Any] | 
     item = Item("", "", "", recipe, "", "", 0.0, size=(1000, 1000))
     if row is not None and (row["extra_info"] or {}).get("uid") and row["extra_info"].get("duration"):
         item = item_of({**row, "data_source": f"{recipe}/{row['data_source']}"})  # a source may name no recipe
-    item = replace(item, num_options=num_options or _LETTERS)
-    found: Prediction | None = read_answer(item, text)
+    found = read_answer(item, text, num_options or _LETTERS)
     if found is None:
         return None
     return Reply(found.intervals, tuple(sorted(found.object_ids)), found.option, found.tube or {})

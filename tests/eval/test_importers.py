@@ -20,7 +20,7 @@ from verl_stvg.data_builders import build
 from verl_stvg.data_builders.sets import all_sets
 from verl_stvg.data_builders.templates import TEMPLATES
 from verl_stvg.eval.benchmarks.items import item_of, read_rows
-from verl_stvg.eval.importers import foreign
+from verl_stvg.eval.importers import content, foreign
 from verl_stvg.eval.lmms_eval_tasks import utils
 from verl_stvg.eval.score import score
 
@@ -452,12 +452,12 @@ def test_fewer_lines_than_rows_that_they_fit_are_left_out(tmp_path):
 def test_broken_entries_end_in_a_message_or_in_zeros(field, tmp_path):
     """An object with the marks of a form and anything else in it raises nothing but ValueError."""
     items = [item_of(row) for row in ROWS]
-    for form, marks in (*foreign._LINE_MARKS.items(), *foreign._OBJECT_MARKS.items()):
+    for form, marks in (*content.LINE_MARKS.items(), *content.OBJECT_MARKS.items()):
         for changed in ([], *([mark] for mark in sorted(marks)), sorted(marks)):
             line = {mark: "V1_0" for mark in marks} | {"qid": "V1_0"} | dict.fromkeys(changed, field)
-            content = {"0": line} if form in foreign._OBJECT_MARKS else [line]
+            written = {"0": line} if form in content.OBJECT_MARKS else [line]
             try:
-                found = foreign.read([write(tmp_path / f"{form}.json", content)], items)
+                found = foreign.read([write(tmp_path / f"{form}.json", written)], items)
             except ValueError as error:
                 assert f"{form}.json" in str(error)
                 continue

@@ -13,6 +13,7 @@ from pycocotools import mask as coco
 from typer.testing import CliRunner
 
 from reward_fns import RECIPES
+from reward_fns.registry import find_recipe
 from tests.data_builders.sets import test_tubes
 from tests.data_builders.test_build import run as build_rows
 from tests.support import set_fixtures
@@ -23,13 +24,17 @@ from verl_stvg.data_builders.templates import TEMPLATES, perfect_answer
 from verl_stvg.eval import baselines
 from verl_stvg.eval.benchmarks import BENCHMARKS, find
 from verl_stvg.eval.benchmarks.items import Prediction, item_of, read_rows
-from verl_stvg.eval.benchmarks.masks import annotated
-from verl_stvg.eval.benchmarks.tubes import Objects
+from verl_stvg.eval.benchmarks.masks import Referred, annotated
+from verl_stvg.eval.benchmarks.questions import Question
+from verl_stvg.eval.benchmarks.temporal import Moment
+from verl_stvg.eval.benchmarks.tracked import Objects
+from verl_stvg.eval.benchmarks.tubes import Tube
 from verl_stvg.eval.importers import foreign
 from verl_stvg.eval.metrics import tubes
-from verl_stvg.eval.score import DURATIONS, rewards, score, score_files, score_run
+from verl_stvg.eval.score import rewards, score, score_files, score_run
+from verl_stvg.eval.scores import DURATIONS
 from verl_stvg.rows.answers import Answer, append
-from verl_stvg.training.reward import compute_score, find_recipe
+from verl_stvg.training.reward import compute_score
 from verl_stvg.video.tracks import Track, Tracks, save
 
 LENGTH, SIZE = 60, (96, 80)  # of made-up videos: frames, pixels
@@ -121,7 +126,7 @@ def said(start, end):
 
 # --- benchmarks end to end --------------------------------------------------------------------------------------------
 
-INTERVALS = [one.name for one in BENCHMARKS.values() if one.kind == "intervals"]
+INTERVALS = [one.name for one in BENCHMARKS.values() if one.kind is Moment]
 
 
 @pytest.fixture(scope="module")
@@ -1269,6 +1274,21 @@ def test_time_r1_numbers_are_only_believed_where_the_truth_agrees(tmp_path):
 
 
 # --- verl's own numbers -----------------------------------------------------------------------------------------------
+
+
+def test_a_row_is_an_item_of_its_kind():
+    """That of its benchmark, else of what it holds; or the kind that is asked for."""
+    asked = moment("v/0", dataset="nextgqa", options=["a", "b"], answer="B")
+    known = {Moment: moment("v/0"), Tube: tube(), Question: asked, Referred: moment("v/0", dataset="mevis")}
+    assert [type(item_of(row)) for row in known.values()] == list(known)
+    assert all(issubclass(one.kind, tuple(known)) for one in BENCHMARKS.values())
+    both = tube(options=["a"], dataset="own")
+    own = {Moment: moment("v/0", dataset="own"), Tube: tube(dataset="own"), Question: both}
+    assert [type(item_of(row)) for row in own.values()] == list(own)
+    assert item_of(both, Tube).boxes.shape == (20, 4)
+    moved = item_of(own[Moment]).as_kind(Tube)
+    assert (moved.intervals, moved.duration, moved.boxes) == (((5.0, 10.0),), 20.0, None)
+    assert find(None, [moved]).kind is Moment and find(None, [item_of(own[Tube])]).kind is Tube
 
 
 def test_every_reward_has_a_reader():

@@ -17,9 +17,9 @@ import pytest
 from reward_fns import RECIPES
 from verl_stvg.data_builders.make_row import ROW_SCHEMA
 from verl_stvg.data_builders.sets import synthetic
-from verl_stvg.eval.benchmarks.items import read_rows
+from verl_stvg.eval.benchmarks.items import Prediction, read_rows
 from verl_stvg.eval.metrics.intervals import bootstrap
-from verl_stvg.eval.report import charts, clips, evaluations, replies, runs
+from verl_stvg.eval.report import charts, clips, comparison, evaluations, of_evaluation, of_run, replies, runs, training
 from verl_stvg.eval.report import page as report
 from verl_stvg.eval.score import score
 from verl_stvg.rows.answers import Answer, append
@@ -208,7 +208,7 @@ def read(run_dir):
 
 
 def drawn_section(run_dir):
-    section = report._run_section(run_dir, report.PICK)
+    section = of_run.section(run_dir, clips.PICK)
     report._draw(section, 50_000)
     return section
 
@@ -357,7 +357,7 @@ def test_videos_that_are_gone_are_told(tmp_path, data):
     copy = tmp_path / "data"
     shutil.copytree(data, copy)
     run_dir = make_run(tmp_path / "run", copy)
-    uids = clips.pick(*map(scores, runs.ends(runs.read_run(run_dir))))
+    uids = clips.pick(*map(scores, training.ends(runs.read_run(run_dir))))
     (copy / "videos" / f"{next(iter(uids)).rpartition('-')[2]}.mp4").write_bytes(b"broken")
     page = read(run_dir)
     assert f"The frames of 1 of {len(uids)} clips cannot be shown" in page.text and "not a readable video" in page.text
@@ -545,15 +545,15 @@ def test_a_comparison_pairs_its_differences(tmp_path, evaluations_of):
     base, tuned = (evaluations.read(folder) for folder in evaluations_of)
     metric = evaluations.main_metric([base, tuned])
     assert metric == "m_vIoU"
-    rows = {row["metric"]: row["cells"][0] for row in evaluations.differences([base, tuned], ["m1", "m2"], {})}
+    rows = {row["metric"]: row["cells"][0] for row in comparison.differences([base, tuned], ["m1", "m2"], {})}
     gains = [tuned.items[uid].values[metric] - item.values[metric] for uid, item in base.items.items()]
-    expected = bootstrap(gains, resamples=evaluations.RESAMPLES)
+    expected = bootstrap(gains, resamples=comparison.RESAMPLES)
     assert (rows[metric]["gain"], rows[metric]["low"], rows[metric]["high"]) == pytest.approx(expected)
     assert rows[metric]["gain"] == pytest.approx(tuned.value(metric) - base.value(metric))
     assert rows[metric]["clear"] == (expected[1] > 0 or expected[2] < 0)
-    itself = evaluations.differences([base, base], ["m1", "m2"], {})
+    itself = comparison.differences([base, base], ["m1", "m2"], {})
     assert all(cell["gain"] == cell["low"] == cell["high"] == 0 for row in itself for cell in row["cells"])
-    one_video = evaluations.differences([base, tuned], ["m1", "m2"], dict.fromkeys(base.items, "a.mp4"))[0]["cells"][0]
+    one_video = comparison.differences([base, tuned], ["m1", "m2"], dict.fromkeys(base.items, "a.mp4"))[0]["cells"][0]
     assert one_video["low"] == pytest.approx(one_video["high"])  # nothing to draw from
 
     page = page_of(evaluations_of, tmp_path)
@@ -569,7 +569,7 @@ def test_a_comparison_pairs_its_differences(tmp_path, evaluations_of):
 def test_a_metric_that_is_no_mean_has_no_interval_of_its_difference(evaluations_of):
     base, tuned = (evaluations.read(folder) for folder in evaluations_of)
     tuned.scores["metrics"]["m_tIoU"]["value"] += 0.01
-    first, *rest = evaluations.differences([base, tuned], ["m1", "m2"], {})
+    first, *rest = comparison.differences([base, tuned], ["m1", "m2"], {})
     assert first["metric"] == "m_tIoU" and first["cells"][0]["low"] is None and first["cells"][0]["gain"] is not None
     assert all(row["cells"][0]["low"] is not None for row in rest)
 
@@ -584,7 +584,7 @@ def test_what_went_wrong_is_said_in_sentences(tmp_path, rows_file):
     for kind in ("unreadable", "unusable video", "no answer"):
         assert kind in page.text
     found = evaluations.read(folder)
-    shares = {row["name"]: row["cells"][0]["count"] for row in evaluations.errors([found], ["m2"])}
+    shares = {row["name"]: row["cells"][0]["count"] for row in comparison.errors([found], ["m2"])}
     assert sum(shares.values()) == NUM_VAL and shares["no answer"] == shares["unreadable"] == 1
     errors = {kind for card in page.of("article") for kind in card["data-errors"].split("|")}
     assert not {"no answer", "unusable video"} & errors  # such a clip has nothing to show
@@ -592,7 +592,7 @@ def test_what_went_wrong_is_said_in_sentences(tmp_path, rows_file):
 
 
 def test_frames_are_as_the_model_saw_them(evaluations_of, rows_file):
-    section = report._evaluation_section([evaluations.read(evaluations_of[1])], 4)
+    section = of_evaluation.section([evaluations.read(evaluations_of[1])], 4)
     rows = section["looked"].rows
     marked = clips._frames(rows[section["looked"].clips[0].uid].entry, 10**6)
     plain = clips._frames({**rows[section["looked"].clips[0].uid].entry, "tracks": None}, 10**6)
@@ -601,6 +601,20 @@ def test_frames_are_as_the_model_saw_them(evaluations_of, rows_file):
     report._draw(section, 10**6)
     boxes = [box for clip in section["clips"] for frame in clip["frames"] for box in frame["boxes"]]
     assert {box["kind"] for box in boxes} == {"truth", "m2"}
+
+
+def test_boxes_of_a_scored_answer_are_read_once(tmp_path, rows_file, monkeypatch):
+    """What the page draws is what the scores were made of; the text is not read again."""
+    rows = list(read_rows([rows_file]))
+    tube = {k: (1.25 + k, 2.0, 30.04, 40.0) for k in (9, 3)}
+    said = {row["extra_info"]["uid"]: Prediction(((1.0, 2.0),), tube=tube) for row in rows}
+    score(rows, said).write(tmp_path)
+    monkeypatch.setattr(replies, "read_answer", None)
+    section = of_evaluation.section([evaluations.read(tmp_path)], 2)
+    for clip in section["looked"].clips:
+        reply = clip.said["m2"].reply
+        assert reply.intervals == ((1.0, 2.0),)
+        assert reply.tube == {9: [10.2, 2.0, 30.0, 40.0], 3: [4.2, 2.0, 30.0, 40.0]}
 
 
 def test_part_of_a_file_has_its_own_clock(rows_file):
@@ -828,7 +842,7 @@ def test_before_and_after_are_compared_on_all_clips_that_were_asked(run_dir):
     whole = runs.read_run(run_dir)
     first, second = list(whole.validations[0])[:2]
     lose(run_dir, {0: [first], STEPS: [second]})
-    found = runs.paired(runs.read_run(run_dir), "temporal_iou")
+    found = training.paired(runs.read_run(run_dir), "temporal_iou")
     for step, gone, values in ((0, first, found[0]), (STEPS, second, found[1])):
         assert values == [a.values["temporal_iou"] * (uid != gone) for uid, a in whole.validations[step].items()]
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from tests.eval.report.test_page import NUM_VAL, STEPS, add_tracks, evaluate, lines_of, make_run, rewrite, sides
 from verl_stvg.data_builders import show
 from verl_stvg.data_builders.sets import synthetic
-from verl_stvg.eval.benchmarks import tubes
-from verl_stvg.eval.report import clips, runs
+from verl_stvg.eval.benchmarks import tracked
+from verl_stvg.eval.report import boxes as boxes_drawn
+from verl_stvg.eval.report import clips, of_run, runs, training
 from verl_stvg.eval.report import page as report
-from verl_stvg.eval.report.clips import SHOWN
+from verl_stvg.eval.report.boxes import SHOWN
 from verl_stvg.eval.report.replies import Reply
 from verl_stvg.video.thumbnails import choose, thumbnails
 
@@ -88,7 +89,7 @@ def placed(size, boxes, said, index=0):
     clip = clips.Clip("u", "q", 1.0, replies.pop("truth"), {}, [], 0.0, None)
     clip = clips.replace(clip, said={kind: clips.Said(reply, "", ()) for kind, reply in replies.items()})
     frame = {"time": 0.5, "index": index}
-    objects = clips._Objects(frozenset(boxes), lambda _: boxes)
+    objects = boxes_drawn.Objects(frozenset(boxes), lambda _: boxes)
     clips._mark([frame], size, clip, objects, (1.0, 1.0))
     return frame["boxes"], frame["tags"]
 
@@ -135,7 +136,7 @@ def test_no_outline_hides_another_and_no_number_an_object(size, shares, models):
     for tag in tags:
         x, y = (tag[name] / 100 * side for name, side in zip(("left", "top"), size, strict=True))
         place = (x + 0.2, y + 0.2, x + 11 * unit, y + 11.8 * unit)
-        assert not clips._meets(place, [*boxes.values(), *map(sides, outlines)])
+        assert not boxes_drawn._meets(place, [*boxes.values(), *map(sides, outlines)])
 
 
 def test_rows_show_the_box_around_the_object(tmp_path):
@@ -167,7 +168,7 @@ def test_the_page_begins_with_all_clips_where_there_are_two_voices(data, tmp_pat
         if not last:
             for step in range(1, STEPS + 1):
                 (run_dir / f"validation/{step}.jsonl").unlink(missing_ok=True)
-        section = report._run_section(run_dir, report.PICK)
+        section = of_run.section(run_dir, clips.PICK)
         report._draw(section, 10_000)
         assert [group["name"] for group in section["groups"]][:3] == names
         changes = [abs(clip["gain"] or 0.0) for clip in section["clips"]]
@@ -186,7 +187,7 @@ def test_common_and_rare_words_stand_apart_in_a_run(data, tmp_path):
     assert all((words[uid] == "common") == (colours[uid] in ("white", "yellow", "green")) for uid in words)
     run_dir = make_run(tmp_path / "run", data)
     run = runs.read_run(run_dir)
-    (family,) = report._run_section(run_dir, 2)["families"]
+    (family,) = of_run.section(run_dir, 2)["families"]
     assert family["name"] == "words of the query"
     for row in family["rows"]:
         uids = [uid for uid in words if words[uid] == row["label"]]
@@ -234,7 +235,9 @@ STVG = ["--config-path", "pkg://verl_stvg.recipes.stvg_r1", "--config-name", "st
         ([*STVG, "+variant=[tiny,gspo]"], 4),
         ([*STVG, "actor_rollout_ref.actor.ppo_epochs=2"], 2),
         ([*STVG, "actor_rollout_ref.actor.ppo_mini_batch_size=2"], 4),
+        (["--config-path", "pkg://recipes.stvg_r1", "--config-name", "stvg_r1", "+variant=gspo"], 4),  # before the move
         (["--config-path", "pkg://mine.recipes", "--config-name", "stvg_r1"], None),
+        (["--config-path", "pkg://mine.recipes.stvg_r1", "--config-name", "stvg_r1"], None),
         ([], None),
     ],
 )
@@ -249,8 +252,8 @@ def test_updates_with_one_batch_are_known_from_the_recipe_and_the_arguments(data
     record = json.loads((run_dir / "run.json").read_text())
     (run_dir / "run.json").write_text(json.dumps(record | {"arguments": arguments}))
     run = runs.read_run(run_dir)
-    assert runs.updates_per_batch(run) == updates
-    titles = [title for _, title, _, _ in report._drawn(run)]
+    assert training.updates_per_batch(run) == updates
+    titles = [title for _, title, _, _ in of_run._drawn(run)]
     assert ("Clipped tokens" in titles) == ("Change within a batch" in titles) == (updates != 1)
     assert len(lines_of(run_dir / "metrics.jsonl")) == STEPS + 1
 
@@ -264,14 +267,14 @@ def test_text_of_axes_is_not_drawn_with_the_plot(data, tmp_path):
 # --- track files ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("held", [tubes.HELD_MASKS, 100])
+@pytest.mark.parametrize("held", [tracked.HELD_MASKS, 100])
 def test_a_track_file_is_loaded_once_for_all_passes_where_there_is_room(tmp_path, monkeypatch, held):
     """Metrics, scripts of papers and baselines each go over all rows, which need not lie together by video."""
     data = synthetic.build(tmp_path / "data", 1, 3, seed=4, progress=False)
     file = add_tracks(data)
-    loaded, stock = [], tubes.load
-    monkeypatch.setattr(tubes, "load", lambda path: loaded.append(path) or stock(path))
-    monkeypatch.setattr(tubes, "HELD_MASKS", held)
+    loaded, stock = [], tracked.load
+    monkeypatch.setattr(tracked, "load", lambda path: loaded.append(path) or stock(path))
+    monkeypatch.setattr(tracked, "HELD_MASKS", held)
     folder = evaluate(tmp_path / "evaluation", file, 1.0)
     first = (folder / "scores.json").read_text()
     assert len(set(loaded)) == 3 and (len(loaded) == 3) == (held > 100)

@@ -1,0 +1,122 @@
+"""Rows that a page shows, found by uid in parquet files."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from verl_stvg.base import nesting
+from verl_stvg.eval.benchmarks import BENCHMARKS, SORTS
+from verl_stvg.rows.row import entries_of, root_of
+from verl_stvg.rows.shape import row_shape_problems
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a page needs of a row: the entry of ``videos`` with absolute paths, and its dictionaries."""
+
+    entry: dict
+    extra: dict
+    truth: dict
+    data_source: str
+    folder: Path
+
+    @property
+    def asked(self) -> dict:
+        """The row as `verl_stvg.eval.benchmarks.items.item_of` takes it."""
+        truth = {"ground_truth": self.truth}
+        videos = [self.entry] if self.entry else []
+        return {
+            "data_source": self.data_source,
+            "videos": videos,
+            "reward_model": truth,
+            "extra_info": self.extra,
+        }
+
+
+class Rows:
+    """Rows of parquet files, found by uid; files that are gone are told in `notices`."""
+
+    def __init__(self, files: Iterable[Path], video_root: str | Path | None = None):
+        self.notices: list[str] = []
+        self._found: dict[str, tuple[int, int]] = {}
+        self._tables: list[tuple[Path, Path, pa.Table]] = []
+        for file in files:
+            if not file.is_file():
+                self.notices.append(f"The rows ({file.name}) are gone, so no frames are shown; the answers are.")
+                continue
+            try:
+                table = pq.read_table(file, columns=["data_source", "videos", "reward_model", "extra_info"])
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(f"{file}: not a parquet file of rows ({error}); build the rows again") from error
+            kind = table.schema.field("extra_info").type
+            if not pa.types.is_struct(kind) or kind.get_field_index("uid") < 0:
+                raise ValueError(f"{file}: its column extra_info has no uid ({kind}); build the rows again")
+            uids = table.column("extra_info").combine_chunks().field("uid").to_pylist()
+            self._found.update((str(uid), (len(self._tables), k)) for k, uid in enumerate(uids))
+            self._tables.append((file, root_of(file, video_root), table))
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __contains__(self, uid: str) -> bool:
+        return uid in self._found
+
+    def __getitem__(self, uid: str) -> Row:
+        place, k = self._found[uid]
+        file, root, table = self._tables[place]
+        row = table.slice(k, 1).to_pylist()[0]
+        if wrong := row_shape_problems({**row, "prompt": []}):
+            raise ValueError(f"{file}: row {k}: {wrong[0]}")
+        entry = (entries_of(row["videos"], root, f"{file}: row {k}") or [{}])[0]
+        truth = (row["reward_model"] or {}).get("ground_truth")
+        return Row(entry, row["extra_info"], truth if isinstance(truth, dict) else {}, row["data_source"], file.parent)
+
+    def get(self, uid: str) -> Row | None:
+        """A row; None if it is not there, or not one that can be read, which `draw` tells."""
+        try:
+            return self[uid] if uid in self else None
+        except ValueError:
+            return None
+
+    def sorts(self) -> dict[str, dict[str, str]]:
+        """The group of each uid, by kind of group (`verl_stvg.eval.benchmarks` sorts rows by their annotation)."""
+        found: dict[str, dict[str, str]] = defaultdict(dict)
+        for _, _, table in self._tables:
+            info = table.column("extra_info").combine_chunks()
+            names = ("uid", "dataset", "annotated")
+            columns = [
+                info.field(name).to_pylist() if info.type.get_field_index(name) >= 0 else [None] * len(info)
+                for name in names
+            ]
+            for uid, dataset, annotated in zip(*columns, strict=True):
+                fields = _fields(annotated)
+                benchmark = BENCHMARKS.get(dataset)
+                for field, name in {**SORTS, **(benchmark.sorts if benchmark else {})}.items():
+                    if fields.get(field):
+                        found[name][str(uid)] = str(fields[field])
+        return dict(found)
+
+    def videos(self) -> dict[str, str]:
+        """Path of each row's video by uid; the uid itself where the row cannot be read."""
+        paths = [[_path(videos) for videos in table.column("videos").to_pylist()] for _, _, table in self._tables]
+        return {uid: paths[place][k] or uid for uid, (place, k) in self._found.items()}
+
+
+def _fields(annotated: object) -> dict:
+    """Further fields of a row's annotation; none where the text is no JSON object, which the row's own card says."""
+    try:
+        found = nesting.loads(annotated) if annotated else {}
+    except (ValueError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _path(videos: object) -> str | None:
+    try:
+        return (entries_of(videos) or [{}])[0].get("video")
+    except ValueError:
+        return None
