@@ -26,9 +26,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from verl_stvg import workers
 from verl_stvg.cli.cache import app, parse_size, size_text
-from verl_stvg.launch import preflight
-from verl_stvg.rows.cache_fill import QUARANTINE, Job, build, plan_of, read_jobs
+from verl_stvg.rows.cache_fill import QUARANTINE, Job, build, read_jobs
+from verl_stvg.rows.row import plan_of
 from verl_stvg.video import cache as module
 from verl_stvg.video.cache import CacheError, FrameCache
 from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
@@ -682,7 +683,7 @@ def test_built_on_a_ray_cluster(two_clips, folder, monkeypatch):
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 1200
     try:
-        while isinstance(answer := preflight.cluster_cpus("auto"), str):
+        while isinstance(answer := workers.cluster_cpus("auto"), str):
             assert server.poll() is None and time.monotonic() < deadline, answer
         states = states_of(build(read_jobs([two_clips]), FrameStore(str(folder)), on_ray=True))
     finally:
@@ -694,6 +695,6 @@ def test_built_on_a_ray_cluster(two_clips, folder, monkeypatch):
 @pytest.mark.slow
 def test_no_ray_cluster(two_clips, folder, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr(preflight, "_CLUSTER_SECONDS", 15)
+    monkeypatch.setattr(workers, "_CLUSTER_SECONDS", 15)
     with pytest.raises(NoCluster, match="no Ray cluster answers .* leave out --ray"):
         list(build(read_jobs([two_clips]), FrameStore(str(folder)), on_ray=True))

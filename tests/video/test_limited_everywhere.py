@@ -24,8 +24,8 @@ from verl_stvg.data_builders.objects.frames import VideoFrames
 from verl_stvg.data_builders.selection import boundary_reflection
 from verl_stvg.data_builders.selection.folder import SelectionError
 from verl_stvg.rows import prompts
-from verl_stvg.training.dataset import frame_source, switch_cache_off
-from verl_stvg.video import child
+from verl_stvg.rows.settings import frame_source, switch_cache_off
+from verl_stvg.video import child, serve
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.content import Hashed, hash_file
 from verl_stvg.video.decode import Blocks, VideoError, probe, read_frames
@@ -129,19 +129,19 @@ def test_blanking_names_the_video_over_the_limits(videos, tight):
 
 def test_blocks_of_a_video_come_from_one_pass_in_the_child(videos, monkeypatch):
     path, passes = str(videos / "a.mp4"), []
-    begun = child.Blocks
-    monkeypatch.setattr(child, "Blocks", lambda *given: passes.append(given) or begun(*given))
+    begun = serve.Blocks
+    monkeypatch.setattr(serve, "Blocks", lambda *given: passes.append(given) or begun(*given))
     told, says = os.pipe()
     memory = os.memfd_create("test")
     os.ftruncate(memory, child.SHARED)
-    worker = child._Worker("pyav", 1, None, memory, says)
+    worker = serve._Worker("pyav", 1, None, memory, says)
     monkeypatch.setattr(child.signal, "setitimer", lambda *_: None)
     wanted = [VideoFrames(path).read(k, k + 5) for k in (0, 5, 10, 2)]
     for k, (start, opened) in enumerate(((0, 1), (5, 1), (10, 1), (2, 2))):
-        request = {"path": path, "start": start, "shape": (5, 48, 64, 3), "limit": child.asdict(child.Limit(60.0))}
+        request = {"path": path, "start": start, "shape": (5, 48, 64, 3), "limit": serve.asdict(serve.Limit(60.0))}
         assert worker.handle(request) == {} and len(passes) == opened
         assert np.array_equal(worker.pixels[: 5 * 48 * 64 * 3].reshape(5, 48, 64, 3), wanted[k])
-    assert worker.handle({"path": path, "limit": child.asdict(child.Limit(60.0))})["info"]["num_frames"] == 20
+    assert worker.handle({"path": path, "limit": serve.asdict(serve.Limit(60.0))})["info"]["num_frames"] == 20
     assert worker.blocks is None  # no file stays open for a pass that nobody goes on with
     for end in (told, says, memory):
         os.close(end)
@@ -164,9 +164,9 @@ def test_blocks_larger_than_the_shared_memory_and_frames_that_are_not_there(vide
 
 def test_the_memory_of_a_pass_is_bounded_from_its_beginning(monkeypatch):
     sizes = iter((1000 * 2**20, 1900 * 2**20))
-    monkeypatch.setattr(child, "_address_space", lambda: (next(sizes), 0))
-    before = child._address_space()[0]
-    bounds = child._Memory(2**30, before)
+    monkeypatch.setattr(serve, "_address_space", lambda: (next(sizes), 0))
+    before = serve._address_space()[0]
+    bounds = serve._Memory(2**30, before)
     with bounds:
         pass
     assert bounds.bound == before + 2**30
@@ -187,7 +187,8 @@ class Allowed:
 
 
 ALLOWED = {
-    "verl_stvg/video/child.py": Allowed({"Blocks", "probe", "read_frames", "av"}, "runs in the child; measures by av"),
+    "verl_stvg/video/serve.py": Allowed({"Blocks", "probe", "read_frames", "av"}, "runs in the child"),
+    "verl_stvg/video/limit.py": Allowed({"av"}, "measures this machine"),
     "verl_stvg/video/decode.py": Allowed(READERS | {"av"}, "called by the child"),
     "verl_stvg/video/fetch.py": Allowed(READERS | FOREIGN | {"VideoReader"}, "called by the child"),
     "verl_stvg/video/packets.py": Allowed({"av"}, "called by the child"),
@@ -232,15 +233,15 @@ def test_no_other_module_decodes_in_its_own_process():
 _COUNT = """
 import json, os, sys
 from pathlib import Path
-from verl_stvg.video import child, packets
+from verl_stvg.video import packets, serve
 
 opened, given, av_open = [], [], packets.av.open
 sys.addaudithook(lambda event, what: event == "open" and opened.append(str(what[0])))
 packets.av.open = lambda file, **rest: given.append(isinstance(file, str)) or av_open(file, **rest)
 says = os.open(os.devnull, os.O_WRONLY)
-worker = child._Worker("pyav", 1, None, -1, says)
+worker = serve._Worker("pyav", 1, None, -1, says)
 for path in sys.argv[1:]:
-    answer = worker.handle({"path": path, "content": True, "limit": child.asdict(child.Limit(60.0))})
+    answer = worker.handle({"path": path, "content": True, "limit": serve.asdict(serve.Limit(60.0))})
     print(json.dumps([opened.count(path), sum(given), len(given), answer.get("content")]))
     given.clear()
 """

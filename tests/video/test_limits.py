@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 from benchmarks import fuzz
 from verl_stvg.data_builders import show
 from verl_stvg.eval.report import clips
-from verl_stvg.video import child, thumbnails
-from verl_stvg.video.child import Decoder, Limit, decoding_rate
+from verl_stvg.video import child, serve, thumbnails
+from verl_stvg.video import limit as kept
+from verl_stvg.video.child import Decoder
 from verl_stvg.video.decode import VideoError, probe
+from verl_stvg.video.limit import Limit, decoding_rate
 from verl_stvg.video.plan import SamplingPlan, plan_video
 
 RATE = 30
@@ -106,8 +108,8 @@ WORK = {"size": 10**12, "pictures": 10**7, "area": 2**27}
 def test_the_limit_grows_with_the_work(limit, name, more):
     larger = replace(limit, **{name: getattr(limit, name) + more})
     assert larger.seconds >= limit.seconds >= limit.timeout
-    assert larger.seconds <= limit.timeout + larger.size / 20e6 + child._LONGEST
-    assert str(limit).startswith(child._seconds(limit.seconds))
+    assert larger.seconds <= limit.timeout + larger.size / 20e6 + kept._LONGEST
+    assert str(limit).startswith(kept._seconds(limit.seconds))
     assert Limit(**json.loads(json.dumps(child.asdict(limit)))) == limit
 
 
@@ -121,7 +123,7 @@ def test_the_formula():
 
 
 def test_a_short_clip_is_not_worth_a_measurement(monkeypatch):
-    monkeypatch.setattr(child, "decoding_rate", lambda: 100e6)
+    monkeypatch.setattr(kept, "decoding_rate", lambda: 100e6)
     assert Limit(60.0).for_work(900, 640 * 360) == Limit(60.0)
     assert Limit(60.0).for_work(9000, 640 * 360) == Limit(60.0, 0, 9000, 640 * 360, 100e6)
 
@@ -166,11 +168,11 @@ def test_the_child_sets_its_alarm_to_what_it_tells_its_parent(long_video, tmp_pa
     request = {"path": str(long_video), "plan": vars(plan), "needs": None, "out": str(tmp_path / "frames"), "offset": 0}
     told, says = os.pipe()
     given_first = Limit(1.0, 10**8)
-    worker = child._Worker("pyav", 1, None, -1, says)
+    worker = serve._Worker("pyav", 1, None, -1, says)
     answer = worker.handle({**request, "limit": child.asdict(given_first)})
     assert answer == {}
     limit = Limit(**json.loads(os.read(told, 1 << 16))["limit"])
-    assert alarms == [given_first.seconds + child._GRACE, limit.seconds + child._GRACE]
+    assert alarms == [given_first.seconds + serve._GRACE, limit.seconds + serve._GRACE]
     assert limit.seconds > given_first.seconds == 6 and limit.rate == decoding_rate()
     for end in (told, says):
         os.close(end)
@@ -263,8 +265,8 @@ def test_a_video_that_needs_too_much_memory_is_refused(large_video, long_video):
 
 def test_what_counts_as_a_lack_of_memory(monkeypatch):
     size = 1000 * 2**20
-    monkeypatch.setattr(child, "_address_space", lambda: (size, size))
-    bounds = child._Memory(child.MEMORY)
+    monkeypatch.setattr(serve, "_address_space", lambda: (size, size))
+    bounds = serve._Memory(child.MEMORY)
     before = resource.getrlimit(resource.RLIMIT_AS)
     with bounds:
         assert resource.getrlimit(resource.RLIMIT_AS) == (size + child.MEMORY, before[1])
@@ -275,7 +277,7 @@ def test_what_counts_as_a_lack_of_memory(monkeypatch):
     assert bounds.ran_out(caused(MemoryError())) and bounds.ran_out(caused(OSError("Cannot allocate memory")))
     assert not bounds.ran_out(caused(missing)) and not bounds.ran_out(caused(ValueError()))
     assert not bounds.ran_out(VideoError("bad_alloc.mp4: is damaged"))
-    monkeypatch.setattr(child, "_address_space", lambda: (size, size + child.MEMORY - 2**20))
+    monkeypatch.setattr(serve, "_address_space", lambda: (size, size + child.MEMORY - 2**20))
     assert bounds.ran_out(caused(missing)) and bounds.ran_out(VideoError("clip.mp4: is damaged"))
 
 

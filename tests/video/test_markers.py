@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco
 
 from tests.video.test_decode import write_counting_video
-from verl_stvg.rows.cache_fill import located, plan_of
+from verl_stvg.rows.row import located, plan_of
 from verl_stvg.video.decode import VideoError, probe, read_frames
 from verl_stvg.video.markers import STYLES, MarkerStyle, draw_ids, rle_area, rle_box, rle_boxes, rle_centre
 from verl_stvg.video.store import FrameStore

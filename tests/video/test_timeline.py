@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 
 from tests.video.test_decode import write_counting_video
 from verl_stvg.data_builders.testing.tiny_model import make_processor
-from verl_stvg.training.dataset import RowError, VideoGroundingDataset
+from verl_stvg.rows.row import RowError
+from verl_stvg.training.dataset import VideoGroundingDataset
 from verl_stvg.video import decode, timeline
 from verl_stvg.video.clock import ROUNDING, FrameClock
 from verl_stvg.video.decode import VideoError, probe, read_frames

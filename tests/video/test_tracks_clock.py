@@ -24,12 +24,13 @@ from verl_stvg.data_builders.objects.track import Options, encode, track
 from verl_stvg.data_builders.objects.write import find_numbered, write_video
 from verl_stvg.data_builders.records import record
 from verl_stvg.data_builders.videos import VideoRoot
-from verl_stvg.eval.benchmarks import tubes
+from verl_stvg.eval.benchmarks import tube_papers, tubes
 from verl_stvg.eval.benchmarks.items import Item, Prediction, item_of
-from verl_stvg.eval.benchmarks.tubes import Library
+from verl_stvg.eval.benchmarks.tracked import Library
 from verl_stvg.eval.lmms_eval_tasks.parts import cut
 from verl_stvg.eval.metrics import tube_scripts
 from verl_stvg.eval.report import clips
+from verl_stvg.eval.report.boxes import named_boxes, outlines
 from verl_stvg.video import tracks as files
 from verl_stvg.video.decode import probe
 from verl_stvg.video.film import VideoInfo
@@ -391,10 +392,10 @@ def test_scripts_count_in_frames_of_the_file(uneven, even, tmp_path):
     item = item_of(row(probe(uneven), tmp_path, 25, 11))
     files.save(tracked(probe(uneven)), tmp_path / "a.tracks.json.gz")
     scripts = {
-        "STVG-R1": tubes.stvg_r1,
-        "TubeDETR": tubes.tubedetr,
-        "CG-STVG": tubes.cgstvg,
-        "HC-STVG challenge": tubes.challenge,
+        "STVG-R1": tube_papers.stvg_r1,
+        "TubeDETR": tube_papers.tubedetr,
+        "CG-STVG": tube_papers.cgstvg,
+        "HC-STVG challenge": tube_papers.challenge,
     }
     table = tubes.variants([item], [Prediction(item.intervals, (1,))], Library(), scripts)
     assert table["m_tIoU (STVG-R1)"][0] == table["m_tIoU (TubeDETR)"][0] == table["m_tIoU (HC-STVG challenge)"][0] == 1
@@ -404,7 +405,7 @@ def test_scripts_count_in_frames_of_the_file(uneven, even, tmp_path):
     same = tubes.variants([constant], [Prediction(constant.intervals, (1,))], Library(), scripts)
     assert table["m_vIoU (STVG-R1)"][0] == same["m_vIoU (STVG-R1)"][0] > 0.6
     clipped = dataclasses.replace(item, annotated='{"split_first": 0, "split_last": 49}')
-    table = tubes.variants([clipped], [Prediction(item.intervals, (1,))], Library(), {"ST-Align": tubes.st_align})
+    table = tubes.variants([clipped], [Prediction(item.intervals, (1,))], Library(), {"ST-Align": tube_papers.st_align})
     assert table["m_tIoU (ST-Align)"][0] == pytest.approx(10 / 11, abs=5e-3)  # it ends with the last frame's beginning
 
 
@@ -445,10 +446,15 @@ def test_turned_boxes_are_named_in_scores(tmp_path):
     info = VideoInfo(50, 25.0, 320, 180)
     item = item_of(row(info, tmp_path, annotated='{"width": 180, "height": 320}'))
     with pytest.raises(ValueError, match="row u: boxes are annotated on pictures of 180x320"):
-        tubes._true(item, Prediction(object_ids=(1,)))
+        tubes.true_tube(item, Prediction(object_ids=(1,)))
     copy = item_of(row(info, tmp_path, annotated='{"width": 640, "height": 180}'))
-    assert tubes._true(copy, Prediction(object_ids=(1,)))[1][0].tolist() == [4, 8, 8, 16]
-    assert tubes._true(copy, Prediction(tube={0: (8, 8, 16, 16)}))[1][0].tolist() == [8, 8, 16, 16]  # answered in these
+    assert tubes.true_tube(copy, Prediction(object_ids=(1,)))[1][0].tolist() == [4, 8, 8, 16]
+    assert tubes.true_tube(copy, Prediction(tube={0: (8, 8, 16, 16)}))[1][0].tolist() == [
+        8,
+        8,
+        16,
+        16,
+    ]  # answered in these
 
 
 # --- boxes ----------------------------------------------------------------------------------------------------------
@@ -506,8 +512,8 @@ def test_own_boxes_on_a_page_are_those_of_the_shown_picture():
     truth = clips.Reply(((0.0, 1.0),), (), None, {})
     reply = clips.Reply(((0.0, 1.0),), (), None, {3: (100, 40, 200, 80)})
     boxes = {None: (100, 40, 200, 80)}
-    [one, other] = clips._named_boxes(3, ["truth", "a"], {"truth": truth, "a": reply}, boxes, (0.5, 0.5))
+    [one, other] = named_boxes(3, ["truth", "a"], {"truth": truth, "a": reply}, boxes, (0.5, 0.5))
     assert list(one.box) == list(other.box) == [50.0, 20.0, 100.0, 40.0]
-    outer, inner = clips._outlines([one, other], (160, 90))
+    outer, inner = outlines([one, other], (160, 90))
     assert outer["x"] < inner["x"] < 50.0 and outer["width"] > inner["width"] > 50.0
-    assert clips._named_boxes(3, ["truth", "a"], {"truth": truth, "a": reply}, boxes, None) == []
+    assert named_boxes(3, ["truth", "a"], {"truth": truth, "a": reply}, boxes, None) == []

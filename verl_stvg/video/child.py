@@ -8,12 +8,8 @@ that does not answer in time is killed; the next request starts another.
 The time grows with the work, see `Limit`. The child finds in the packets of the video how much that is. It tells its
 parent the limit before it begins to decode, and both keep to it.
 
-The child neither outlives its parent nor its time. It ends with the pipe it reads from, or when it sees that its parent
-is gone; and before each request it sets an alarm that the kernel enforces, whatever the decoder holds. (A death signal
-of the parent would not do: it comes when the *thread* that started the child ends.) It is a plain subprocess that
-imports neither torch nor verl, and not the main module of its parent, which in a Ray worker would start Ray again.
-
-Nor does it take all the memory: its address space is bounded while it works on a request (`MEMORY`).
+The child neither outlives its parent nor its time, nor does it take all the memory, see `verl_stvg.video.serve`. It is
+a plain subprocess that does not import the main module of its parent, which in a Ray worker would start Ray again.
 """
 
 import json
@@ -22,36 +18,21 @@ import math
 import mmap
 import os
 import queue
-import re
-import resource
 import select
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
-import av
 import numpy as np
 
 from verl_stvg.base import python
-from verl_stvg.video.content import Hashed
-from verl_stvg.video.decode import (
-    Blocks,
-    DecoderError,
-    VideoError,
-    VideoInfo,
-    load_decoder,
-    needed_frames,
-    probe,
-    read_frames,
-)
-from verl_stvg.video.film import MAX_AREA, TimelessVideo
-from verl_stvg.video.packets import open_file
+from verl_stvg.video.decode import DecoderError, VideoError, VideoInfo, needed_frames
+from verl_stvg.video.film import TimelessVideo
+from verl_stvg.video.limit import Limit
 from verl_stvg.video.plan import SamplingPlan
 
 logger = logging.getLogger(__name__)
@@ -65,103 +46,10 @@ MEMORY = 4 * 2**30 + 80 * 2**20 * (os.cpu_count() or 1)
 """
 SHARED = 2**24
 """Bytes of the memory that frames of a block come through; more only where one frame is larger."""
-_DISK_RATE = 20e6  # bytes per second that the slowest disk or network reads
-_SLOW_RATE = 64e6  # pixels per second that any machine decodes
-_LEAST_AREA = 2**16  # pixels; smaller pictures take as long, for the calls around them
-_LONGEST = 12 * 3600.0  # seconds that decoding may take, whatever the packets claim
 _RAISE = "raise the limit (data.video_cache.timeout in training, --timeout of `verl-stvg cache build`)"
 _READ = "read it from a faster disk"
-_GRACE = 1.0  # seconds by which the child's own alarm comes after its parent's
-_LOOK = 2000  # milliseconds between looks for the parent
-_NO_MEMORY = re.compile("(annot|an't) allocate memory|Insufficient memory|bad_alloc")  # the system, torch, OpenCV, C++
-_START = "import json; from verl_stvg.video.child import _serve; _serve(**json.loads(sys.argv[1]))"
+_START = "import json; from verl_stvg.video.serve import serve; serve(**json.loads(sys.argv[1]))"
 _ERRORS = {error.__name__: error for error in (TimelessVideo, VideoError, DecoderError, OSError)}
-
-
-@dataclass(frozen=True)
-class Limit:
-    """How long a request may take, and why; `str` gives both.
-
-    >>> str(Limit(60.0, 100_000_000, 27_000, 1280 * 720, 160e6))
-    '687 s (60 s, 5 s to read 100 MB, 622 s to decode 27,000 pictures of 0.92 megapixels)'
-
-    Attributes:
-        timeout: seconds that any request may take.
-        size: bytes of the video; a slow disk is no hang.
-        pictures: how many have to be decoded; 0 where ``timeout`` is enough for them on any machine.
-        area: of a picture, pixels.
-        rate: pixels per second that this machine decodes; a quarter of it is enough.
-    """
-
-    timeout: float
-    size: int = 0
-    pictures: int = 0
-    area: int = 0
-    rate: float = _SLOW_RATE
-
-    @property
-    def reading(self) -> float:
-        """Seconds to read the video."""
-        return self.size / _DISK_RATE
-
-    @property
-    def decoding(self) -> float:
-        """Seconds to decode the pictures."""
-        pixels = self.pictures * min(max(self.area, _LEAST_AREA), MAX_AREA)
-        return min(4 * pixels / self.rate, _LONGEST)
-
-    @property
-    def seconds(self) -> float:
-        """All of it."""
-        return self.timeout + self.reading + self.decoding
-
-    def for_work(self, pictures: int, area: int) -> "Limit":
-        """The limit for so many pictures of that area. Measures this machine, unless there is little to do."""
-        work = replace(self, pictures=pictures, area=area)
-        return self if work.decoding <= self.timeout else replace(work, rate=decoding_rate())
-
-    def __str__(self) -> str:
-        parts = [_seconds(self.timeout)]
-        if self.reading >= 1:
-            parts.append(f"{_seconds(self.reading)} to read {self.size / 1e6:,.0f} MB")
-        if self.pictures:
-            area = f"{self.area / 1e6:.2g} megapixels"
-            parts.append(f"{_seconds(self.decoding)} to decode {self.pictures:,} pictures of {area}")
-        return _seconds(self.seconds) + (f" ({', '.join(parts)})" if len(parts) > 1 else "")
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
-
-
-@cache
-def decoding_rate() -> float:
-    """Pixels per second of H.264 that one thread of this machine decodes; measured once per process, in 0.2 s.
-
-    The clip is one that is hard to decode. x264's ``superfast`` spends 0.4 bits per pixel on it, as a camera does, with
-    arithmetic coding and deblocking, which ``ultrafast`` leaves out (1.4 times as fast to decode). Slower presets
-    predict a picture that only moves so well that little is left to decode (2.2 times as fast).
-    """
-    if "libx264" not in av.codecs_available:
-        return _SLOW_RATE
-    width, height, count = 640, 360, 24
-    encoder = av.CodecContext.create("libx264", "w")
-    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = width, height, "yuv420p", Fraction(1, 30)
-    encoder.options, encoder.thread_count = {"preset": "superfast"}, 1
-    shape = (height // 4 + count, width // 4 + count, 3)
-    texture = np.random.default_rng(0).integers(0, 255, shape, np.uint8).repeat(4, axis=0).repeat(4, axis=1)
-    packets = []
-    for k in range(count):
-        picture = np.ascontiguousarray(texture[k : k + height, 2 * k : 2 * k + width])
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        frame.pts = k
-        packets += encoder.encode(frame)
-    packets += encoder.encode(None)
-    decoder = av.CodecContext.create("h264", "r")
-    decoder.thread_count = 1
-    begin = time.perf_counter()
-    decoded = sum(len(decoder.decode(packet)) for packet in [*packets, None])
-    return decoded * width * height / (time.perf_counter() - begin)
 
 
 class Decoder:
@@ -437,177 +325,3 @@ class _Child:
 def _mapped(file: int) -> np.ndarray:
     """All bytes of a file that is memory."""
     return np.frombuffer(mmap.mmap(file, 0), np.uint8)
-
-
-# --- in the child -----------------------------------------------------------------------------------------------------
-
-
-def _serve(decoder: str, threads: int, memory: int | None, shared: int, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    answers = os.dup(1)
-    os.dup2(2, 1)  # what a library prints is no answer
-    try:
-        load_decoder(decoder)
-        _send(answers, {})
-    except DecoderError as error:
-        _send(answers, {"error": "DecoderError", "message": str(error)})
-    notes, worker = _Notes(), _Worker(decoder, threads, memory, shared, answers)
-    logging.getLogger("verl_stvg").addHandler(notes)
-    poll = select.poll()
-    poll.register(0, select.POLLIN)
-    while os.getppid() == parent:
-        if not poll.poll(_LOOK):
-            continue
-        line = sys.stdin.buffer.readline()
-        if not line:
-            return
-        answer = worker.handle(json.loads(line))
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        _send(answers, {**answer, "notes": notes.messages})
-        notes.messages = []
-
-
-class _Notes(logging.Handler):
-    """What the child logs while it works on a request, for its parent to log."""
-
-    def __init__(self):
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
-def _send(pipe: int, answer: dict) -> None:
-    os.write(pipe, json.dumps(answer).encode() + b"\n")
-
-
-class _Worker:
-    """Does the requests.
-
-    Args:
-        decoder: see `Decoder`.
-        threads: see `Decoder`.
-        memory: bytes, see `Decoder`; None for no bound.
-        shared: file of the memory that both processes see.
-        answers: pipe to the parent.
-    """
-
-    def __init__(self, decoder: str, threads: int, memory: int | None, shared: int, answers: int):
-        self.decoder, self.threads, self.memory, self.shared, self.answers = decoder, threads, memory, shared, answers
-        self.pixels = np.empty(0, np.uint8)
-        self.blocks: Blocks | None = None
-        self.space = 0  # address space before `blocks` was made, bytes
-
-    def handle(self, request: dict) -> dict:
-        """Do one of three things within a ``limit``.
-
-        Without more than a ``path`` the video is probed; with ``content`` its bytes are hashed, too. A ``plan`` is
-        decoded, of which ``needs`` at least, into the file ``out`` from ``offset`` on. A block of some ``shape``, the
-        frames from ``start`` on, comes into the memory that both processes see.
-        """
-        path, limit = request["path"], Limit(**request["limit"])
-        _set_alarm(limit)
-        work = 0
-
-        def begins(pictures: int, area: int) -> None:
-            nonlocal work
-            work += pictures
-            longer = limit.for_work(work, area)
-            _set_alarm(longer)
-            _send(self.answers, {"limit": asdict(longer)})
-
-        bounds = _Memory(self.memory)
-        try:
-            self._begin(request)
-            if "start" in request:
-                out = self.pixels[: math.prod(request["shape"])].reshape(request["shape"])
-                bounds = _Memory(self.memory, self.space)
-                with bounds:
-                    self.blocks.read(request["start"], out, begins)
-                return {}
-            if "content" in request:
-                with bounds, open_file(Path(path)) as raw:
-                    file = Hashed(raw)
-                    return {"info": asdict(probe(path, begins, file)), "content": file.digest()}
-            if "plan" not in request:
-                with bounds:
-                    return {"info": asdict(probe(path, begins))}
-            plan = SamplingPlan(**request["plan"])
-            shape = (plan.num_frames, plan.height, plan.width, 3)
-            try:
-                out = np.memmap(request["out"], np.uint8, "r+", request["offset"], shape)
-            except OSError as error:
-                return {"error": "OSError", "message": f"{request['out']}: cannot be written ({error})"}
-            with bounds:
-                read_frames(path, plan, request["needs"], self.decoder, self.threads, out, begins)
-        except Exception as error:  # whatever a decoder raises, the next request finds a child
-            if bounds.ran_out(error):
-                bound = "there is" if self.memory is None else f"{self.memory / 2**30:.2g} GiB"
-                reason = f"needs more memory to decode than {bound}; encode the video again, smaller"
-                return {"error": "VideoError", "message": f"{path}: {reason}", "spent": True}
-            if isinstance(error, (VideoError, DecoderError)):
-                return {"error": type(error).__name__, "message": str(error)}
-            reason = f"{type(error).__name__}: {error}"
-            return {"error": "VideoError", "message": f"{path}: the decoder fails ({reason}); encode the video again"}
-        return {}
-
-    def _begin(self, request: dict) -> None:
-        """Go on with the open pass if the request does; else end it."""
-        if "start" in request and len(self.pixels) < os.fstat(self.shared).st_size:
-            self.pixels = _mapped(self.shared)
-        open_at = None if self.blocks is None else (str(self.blocks.path), self.blocks.next)
-        if open_at == (request["path"], request.get("start")):
-            return
-        self.blocks = None
-        if "start" in request:
-            self.blocks, self.space = Blocks(request["path"], self.threads), _address_space()[0]
-
-
-def _set_alarm(limit: Limit) -> None:
-    signal.setitimer(signal.ITIMER_REAL, limit.seconds + _GRACE)
-
-
-class _Memory:
-    """Bounds the address space of this process while it decodes; a lower bound that it was given stays.
-
-    Args:
-        more: bytes by which it may grow; None for no bound.
-        size: bytes that it may grow from; None: what there is now.
-    """
-
-    def __init__(self, more: int | None, size: int | None = None):
-        self.more, self.size, self.bound, self.before = more, size, None, 0
-
-    def __enter__(self) -> None:
-        self.given = resource.getrlimit(resource.RLIMIT_AS)
-        if self.more is not None:
-            size, self.before = _address_space()
-            bounds = [(size if self.size is None else self.size) + self.more, self.given[0]]
-            self.bound = min(bound for bound in bounds if bound != resource.RLIM_INFINITY)
-            resource.setrlimit(resource.RLIMIT_AS, (self.bound, self.given[1]))
-
-    def __exit__(self, *_) -> None:
-        resource.setrlimit(resource.RLIMIT_AS, self.given)
-
-    def ran_out(self, error: Exception) -> bool:
-        """Whether that error came because there was no more memory.
-
-        What FFmpeg says about a file does not tell: it takes a picture that it has no room for as damage, and a damaged
-        header that asks for the impossible as a lack of memory. So an error also counts if the address space never was
-        as large before, and most of what it might grow by was taken.
-        """
-        judged = isinstance(error, (VideoError, DecoderError))
-        cause = error.__cause__ if judged else error
-        if not (judged and isinstance(cause, av.FFmpegError)):
-            if isinstance(cause, MemoryError) or _NO_MEMORY.search(str(cause)):
-                return True
-        return self.bound is not None and _address_space()[1] > max(self.before, self.bound - self.more // 4)
-
-
-def _address_space() -> tuple[int, int]:
-    """Bytes of this process: now, and at most so far."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return tuple(1024 * int(status.get(name, status["VmSize"]).split()[0]) for name in ("VmSize", "VmPeak"))

@@ -16,26 +16,29 @@ Damage (PyAV only; the other decoders refuse a damaged file at best, and decord 
   it, the video is refused. If it does not (``needs``), the frame is black, and this is logged.
 - Time stamps are believed unless they contradict the order in which the pictures come out. A header that lies about all
   of time consistently (its time scale) cannot be found out from the file; compare `probe` with what the row records.
+
+OpenCV, markers and tracks are imported where they are used: the process that only probes files starts without them.
 """
 
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
-import cv2
 import numpy as np
 
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.fetch import DECODERS, DecoderError, Differs, Take, fetch_frames, load_decoder
 from verl_stvg.video.film import Timeline, VideoError, VideoInfo
-from verl_stvg.video.markers import draw_ids
 from verl_stvg.video.packets import Begins, nothing_begins
 from verl_stvg.video.pictures import FEED, PASS, decode_packets, fed_for, pictures
 from verl_stvg.video.plan import SamplingPlan
 from verl_stvg.video.timeline import probe, timeline
-from verl_stvg.video.tracks import TrackError, Tracks, load
+
+if TYPE_CHECKING:
+    from verl_stvg.video.tracks import Tracks
 
 __all__ = [
     "Blocks",
@@ -190,6 +193,9 @@ def _drawing(path: Path, plan: SamplingPlan, info: VideoInfo) -> Draw:
     """What is done to a frame, given its index in the video, before it is resized."""
     if plan.marks is None:
         return lambda image, index: image
+    from verl_stvg.video.markers import draw_ids
+    from verl_stvg.video.tracks import TrackError
+
     try:
         tracks, style = _tracks(*plan.marks[:2]), plan.marks[2]
         tracks.check(info)
@@ -205,7 +211,9 @@ def _drawing(path: Path, plan: SamplingPlan, info: VideoInfo) -> Draw:
 
 
 @lru_cache(maxsize=4)
-def _tracks(path: str, content: str) -> Tracks:
+def _tracks(path: str, content: str) -> "Tracks":
+    from verl_stvg.video.tracks import load
+
     return load(Path(path))
 
 
@@ -346,5 +354,7 @@ def _fill(
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
+    import cv2
+
     shrinking = image.shape[0] >= height and image.shape[1] >= width
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC)

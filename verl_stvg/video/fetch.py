@@ -8,7 +8,6 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from verl_stvg.video.film import Timeline, VideoError
@@ -105,6 +104,8 @@ def _taken(
     Raises:
         Differs: pictures that look the same turned and not.
     """
+    import cv2
+
     size = line.info.width, line.info.height
     told = not turned
     for index, image in images:
@@ -149,6 +150,8 @@ def _references(path: Path, line: Timeline, wanted: np.ndarray) -> dict[int, np.
 
 def _alike(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether two pictures are the same one, give or take the arithmetic of colours."""
+    import cv2
+
     if one.shape != other.shape:
         return False
     small = [cv2.resize(image, (32, 32), interpolation=cv2.INTER_AREA).astype(int) for image in (one, other)]

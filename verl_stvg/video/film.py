@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-import cv2
 import numpy as np
 
 from verl_stvg.video.clock import FrameClock
@@ -80,6 +79,8 @@ class Turn:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """The picture as shown, uint8 (H, W, 3), of one as stored."""
         if self.width not in (None, image.shape[1]):
+            import cv2
+
             image = cv2.resize(image, (self.width, image.shape[0]), interpolation=cv2.INTER_LINEAR)
         if self.transposed:
             image = image.transpose(1, 0, 2)
@@ -133,6 +134,8 @@ class Timeline:
     def as_shown(self, image: np.ndarray) -> np.ndarray:
         """The picture on screen of a decoded one, both uint8 (H, W, 3); some films change their size on the way."""
         if image.shape[1::-1] != self.stored:
+            import cv2
+
             image = cv2.resize(image, self.stored, interpolation=cv2.INTER_LINEAR)
         return self.turn(image)
 

@@ -169,8 +169,8 @@ class CachedPixels:
             else:
                 part.fill(here)
                 made[part.videos] = here
-        _loaded["load_seconds"] += time.perf_counter() - began
-        _loaded["load_bytes"] += out.nbytes
+        LOADED["load_seconds"] += time.perf_counter() - began
+        LOADED["load_bytes"] += out.nbytes
         return out
 
     def fill(self, out: torch.Tensor) -> None:
@@ -180,22 +180,5 @@ class CachedPixels:
             self.normalisation._fill(read_view(path, plan, self.store), part)
 
 
-_loaded = {"load_seconds": 0.0, "load_bytes": 0.0}  # by this process, since it last reported
-
-
-def report_loads(engine_base) -> None:
-    """Let verl's engines report what making pixels costs them: ``actor/video/load_seconds`` and ``load_bytes``.
-
-    Per rank and update: what went into the update itself and, in the same process, into log-probabilities before it.
-    """
-    engine = engine_base.BaseEngine
-    stock = engine.train_batch
-
-    def train_batch(self, data, loss_function):
-        outputs = stock(self, data, loss_function)
-        if self.is_mp_src_rank_with_outputs():
-            outputs["metrics"].update({f"video/{name}": [value] for name, value in _loaded.items()})
-        _loaded.update(dict.fromkeys(_loaded, 0.0))
-        return outputs
-
-    engine.train_batch = train_batch
+LOADED = {"load_seconds": 0.0, "load_bytes": 0.0}
+"""What making pixels has cost this process since it last reported it (`verl_stvg.patches.frame_loads`)."""

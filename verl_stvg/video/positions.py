@@ -1,41 +1,37 @@
-"""One clock for actor and rollout, mended where the pinned versions break it.
+"""One clock for actor and rollout: where a video's tokens stand, and what stands around them. Arithmetic only.
 
 Qwen2.5-VL reads time from three-axis positions, Qwen3-VL from text before each temporal unit (``<3.2 seconds>``).
+`get_rope_index` and `seconds_per_unit` are the positions of Qwen2.5-VL, as it was trained. transformers and vLLM are
+given them by `verl_stvg.patches.transformers_positions` and `verl_stvg.patches.vllm_positions`, which list what these
+programs do otherwise.
 
-Qwen2.5-VL: four faults stand in transformers 5.9.0 and vLLM 0.24.0, and each changes what the model reads:
-
-1. transformers lets the text after a video start at ``start + max(h, w) / merge``, inside the video's own time span,
-   where the model was trained with the largest position so far plus one;
-2. transformers casts the seconds per temporal unit to an integer, so 0.99 s becomes a clock that stands still;
-3. vLLM drops the video's metadata, the processor then assumes 24 fps, and the temporal axis collapses to 0 and 1;
-4. transformers rounds the seconds per unit to float32, and vLLM to the type of the weights: 0.667969 in bfloat16 for
-   the 2 / 3 s of 3 fps, so that every fourth unit stands elsewhere than for the actor. Here both have float64.
-
-Qwen3-VL: both count positions alike, but not the tokens around a video.
-
-5. verl sends vLLM a prompt in which the units are written out, each cut down to one placeholder; vLLM writes the whole
-   video out again at the first of them, so the rollout reads every time twice, and placeholders without a video;
-6. transformers turns the first time into tokens together with the text before it, vLLM by itself, so that
-   ``</answer><0.2 seconds>`` is read in two ways.
-
-`mend_transformers` runs in every process that builds positions (trainer, evaluation, supervised warm start),
-`mend_vllm` in every vLLM process, `mend_server` in verl's servers of vLLM, and `fit` on every prompt. All are
-idempotent, and leave an already mended version alone; ``tests/patches/test_positions.py`` and
-``tests/long/test_qwen3.py`` say when that day has come.
+Of Qwen3-VL both count positions alike, but not the tokens around a video: transformers turns the first time into tokens
+together with the text before it, vLLM by itself, so that ``</answer><0.2 seconds>`` is read in two ways. `fit` on every
+prompt keeps them apart, and `folded` is the prompt that vLLM wants.
 """
 
-import functools
 import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
+from verl_stvg import moved
 from verl_stvg.video.plan import PATCH, TEMPORAL_PATCH, SamplingPlan
 
 _TIME = re.compile(r"<\d+\.\d seconds>")
 _LONGEST_TIME = 24
 """Tokens; a byte is at most one."""
+__getattr__ = moved.names_of(
+    __name__,
+    {
+        **dict.fromkeys(("mend_vllm", "mend_server", "vllm_forwards_metadata"), "verl_stvg.patches.vllm_positions"),
+        **dict.fromkeys(
+            ("mend_modeling", "mend_processing", "mend_transformers", "get_rope_index_kwargs"),
+            "verl_stvg.patches.transformers_positions",
+        ),
+    },
+)
 
 
 def get_rope_index(
@@ -106,19 +102,6 @@ def get_rope_index(
     return positions, torch.tensor(deltas, device=input_ids.device).unsqueeze(1)
 
 
-def get_rope_index_kwargs(self, multi_modal_inputs: Mapping) -> dict:
-    """What verl's agent loop should add to ``get_rope_index``: the seconds per temporal unit, which it drops
-    otherwise.
-    """
-    seconds = multi_modal_inputs.get("second_per_grid_ts")
-    return {} if seconds is None else {"second_per_grid_ts": seconds}
-
-
-def mend_modeling(modeling_qwen2_5_vl) -> None:
-    """Give transformers' Qwen2.5-VL model the positions of `get_rope_index`."""
-    modeling_qwen2_5_vl.Qwen2_5_VLModel.get_rope_index = get_rope_index
-
-
 def seconds_per_unit(metadata: Sequence, temporal_patch: int) -> torch.Tensor:
     """Seconds of each video's temporal unit, (number of videos,) float64: one source for the actor and the rollout.
 
@@ -127,95 +110,6 @@ def seconds_per_unit(metadata: Sequence, temporal_patch: int) -> torch.Tensor:
         temporal_patch: frames of a unit.
     """
     return torch.tensor([temporal_patch / video.sampled_fps for video in metadata], dtype=torch.float64)
-
-
-def mend_processing(processing_qwen2_5_vl) -> None:
-    """Let transformers' Qwen2.5-VL processor give the seconds per unit unrounded, and hand them to verl."""
-    processor = processing_qwen2_5_vl.Qwen2_5_VLProcessor
-    processor.get_rope_index_kwargs = get_rope_index_kwargs
-    stock = processor.__call__
-    if hasattr(stock, "__wrapped__"):
-        return
-
-    @functools.wraps(stock)
-    def __call__(self, *args, **kwargs):
-        asked = kwargs.get("return_metadata")
-        result = stock(self, *args, **{**kwargs, "return_metadata": True})
-        if "second_per_grid_ts" in result:
-            metadata = result["video_metadata"] if asked else result.pop("video_metadata")
-            if torch.is_tensor(result["second_per_grid_ts"]):
-                result["second_per_grid_ts"] = seconds_per_unit(metadata, self.video_processor.temporal_patch_size)
-        return result
-
-    processor.__call__ = __call__
-
-
-def mend_transformers() -> None:
-    """Both of the above, now, in this process."""
-    from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl, processing_qwen2_5_vl
-
-    mend_modeling(modeling_qwen2_5_vl)
-    mend_processing(processing_qwen2_5_vl)
-
-
-def vllm_forwards_metadata() -> bool:
-    """Whether this vLLM hands a video's metadata to Qwen2.5-VL's processor by itself (vLLM pull request 47736)."""
-    from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLProcessingInfo
-    from vllm.model_executor.models.qwen2_vl import Qwen2VLProcessingInfo
-
-    return Qwen2_5_VLProcessingInfo.get_data_parser is not Qwen2VLProcessingInfo.get_data_parser
-
-
-def mend_vllm() -> None:
-    """Let vLLM hand a video's metadata to Qwen2.5-VL's processor, and keep its seconds unrounded, in this process.
-
-    Videos given as ``(frames, metadata)`` then get the clock of their own frame rate. Videos without metadata keep
-    vLLM's stock behaviour.
-    """
-    if vllm_forwards_metadata():
-        return
-    from transformers.video_utils import VideoMetadata
-    from vllm.model_executor.models import qwen2_5_vl, qwen2_vl
-
-    class MetadataParser(qwen2_vl.Qwen2VLMultiModalDataParser):
-        def _get_video_with_metadata(self, video):
-            frames, metadata = super()._get_video_with_metadata(video)
-            return frames, metadata or {}
-
-    def get_data_parser(self):
-        return MetadataParser(
-            self.get_hf_config().vision_config.spatial_merge_size,
-            video_needs_metadata=True,
-            expected_hidden_size=self._get_expected_hidden_size(),
-        )
-
-    stock_call = qwen2_5_vl.Qwen2_5_VLMultiModalProcessor._call_hf_processor
-
-    def _call_hf_processor(self, prompt, mm_data, mm_kwargs, tok_kwargs):
-        mm_data, mm_kwargs = dict(mm_data), dict(mm_kwargs)
-        videos = mm_data.get("videos") or []
-        pairs = [video if isinstance(video, tuple) else (video, {}) for video in videos]
-        if pairs:
-            mm_data["videos"] = [frames for frames, _ in pairs]
-            known = [bool(metadata) for _, metadata in pairs]
-            if all(known):
-                mm_data["video_metadata"] = [
-                    VideoMetadata(**{k: v for k, v in metadata.items() if k != "do_sample_frames"})
-                    for _, metadata in pairs
-                ]
-                mm_kwargs["do_sample_frames"] = False
-            elif any(known):
-                raise ValueError(
-                    "one video of this prompt has metadata and another has none; give it for all or for none"
-                )
-        result = stock_call(self, prompt, mm_data, mm_kwargs, tok_kwargs)
-        if "video_metadata" in mm_data:  # vLLM has rounded the seconds to the type of the weights
-            patch = self.info.get_hf_config().vision_config.temporal_patch_size
-            result["second_per_grid_ts"] = seconds_per_unit(mm_data["video_metadata"], patch)
-        return result
-
-    qwen2_5_vl.Qwen2_5_VLProcessingInfo.get_data_parser = get_data_parser
-    qwen2_5_vl.Qwen2_5_VLMultiModalProcessor._call_hf_processor = _call_hf_processor
 
 
 def writes_times(processor) -> bool:
@@ -312,14 +206,3 @@ def _time_at_the_end(ids: list[int], tokenizer) -> int | None:
         if _TIME.fullmatch(tokenizer.decode(tail[-length:])):
             return length
     return None
-
-
-def mend_server(vllm_async_server) -> None:
-    """Let verl's server of vLLM fold the videos of Qwen3-VL's prompts; other prompts are verl's business."""
-    stock = vllm_async_server.qwen2_5_vl_dedup_image_tokens
-
-    def dedup(prompt_ids, processor):
-        ids = stock(prompt_ids, processor)
-        return folded(ids, processor) if writes_times(processor) else ids
-
-    vllm_async_server.qwen2_5_vl_dedup_image_tokens = dedup
