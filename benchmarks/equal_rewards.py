@@ -25,7 +25,7 @@ from reward_fns import RECIPES
 from verl_stvg.data_builders.sets import synthetic
 from verl_stvg.data_builders.testing import tiny_model
 from verl_stvg.patches import equal_rewards
-from verl_stvg.video.positions import mend_transformers
+from verl_stvg.patches.transformers_positions import mend_transformers
 
 N = 8
 VALUES = 1000

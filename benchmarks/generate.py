@@ -28,7 +28,7 @@ def measure(options: Options) -> Iterable[Row]:
     from verl_stvg.data_builders.sets import synthetic
     from verl_stvg.data_builders.testing import tiny_model
     from verl_stvg.inference import engines
-    from verl_stvg.inference.generate import Settings
+    from verl_stvg.inference.settings import Settings
     from verl_stvg.video.store import FrameStore
 
     rows = CACHE / "clips"
@@ -51,7 +51,8 @@ def compare(engine, rows: Path, folder: Path) -> Iterator[Row]:
     from vllm import SamplingParams
 
     from verl_stvg.inference.engines import PromptMaker, vllm_prompt
-    from verl_stvg.inference.generate import generate, read_rows
+    from verl_stvg.inference.generate import generate
+    from verl_stvg.inference.settings import read_rows
     from verl_stvg.rows import answers
 
     file, settings = rows / "val.parquet", engine.settings

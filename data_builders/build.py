@@ -215,7 +215,8 @@ def _files(job: Job, split: str) -> tuple[Path | None, ...]:
     for source in job.source.splits[split][len(paths) :]:
         found = next((folder / name for name in source.names if (folder / name).exists()), None)
         if found is None and source.required:
-            raise AnnotationError(f"{folder}: {job.source.name} {split} needs {' or '.join(source.names)}; download it")
+            wanted = f"{job.source.name} {split} needs {' or '.join(source.names)}"
+            raise AnnotationError(f"{folder}: {wanted}; see `verl-stvg build {job.source.name} --help`")
         paths.append(found)
     return tuple(paths)
 
@@ -265,7 +266,7 @@ def _first_pass(job: Job, files: dict[str, tuple[Path | None, ...]], progress) -
                     wrong.append(f"{sources[0]}: {entry.where}: {error}")
                     paths[entry.video] = ""
         if count == before:
-            raise AnnotationError(f"{sources[0]}: no entries; download it again")
+            raise AnnotationError(f"{sources[0]}: no entries; correct the file, or download it again")
     if wrong and job.policies.bad_entries == "error":
         shown = "\n".join(f"  {line}" for line in wrong[:_SHOWN])
         more = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
@@ -331,6 +332,7 @@ def _write(path: Path, maker: RowMaker, entries: Entries, videos: dict, unusable
                 progress(f"writing {maker.split}", count, 0)
         writer.write_table(pa.Table.from_pylist(batch, ROW_SCHEMA))
     if not count:
+        path.unlink()
         reasons = ", ".join(f"{reason}: {number}" for reason, number in drops.most_common())
         hint = _hint(drops.most_common(1)[0][0], unusable) if drops else ""
         raise AnnotationError(f"{maker.dataset} {maker.split}: no row is left ({reasons}){hint}")

@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from reward_fns.registry import find_recipe
 from verl_stvg.base.lock import write_whole
 from verl_stvg.data_builders import tubes
 from verl_stvg.data_builders.make_row import counted, hull, misnumbered
@@ -26,10 +27,9 @@ from verl_stvg.data_builders.objects.boxes import Size, TurnedBoxes, annotated_s
 from verl_stvg.data_builders.records import Interval
 from verl_stvg.data_builders.templates import perfect_answer
 from verl_stvg.data_builders.videos import Facts
-from verl_stvg.rows.cache_fill import entry_of, listed, located, plan_of, refit, root_of, which
 from verl_stvg.rows.files import rows_in
+from verl_stvg.rows.row import entry_of, listed, located, plan_of, refit, root_of, which
 from verl_stvg.rows.shape import row_shape_problems
-from verl_stvg.training.reward import find_recipe
 from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.decode import VideoInfo
@@ -151,7 +151,7 @@ def check(
 
     Args:
         files: parquet files; those of training and evaluation together, so that they can be compared.
-        video_root: see `verl_stvg.rows.cache_fill.root_of`.
+        video_root: see `verl_stvg.rows.row.root_of`.
         decode: every planned frame, not only the header.
         workers: see `verl_stvg.workers.work`.
         on_ray: see `verl_stvg.workers.work`.

@@ -16,8 +16,8 @@ from verl_stvg.data_builders.objects.boxes import TurnedBoxes, annotated_size, s
 from verl_stvg.data_builders.records import Interval, Record, is_number
 from verl_stvg.data_builders.templates import Template, normalise
 from verl_stvg.data_builders.videos import Facts
-from verl_stvg.rows.cache_fill import MARK_KEYS, PLAN_KEYS, plan_of
 from verl_stvg.rows.fit import FPS
+from verl_stvg.rows.row import MARK_KEYS, PLAN_KEYS, plan_of
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.plan import MAX_FRAMES
 from verl_stvg.video.tracks import find_track

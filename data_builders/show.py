@@ -17,7 +17,7 @@ from verl_stvg.base.lock import write_whole
 from verl_stvg.data_builders import check
 from verl_stvg.data_builders.objects.boxes import TurnedBoxes, annotated_size, scaled
 from verl_stvg.data_builders.read import json_lines
-from verl_stvg.rows.cache_fill import root_of
+from verl_stvg.rows.row import root_of
 from verl_stvg.rows.shape import row_shape_problems
 from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.decode import VideoError, VideoInfo
@@ -53,7 +53,7 @@ def write(
     Args:
         files: parquet files of rows.
         out: the page.
-        video_root: see `verl_stvg.rows.cache_fill.root_of`.
+        video_root: see `verl_stvg.rows.row.root_of`.
         limit: of rows on the page.
         findings: what `verl-stvg check --report` wrote, to be shown with the rows; without it only those problems are
             shown that need no video.

@@ -1,14 +1,16 @@
 """Old names of modules, which stand for the new ones, with a warning, for one release: `OLD` goes with version 0.2.
 
 An old name is the same module object as the new one, so that a class has one identity and a value that is replaced in
-one place is replaced in the other. The top-level names `data_builders`, `eval` and `recipes` exist in a checkout only;
-what is installed owns `verl_stvg` and `reward_fns`.
+one place is replaced in the other. Where a module was divided, its old name stands for a module that asks the new ones.
+The top-level names `data_builders`, `eval` and `recipes` exist in a checkout only; what is installed owns `verl_stvg`
+and `reward_fns`.
 """
 
 import importlib
+import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -16,7 +18,7 @@ from types import CodeType, ModuleType
 
 TOPS = ("data_builders", "eval", "recipes")
 """Packages that were top-level, and are parts of `verl_stvg`."""
-OLD = {
+OLD: dict[str, str | tuple[str, ...]] = {
     "verl_stvg.python": "verl_stvg.base.python",
     "verl_stvg.nesting": "verl_stvg.base.nesting",
     "verl_stvg.lock": "verl_stvg.base.lock",
@@ -28,12 +30,12 @@ OLD = {
     "verl_stvg.parallel": "verl_stvg.workers",
     "verl_stvg.prompts": "verl_stvg.rows.prompts",
     "verl_stvg.answers": "verl_stvg.rows.answers",
-    "verl_stvg.video.build": "verl_stvg.rows.cache_fill",
+    "verl_stvg.video.build": ("verl_stvg.rows.cache_fill", "verl_stvg.rows.row"),
     "verl_stvg.row_files": "verl_stvg.rows.files",
     "verl_stvg.row_shape": "verl_stvg.rows.shape",
     "verl_stvg.fit": "verl_stvg.rows.fit",
     "verl_stvg.chat_template": "verl_stvg.rows.chat_template",
-    "verl_stvg.video.refs": "verl_stvg.video.keys",
+    "verl_stvg.video.refs": ("verl_stvg.video.keys", "verl_stvg.patches.frame_loads"),
     "verl_stvg.cpu": "verl_stvg.patches.cpu_platform",
     "verl_stvg.freeze": "verl_stvg.patches.frozen_tower",
     "verl_stvg.packing": "verl_stvg.patches.packed_positions",
@@ -41,21 +43,30 @@ OLD = {
     "verl_stvg.weights": "verl_stvg.patches.weight_sockets",
     "verl_stvg.advantages": "verl_stvg.patches.equal_rewards",
     "verl_stvg.banned": "verl_stvg.patches.banned_tokens",
-    "verl_stvg.dataset": "verl_stvg.training.dataset",
+    "verl_stvg.dataset": ("verl_stvg.training.dataset", "verl_stvg.rows.settings", "verl_stvg.rows.row"),
     "verl_stvg.rollout": "verl_stvg.training.agent_loop",
     "verl_stvg.worker": "verl_stvg.training.worker",
     "verl_stvg.legacy": "verl_stvg.training.legacy",
-    "verl_stvg.reward": "verl_stvg.training.reward",
-    "verl_stvg.curriculum": "verl_stvg.training.curriculum",
+    "verl_stvg.reward": ("verl_stvg.training.reward", "reward_fns.registry"),
+    "verl_stvg.curriculum": ("verl_stvg.training.curriculum", "verl_stvg.rows.masks"),
     "verl_stvg.sampler": "verl_stvg.training.sampler",
-    "verl_stvg.trainer": "verl_stvg.training.manager",
-    "verl_stvg.resume": "verl_stvg.training.resume",
+    "verl_stvg.trainer": (
+        "verl_stvg.training.manager",
+        "verl_stvg.training.metrics",
+        "verl_stvg.training.replay_buffer",
+        "verl_stvg.rows.settings",
+    ),
+    "verl_stvg.resume": (
+        "verl_stvg.training.resume",
+        "verl_stvg.patches.checkpoints",
+        "verl_stvg.patches.metrics_file",
+    ),
     "verl_stvg.held_out": "verl_stvg.training.held_out",
     "verl_stvg.parity": "verl_stvg.training.parity",
     "verl_stvg.checkpoint": "verl_stvg.inference.checkpoint",
     "verl_stvg.engines": "verl_stvg.inference.engines",
-    "verl_stvg.generate": "verl_stvg.inference.generate",
-    "verl_stvg.preflight": "verl_stvg.launch.preflight",
+    "verl_stvg.generate": ("verl_stvg.inference.generate", "verl_stvg.inference.settings"),
+    "verl_stvg.preflight": ("verl_stvg.launch.preflight", "verl_stvg.workers"),
     "verl_stvg.config_checks": "verl_stvg.launch.config_checks",
     "verl_stvg.best_answer": "verl_stvg.launch.best_answer",
     "verl_stvg.nodes": "verl_stvg.launch.nodes",
@@ -76,30 +87,50 @@ OLD = {
     "data_builders.synthetic": "verl_stvg.data_builders.sets.synthetic",
     "data_builders.tiny_model": "verl_stvg.data_builders.testing.tiny_model",
     "eval.foreign": "verl_stvg.eval.importers.foreign",
-    "eval.runs": "verl_stvg.eval.report.runs",
-    "eval.evaluations": "verl_stvg.eval.report.evaluations",
-    "eval.clips": "verl_stvg.eval.report.clips",
+    "eval.runs": ("verl_stvg.eval.report.runs", "verl_stvg.eval.report.training"),
+    "eval.evaluations": ("verl_stvg.eval.report.evaluations", "verl_stvg.eval.report.comparison"),
+    "eval.clips": ("verl_stvg.eval.report.clips", "verl_stvg.eval.report.rows", "verl_stvg.eval.report.boxes"),
     "eval.charts": "verl_stvg.eval.report.charts",
     "eval.replies": "verl_stvg.eval.report.replies",
 }
-"""Old name of a module -> its new name."""
+"""Old name of a module -> its new name, or those of the modules that it was divided into."""
+
+
+class _Divided(ModuleType):
+    """Stands for a module whose names lie in several now: asks one after the other, and sets where a name is."""
+
+    homes: tuple[ModuleType, ...]
+
+    def __getattr__(self, name: str) -> object:
+        for home in self.homes:
+            if hasattr(home, name):
+                return getattr(home, name)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        for home in [home for home in self.homes if hasattr(home, name)] or self.homes[:1]:
+            setattr(home, name, value)
 
 
 class _Renamed(Loader):
-    """Loads the module of another name in place of the one that was asked for."""
+    """Loads what has another name now in place of the module that was asked for."""
 
-    def __init__(self, new: str) -> None:
+    def __init__(self, new: tuple[str, ...]) -> None:
         self.new = new
 
     def create_module(self, spec: ModuleSpec) -> None:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        sys.modules[module.__name__] = importlib.import_module(self.new)
+        homes = tuple(map(importlib.import_module, self.new))
+        if len(homes) > 1:
+            divided = _Divided(module.__name__, homes[0].__doc__)
+            vars(divided).update(homes=homes, __file__=homes[0].__file__, __spec__=module.__spec__)
+        sys.modules[module.__name__] = divided if len(homes) > 1 else homes[0]
 
     def get_code(self, name: str) -> CodeType:
         """Code of the new module, for ``python -m OLD``."""
-        return find_spec(self.new).loader.get_code(self.new)
+        return find_spec(self.new[0]).loader.get_code(self.new[0])
 
 
 class OldNames(MetaPathFinder):
@@ -112,12 +143,15 @@ class OldNames(MetaPathFinder):
             if sys.modules.get(top) is not sys.modules.get(f"verl_stvg.{top}"):
                 return None  # a package of the user's own
             new = new or f"verl_stvg.{name}"
-            if find_spec(new) is None:
-                return None
         if new is None:
             return None
-        warnings.warn(f"{name} is {new} now; the old name goes with verl_stvg 0.2.", FutureWarning, stacklevel=2)
-        return ModuleSpec(name, _Renamed(new), origin=find_spec(new).origin)
+        homes = (new,) if isinstance(new, str) else new
+        origin = find_spec(homes[0])
+        if origin is None:
+            return None
+        said = " and ".join(homes)
+        warnings.warn(f"{name} is {said} now; the old name goes with verl_stvg 0.2.", FutureWarning, stacklevel=2)
+        return ModuleSpec(name, _Renamed(homes), origin=origin.origin)
 
 
 def stand_for(name: str) -> None:
@@ -132,13 +166,36 @@ def install() -> None:
         sys.meta_path.insert(0, OldNames())  # before the path, where a part of a renamed package would be found again
 
 
-def names_of(module: str, *names: str) -> Callable[[str], object]:
-    """``__getattr__`` of a package whose name was a module's: gives names that `module`, a part of it, has now."""
+def names_of(here: str, homes: Mapping[str, str]) -> Callable[[str], object]:
+    """``__getattr__`` of a module, or of a package whose name was a module's: gives names that have moved.
+
+    Args:
+        here: the module's name.
+        homes: each name, and the module that it is in now.
+    """
 
     def __getattr__(name: str) -> object:
-        if name not in names:
-            raise AttributeError(f"module {module.rpartition('.')[0]!r} has no attribute {name!r}")
-        warnings.warn(f"{name} is in {module} now; the old name goes with verl_stvg 0.2.", FutureWarning, stacklevel=2)
-        return getattr(importlib.import_module(module), name)
+        if name not in homes:
+            raise AttributeError(f"module {here!r} has no attribute {name!r}")
+        home = homes[name]
+        warnings.warn(f"{name} is in {home} now; the old name goes with verl_stvg 0.2.", FutureWarning, stacklevel=2)
+        return getattr(importlib.import_module(home), name)
 
     return __getattr__
+
+
+_OURS = re.compile(rf"(?<![\w.])({'|'.join(re.escape(name) for name in OLD if name.startswith('verl_stvg.'))})(?!\w)")
+
+
+def today(text: str) -> str:
+    """A text in which old names of modules of `verl_stvg` are the new ones, of a divided module the first.
+
+    Args:
+        text: such as a path in a configuration, ``pkg://verl_stvg.reward``.
+    """
+
+    def new(match: re.Match[str]) -> str:
+        home = OLD[match[0]]
+        return home if isinstance(home, str) else home[0]
+
+    return _OURS.sub(new, text)

@@ -40,19 +40,23 @@ def register() -> None:
     from verl_stvg.launch import phases, preflight
     from verl_stvg.patches import (
         banned_tokens,
+        checkpoints,
         cpu_platform,
+        frame_loads,
         frozen_tower,
         linear_schedule,
+        metrics_file,
         packed_positions,
+        transformers_positions,
+        vllm_positions,
         weight_sockets,
     )
-    from verl_stvg.training import resume, sampler
-    from verl_stvg.video import keys, positions
+    from verl_stvg.training import sampler
 
     python.guard_spawn()
     when_imported("ray.job_config", python.guard_ray)
-    when_imported("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", positions.mend_modeling)
-    when_imported("transformers.models.qwen2_5_vl.processing_qwen2_5_vl", positions.mend_processing)
+    when_imported("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", transformers_positions.mend_modeling)
+    when_imported("transformers.models.qwen2_5_vl.processing_qwen2_5_vl", transformers_positions.mend_processing)
     when_imported("verl.utils.tensordict_utils", packed_positions.mend)
     when_imported("verl.utils.config", preflight.install)
     when_imported("verl.workers.engine_workers", frozen_tower.mend_worker)
@@ -60,17 +64,17 @@ def register() -> None:
     when_imported("verl.workers.engine_workers", banned_tokens.mend_worker)
     when_imported("verl.workers.engine.fsdp.transformer_impl", banned_tokens.mend_engine)
     when_imported("verl.workers.engine.fsdp.transformer_impl", linear_schedule.mend_engine)
-    when_imported("verl.workers.engine.base", keys.report_loads)
-    when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", positions.mend_server)
-    when_imported("verl.workers.engine_workers", resume.mend_workers)
+    when_imported("verl.workers.engine.base", frame_loads.report_loads)
+    when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", vllm_positions.mend_server)
+    when_imported("verl.workers.engine_workers", checkpoints.mend_workers)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", weight_sockets.mend_receiver)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_rollout", weight_sockets.mend_sender)
-    when_imported("verl.utils.checkpoint.checkpoint_manager", resume.mend_rotation)
-    when_imported("verl.utils.checkpoint.fsdp_checkpoint_manager", resume.mend_loading)
-    when_imported("verl.trainer.ppo.v1.trainer_base", resume.mend_trainer)
-    when_imported("verl.trainer.ppo.ray_trainer", resume.mend_trainer)
-    when_imported("verl.trainer.ppo.ray_trainer", resume.mend_epoch_border)
-    when_imported("verl.utils.tracking", resume.mend_metrics_file)
+    when_imported("verl.utils.checkpoint.checkpoint_manager", checkpoints.mend_rotation)
+    when_imported("verl.utils.checkpoint.fsdp_checkpoint_manager", checkpoints.mend_loading)
+    when_imported("verl.trainer.ppo.v1.trainer_base", checkpoints.mend_trainer)
+    when_imported("verl.trainer.ppo.ray_trainer", checkpoints.mend_trainer)
+    when_imported("verl.trainer.ppo.ray_trainer", checkpoints.mend_epoch_border)
+    when_imported("verl.utils.tracking", metrics_file.mend_metrics_file)
     when_imported("verl.trainer.ppo.v1.trainer_base", phases.mend_trainer)
     when_imported("verl.trainer.ppo.ray_trainer", phases.mend_trainer)
     when_imported("verl.workers.engine_workers", phases.mend_models)

@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
@@ -17,6 +18,7 @@ from verl_stvg.base import python
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 _CHUNK = 16  # most jobs per task: few enough for a smooth progress bar, many enough to be worth a task
+_CLUSTER_SECONDS = 45
 
 
 class NoCluster(ValueError):
@@ -77,10 +79,8 @@ def _begin(parent: int) -> None:
 def _on_ray(task, jobs: list, gpus: float) -> Iterator[list]:
     import ray
 
-    from verl_stvg.launch import preflight
-
     python.guard_ray(ray.job_config)
-    cpus = preflight.cluster_cpus("auto")  # asked by a process of its own, with a time limit
+    cpus = cluster_cpus("auto")  # asked by a process of its own, with a time limit
     if isinstance(cpus, str):
         raise NoCluster(
             f"no Ray cluster answers ({cpus}); start one (`ray start --head`), set RAY_ADDRESS, or leave out --ray"
@@ -99,3 +99,25 @@ def _on_ray(task, jobs: list, gpus: float) -> Iterator[list]:
 def _chunks(jobs: list, workers: int) -> list[list]:
     size = min(_CHUNK, math.ceil(len(jobs) / (4 * workers))) or 1
     return [jobs[start : start + size] for start in range(0, len(jobs), size)]
+
+
+def cluster_cpus(address: str) -> int | str:
+    """Logical CPUs of a running Ray cluster, or why none answers; asked by a process of its own, which then leaves."""
+    code = (
+        "import ray\n"
+        "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')\n"
+        "print(int(ray.cluster_resources().get('CPU', 0)))"
+    )
+    try:
+        done = subprocess.run(
+            python.code(code, address),
+            env=python.environment(),
+            capture_output=True,
+            text=True,
+            timeout=_CLUSTER_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {_CLUSTER_SECONDS} s"
+    if done.returncode:
+        return next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
+    return int(next(line for line in done.stdout.splitlines() if line.isdigit()))  # Ray writes there too

@@ -22,8 +22,8 @@ from reward_fns.parsing import last_block
 from verl_stvg.data_builders.selection.folder import SelectionError, Stage
 from verl_stvg.data_builders.selection.samples import Interval, Sample, read_intervals, sample_of
 from verl_stvg.rows.answers import Answer
-from verl_stvg.rows.cache_fill import entries_of, plan_of, recorded_info
-from verl_stvg.training.curriculum import visible_units
+from verl_stvg.rows.masks import visible_units
+from verl_stvg.rows.row import entries_of, plan_of, recorded_info
 from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.film import VideoError, VideoInfo
 

@@ -28,8 +28,8 @@ from verl_stvg.data_builders.read import json_lines
 from verl_stvg.data_builders.selection.samples import Sample, sample_of
 from verl_stvg.rows import answers
 from verl_stvg.rows.answers import Answer
-from verl_stvg.rows.cache_fill import entries_of, root_of
 from verl_stvg.rows.files import rows_in, schema_of
+from verl_stvg.rows.row import entries_of, root_of
 from verl_stvg.rows.shape import row_shape_problems
 
 ROWS, MANIFEST, ANSWERS, JUDGED, SUMMARY = "rows.parquet", "manifest.json", "answers", "judged.jsonl", "summary.json"
@@ -142,7 +142,7 @@ def pool(files: Iterable[Path], video_root: Path | None = None) -> Pool:
 
     Args:
         files: as training reads them.
-        video_root: see `verl_stvg.rows.cache_fill.root_of`.
+        video_root: see `verl_stvg.rows.row.root_of`.
 
     Raises:
         ValueError: no files, or one that is missing.
@@ -187,7 +187,7 @@ def prepare(
         stage: that asks.
         files: of the rows.
         out: folder of the stage.
-        video_root: see `verl_stvg.rows.cache_fill.root_of`.
+        video_root: see `verl_stvg.rows.row.root_of`.
         fit: keys of the plan in place of those of the rows, see `verl_stvg.rows.fit`; None: those that were frozen.
 
     Raises:

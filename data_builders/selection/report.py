@@ -16,7 +16,7 @@ from verl_stvg.base.lock import write_whole
 from verl_stvg.data_builders.check import rows_of
 from verl_stvg.data_builders.selection.difficulty import BINS
 from verl_stvg.data_builders.selection.folder import JUDGED, MANIFEST, ROWS, SelectionError, read_judged, read_summary
-from verl_stvg.rows.cache_fill import entry_of, root_of
+from verl_stvg.rows.row import entry_of, root_of
 from verl_stvg.video.decode import VideoError
 from verl_stvg.video.thumbnails import thumbnails
 
@@ -39,7 +39,7 @@ def write(folders: Sequence[Path], out: Path, limit: int = 8, video_root: Path |
         folders: of stages that are judged, and of choices.
         out: the page.
         limit: of examples for each reason, spread evenly over the rows.
-        video_root: see `verl_stvg.rows.cache_fill.root_of`.
+        video_root: see `verl_stvg.rows.row.root_of`.
 
     Raises:
         SelectionError: a folder that is neither.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from reward_fns import measures, parsing, stvg_boxes, stvg_r1, temporal_r1, time_r1, videochat_r1
+from reward_fns.registry import find_recipe
 from verl_stvg.data_builders.check import truth_of
-from verl_stvg.rows.cache_fill import entries_of
-from verl_stvg.training.reward import find_recipe
+from verl_stvg.rows.row import entries_of
 
 Interval = tuple[float, float]
 

@@ -91,7 +91,7 @@ def select(
         out: folder that is made.
         found: what is known about them.
         rules: how many are chosen.
-        video_root: see `verl_stvg.rows.cache_fill.root_of`.
+        video_root: see `verl_stvg.rows.row.root_of`.
 
     Raises:
         ValueError: rows that nobody judged, rows of a benchmark, or a folder that holds something else.

@@ -82,7 +82,7 @@ def select(
         round_: 0 for the cold start.
         rules: the numbers.
         seed: of the cold start's draw.
-        video_root: see `verl_stvg.rows.cache_fill.root_of`.
+        video_root: see `verl_stvg.rows.row.root_of`.
 
     Raises:
         SelectionError: rows that nobody judged, or no row that may stay.

@@ -17,6 +17,7 @@ from verl_stvg.data_builders.objects.detector import ModelError
 from verl_stvg.data_builders.objects.segment import Sam2Segmenter
 from verl_stvg.data_builders.testing.tiny_model import make_processor
 from verl_stvg.inference import checkpoint, generate
+from verl_stvg.inference.settings import Counts, Settings
 from verl_stvg.launch.config_checks import unusable_files
 
 NOBODY = "verl-stvg-tests/no-such-model"
@@ -155,14 +156,14 @@ def test_a_processor_is_not_loaded_where_nothing_is_asked(rows, tmp_path, monkey
     (model / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     (model / "model.safetensors").write_bytes(b"")
     monkeypatch.setattr(generate, "_complete", _answer_all)
-    settings = generate.Settings(str(model), limit=3)
-    out, counts = tmp_path / "out", generate.Counts(3, 0, 0)
-    assert generate.generate([rows / "val.parquet"], out, settings) == counts
+    asked = Settings(str(model), limit=3)
+    out, counts = tmp_path / "out", Counts(3, 0, 0)
+    assert generate.generate([rows / "val.parquet"], out, asked) == counts
     shutil.rmtree(model)
     model.mkdir()
     (model / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
     (model / "model.safetensors").write_bytes(b"")
-    assert generate.generate([rows / "val.parquet"], out, settings) == counts
+    assert generate.generate([rows / "val.parquet"], out, asked) == counts
 
 
 def _answer_all(path, rows, done, settings, engine):

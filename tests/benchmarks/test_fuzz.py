@@ -18,7 +18,8 @@ from verl_stvg.data_builders import check, show
 from verl_stvg.data_builders.make_row import ROW_SCHEMA
 from verl_stvg.data_builders.selection.folder import SelectionError, pool
 from verl_stvg.eval.benchmarks.items import item_of, read_rows
-from verl_stvg.rows import cache_fill
+from verl_stvg.eval.benchmarks.tubes import Tube
+from verl_stvg.rows import cache_fill, row
 from verl_stvg.rows.shape import columns_are_sound, row_shape_problems
 from verl_stvg.video.plan import MAX_TOKENS, plan_video
 from verl_stvg.video.store import FrameStore
@@ -245,7 +246,7 @@ def test_boxes_of_another_kind_are_scored_as_they_are(folder):
     """Files of other programs hold double precision; theirs are not read as if they were ours."""
     row = fuzz.good_row(0, "stvg_boxes")
     file = write(folder / "double.parquet", row)
-    [item] = [item_of(found) for found in read_rows([file])]
+    [item] = [item_of(found, Tube) for found in read_rows([file])]
     assert item.boxes.tolist() == row["reward_model"]["ground_truth"]["boxes"]
 
 
@@ -274,9 +275,9 @@ def test_a_manifest_that_is_none_is_named(tmp_path):
     for text in ("{", '{"video_root": 3}'):
         (tmp_path / "manifest.json").write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match="manifest.json: "):
-            cache_fill.root_of(file)
+            row.root_of(file)
     (tmp_path / "manifest.json").write_text('{"video_root": "videos"}', encoding="utf-8")
-    assert cache_fill.root_of(file) == tmp_path / "videos"
+    assert row.root_of(file) == tmp_path / "videos"
 
 
 # --- videos that are not there ----------------------------------------------------------------------------------------
@@ -330,7 +331,7 @@ def test_rows_are_checked_without_videos(folder, tmp_path):
     )
 )
 def test_any_plan_is_bounded_or_refused(options):
-    entry = cache_fill.entry_of({"video": "a.mp4", **options}) if options.get("video_start") != 0 else options
+    entry = row.entry_of({"video": "a.mp4", **options}) if options.get("video_start") != 0 else options
     chosen = {key: value for key, value in entry.items() if key != "video"}
     try:
         plan = plan_video(240, 12.0, 64, 48, **chosen)
@@ -342,7 +343,7 @@ def test_any_plan_is_bounded_or_refused(options):
 def test_numbers_with_which_arithmetic_ends_are_refused():
     for value in (1e19, 10**400, -1e300):
         with pytest.raises(ValueError, match="video_end must be of a size up to 1e[+]18"):
-            cache_fill.entry_of({"video": "a.mp4", "video_end": value})
+            row.entry_of({"video": "a.mp4", "video_end": value})
 
 
 def test_the_best_answer_to_an_endless_time_ends():

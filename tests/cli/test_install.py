@@ -18,7 +18,7 @@ from verl_stvg.base import extras
 from verl_stvg.rows.answers import Answer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PACKAGES = ("verl_stvg", "data_builders", "eval", "recipes", "reward_fns")
+PACKAGES = ("verl_stvg", "reward_fns")
 UV = Path(sys.executable).with_name("uv")
 CHOSEN_BY_USERS = {"torchcodec", "ultralytics"}
 """Modules of decoders and detectors that a user names; each has a message of its own."""
@@ -82,12 +82,14 @@ def test_every_file_of_data_is_in_the_wheel(wheel):
     with zipfile.ZipFile(wheel) as files:
         there = set(files.namelist())
     wanted = {
-        str(file.relative_to(ROOT))
+        str(Path(folder, file).relative_to(ROOT))
         for name in PACKAGES
-        for file in (ROOT / name).rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
+        for folder, _, files in os.walk(ROOT / name, followlinks=True)
+        for file in files
+        if "__pycache__" not in folder
     }
     assert wanted <= there, sorted(wanted - there)
+    assert {name.partition("/")[0] for name in there if ".dist-info/" not in name} == set(PACKAGES)
     assert len([name for name in wanted if not name.endswith(".py")]) > 30
 
 
@@ -118,7 +120,7 @@ ROOMS = {  # files, whether imports within functions count, extras of which each
     "selection": ("data_builders/selection/*.py", True, ("data", "cpu", "gpu")),
     "objects": ("data_builders/objects/*.py", True, ("objects",)),
     "scores": ("eval/**/*.py", True, ("eval", "cpu", "gpu")),
-    "command line": ("verl_stvg/*_cli.py", False, ("data", "eval", "objects", "cpu", "gpu")),
+    "command line": ("verl_stvg/cli/*.py", False, ("data", "eval", "objects", "cpu", "gpu")),
     "plugin": ("verl_stvg/**/*.py", True, ("cpu", "gpu")),
     "benchmarks": ("benchmarks/*.py", True, ()),
 }

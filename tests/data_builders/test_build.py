@@ -13,13 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from reward_fns import RECIPES
+from reward_fns.registry import find_recipe
 from verl_stvg.cli.app import app
 from verl_stvg.data_builders import build, check, make_row, templates
 from verl_stvg.data_builders.records import Record
 from verl_stvg.data_builders.sets import NAMES, all_sets
 from verl_stvg.data_builders.videos import UnknownVideo, VideoRoot
-from verl_stvg.rows.cache_fill import plan_of
-from verl_stvg.training.reward import find_recipe
+from verl_stvg.rows.row import plan_of
 from verl_stvg.video.decode import probe
 
 LINES = """\

@@ -18,9 +18,8 @@ from verl_stvg.data_builders.records import Record
 from verl_stvg.data_builders.selection import boundary_reflection
 from verl_stvg.data_builders.videos import Facts
 from verl_stvg.launch.capacity import read_rows
-from verl_stvg.rows.cache_fill import plan_of, recorded_info
-from verl_stvg.rows.prompts import ROOT_KEY
-from verl_stvg.training.dataset import RowError, VideoGroundingDataset, joined
+from verl_stvg.rows.row import ROOT_KEY, RowError, plan_of, recorded_info
+from verl_stvg.training.dataset import VideoGroundingDataset, joined
 from verl_stvg.video.decode import probe
 from verl_stvg.video.plan import plan_video
 from verl_stvg.video.thumbnails import thumbnails

@@ -20,6 +20,7 @@ from verl_stvg.data_builders.videos import Facts
 from verl_stvg.eval.benchmarks.items import Prediction, item_of, read_answer
 from verl_stvg.eval.metrics.tubes import from_seconds
 from verl_stvg.eval.report import clips, replies
+from verl_stvg.eval.report.boxes import objects_of
 from verl_stvg.eval.score import score
 from verl_stvg.rows.answers import Answer
 from verl_stvg.rows.shape import row_shape_problems
@@ -157,7 +158,7 @@ def test_boxes_are_drawn_on_the_frames_of_the_file(video):
     assert show.write([video.parent / "train.parquet"], video.parent / "rows.html") == 1
     rows = clips.Rows([video.parent / "train.parquet"])
     one = rows[extra["uid"]]
-    objects = clips._objects(one)
+    objects = objects_of(one)
     assert [None in objects.at(frame) for frame in (49, 50, 59, 60)] == [False, True, True, False]
     text = perfect_answer("stvg_boxes", truth)
     assert sorted(replies.read("stvg_boxes", text, row=one.asked).tube) == list(range(50, 60))

@@ -26,7 +26,8 @@ from verl_stvg.cli.eval import eval_
 from verl_stvg.data_builders.sets.synthetic import ROW_SCHEMA
 from verl_stvg.inference import checkpoint, engines
 from verl_stvg.inference.checkpoint import CheckpointError
-from verl_stvg.inference.generate import ANSWERS, RUN, Settings, fold, generate, read_rows
+from verl_stvg.inference.generate import ANSWERS, RUN, generate
+from verl_stvg.inference.settings import Settings, fold, read_rows
 from verl_stvg.rows import answers
 from verl_stvg.rows.answers import Answer, AnswersError
 from verl_stvg.rows.prompts import PromptMaker, messages_of

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from verl_stvg.base.recipe_names import BASE, FOLDER
 from verl_stvg.launch import capacity
 from verl_stvg.launch.capacity import CLIPS, SHAPES, Assumptions
 
@@ -23,7 +24,7 @@ DEFAULTS = OmegaConf.load(
 
 def config(recipe: str = "stvg_r1", gpus: int = 8, **values):
     """A recipe over verl's defaults, without hydra and therefore without importing verl; ``a__b=1`` sets ``a.b``."""
-    own = OmegaConf.load(ROOT / "recipes" / recipe / f"{recipe}.yaml")
+    own = OmegaConf.merge(OmegaConf.load(BASE), OmegaConf.load(FOLDER / recipe / f"{recipe}.yaml"))
     made = OmegaConf.merge(DEFAULTS, {key: own[key] for key in own if key not in ("hydra", "defaults")})
     made.trainer.n_gpus_per_node, made.trainer.nnodes = gpus, 1
     for key, value in values.items():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from verl_stvg import workers
 from verl_stvg.launch import preflight
 
 pytestmark = pytest.mark.engine
@@ -26,7 +27,7 @@ def cluster():
     address = "127.0.0.1:26379"
     deadline = time.monotonic() + 1200
     try:
-        while isinstance(answer := preflight.cluster_cpus(address), str):
+        while isinstance(answer := workers.cluster_cpus(address), str):
             assert process.poll() is None and time.monotonic() < deadline, answer
         yield address
     finally:
@@ -60,6 +61,6 @@ def test_doctor_asks_every_node(cluster):
 
 def test_no_cluster_at_the_address(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr(preflight, "_CLUSTER_SECONDS", 20)
+    monkeypatch.setattr(workers, "_CLUSTER_SECONDS", 20)
     config = OmegaConf.create({"trainer": {"n_gpus_per_node": 1, "nnodes": 1}})
     assert "no Ray cluster answers" in preflight.too_few_cpus(config)[0]

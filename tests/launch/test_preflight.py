@@ -20,7 +20,7 @@ from verl_stvg.data_builders.sets.synthetic import ROW_SCHEMA
 from verl_stvg.data_builders.testing.tiny_model import CHAT_TEMPLATE
 from verl_stvg.launch import config_checks, nodes, preflight
 from verl_stvg.launch.preflight import PreflightError
-from verl_stvg.training.dataset import RowError
+from verl_stvg.rows.row import RowError
 
 
 @pytest.fixture

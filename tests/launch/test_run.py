@@ -167,7 +167,7 @@ def test_steps_of_every_recipe_show_its_own_parts(recipe):
     parts = {part: k / 10 for k, part in enumerate(RECIPES[recipe].parts, start=1)}
     scored = {"score": 1.5, **parts}
     data = {"critic/score/mean": 1.5, "critic/rewards/mean": 1.5, "actor/kl_loss": 0.25, "timing_s/step": 12.0}
-    for name, value in scored.items():  # as `verl_stvg.training.manager.reward_metrics` logs them
+    for name, value in scored.items():  # as `verl_stvg.training.metrics.reward_metrics` logs them
         data |= {f"reward/{name}/mean": value, f"reward/{name}/std": 0.1}
     data |= {"reward/zero_variance_groups": 0.5, "reward/groups_of_one": 0.0}
     shown = "  ".join(f"{part} {value:.3g}" for part, value in parts.items())

@@ -21,7 +21,8 @@ def test_what_is_taught():
 
 @pytest.mark.long
 def test_a_model_that_follows_the_instruction_finds_what_is_planted(model, tmp_path):
-    from verl_stvg.inference.generate import Settings, generate
+    from verl_stvg.inference.generate import generate
+    from verl_stvg.inference.settings import Settings
     from verl_stvg.video.store import FrameStore
 
     teach(model, tmp_path / "taught")

@@ -28,7 +28,8 @@ from tests.support import tiny_qwen3
 from tests.support.parity import record, recorded
 from tests.training.test_agent_loop import rolled_out
 from verl_stvg.rows.prompts import PromptMaker
-from verl_stvg.training.dataset import RowError, VideoGroundingDataset
+from verl_stvg.rows.row import RowError
+from verl_stvg.training.dataset import VideoGroundingDataset
 from verl_stvg.training.worker import StockWorker, VideoGroundingWorker
 from verl_stvg.video import positions
 from verl_stvg.video.keys import Normalisation

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 import verl_stvg
 from tests.conftest import CACHE, ROOT
+from verl_stvg import workers
 from verl_stvg.launch import lifeline, preflight
 
 BIN = Path(sys.executable).parent
@@ -82,12 +83,12 @@ def test_nodes_that_differ_and_a_node_that_dies(rows, tmp_path, monkeypatch, cap
     blind = [*unshare, "sh", "-c", f'mount -t tmpfs none {hidden} && exec "$@"', "sh"]
     foreign = ["env", f"PYTHONPATH={foreign_packages(tmp_path / 'site')}"]
     with raylets(start_node(4)):
-        wait_for(lambda: preflight.cluster_cpus(address) == 3, 120, "no head")
+        wait_for(lambda: workers.cluster_cpus(address) == 3, 120, "no head")
         # one after the other: two that start at once in one session want the same socket of the object store
         with raylets([*foreign, *start_node(5, address)]), contextlib.ExitStack() as later:
-            wait_for(lambda: preflight.cluster_cpus(address) == 6, 120, "not two nodes")
+            wait_for(lambda: workers.cluster_cpus(address) == 6, 120, "not two nodes")
             (third,) = later.enter_context(raylets([*blind, *start_node(6, address)]))
-            wait_for(lambda: preflight.cluster_cpus(address) == 9, 120, "not three nodes")
+            wait_for(lambda: workers.cluster_cpus(address) == 9, 120, "not three nodes")
             config = OmegaConf.create(
                 {
                     "data": {

@@ -17,9 +17,8 @@ from omegaconf import OmegaConf, open_dict
 from verl_stvg.launch import config_checks
 from verl_stvg.launch import run as launch
 from verl_stvg.patches import banned_tokens
-from verl_stvg.patches.banned_tokens import Banned
+from verl_stvg.patches.banned_tokens import Banned, BanningWorker
 from verl_stvg.training import parity
-from verl_stvg.vllm_plugin import BanningWorker
 
 WIDTH, VOCABULARY, IMAGE, VIDEO = 40, 33, 5, 11
 """Rows of the output layer, of which the tokenizer knows the first ones, and the placeholders among those."""
@@ -206,7 +205,7 @@ def test_vllm_of_an_evaluation_says_what_vllm_of_a_rollout_says():
 @pytest.mark.slow
 def test_transformers_of_an_evaluation_never_says_a_placeholder(model, rows, tmp_path):
     from verl_stvg.inference import engines
-    from verl_stvg.inference.generate import Settings, read_rows
+    from verl_stvg.inference.settings import Settings, read_rows
     from verl_stvg.video.store import FrameStore
 
     settings = Settings(
@@ -365,15 +364,15 @@ def test_a_loss_may_weigh_entropy():
 
 
 def test_terminal_and_page_say_when_the_gate_is_left():
-    from verl_stvg.eval.report import page
-    from verl_stvg.eval.report.runs import Run
+    from verl_stvg.eval.report import of_run
+    from verl_stvg.eval.report.training import Run
 
     inside, outside = ({"parity/gate": 1e-4, "parity/outside_gate": value} for value in (0.0, 1.0))
     assert "gate" not in launch.summary(inside)
     assert launch.summary(outside).endswith("parity is over its gate of 0.0001, see parity.jsonl")
 
     def told(**columns):
-        return page._parity(Run({f"parity/{name}": column for name, column in columns.items()}, {}, {}, {}))
+        return of_run._parity(Run({f"parity/{name}": column for name, column in columns.items()}, {}, {}, {}))
 
     assert told() == told(gate={1: 1e-4}, outside_gate={1: 0.0}) == []
     (left,) = told(gate={1: 1e-4, 2: 1e-4}, outside_gate={1: 0.0, 2: 1.0})

@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from tensordict import NonTensorStack, TensorDict
 
 from verl_stvg.patches import equal_rewards
-from verl_stvg.training.manager import PollingReplayBuffer, reward_metrics
+from verl_stvg.training.metrics import reward_metrics
+from verl_stvg.training.replay_buffer import PollingReplayBuffer
 
 IOU = 0.42857142857142855  # of "4.00 to 8.00" with 5.0 to 11.0
 PLAIN = [name for name in equal_rewards.ESTIMATORS if name != "reinforce_plus_plus_baseline"]

@@ -12,6 +12,7 @@ import torch
 from transformers import Qwen2_5_VLConfig
 
 from tests.conftest import ROOT
+from verl_stvg.patches import transformers_positions
 from verl_stvg.video import positions
 
 
@@ -115,7 +116,7 @@ print(stock()[0, 0, -3:].tolist(), stock(second_per_grid_ts=torch.tensor([0.99])
 
 def test_upstream_vllm_still_needs_the_mend(run_python):
     """When this fails, vLLM forwards video metadata itself: raise the pin and delete `mend_vllm`."""
-    code = "from verl_stvg.video import positions; print(positions.vllm_forwards_metadata())"
+    code = "from verl_stvg.patches.vllm_positions import vllm_forwards_metadata as f; print(f())"
     assert run_python(code).stdout.strip().splitlines()[-1] == "False"
 
 
@@ -132,12 +133,13 @@ from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGenera
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing.context import TimingContext
 from vllm.multimodal.processing.inputs import ProcessorInputs
+from verl_stvg.patches import transformers_positions, vllm_positions
 from verl_stvg.video import positions
 
 folder, clocks = sys.argv[1], json.loads(sys.argv[2])
 ModelRegistry.register_model("Qwen2_5_VLForConditionalGeneration", Model)  # looked at here, not by a process of vLLM's
-positions.mend_transformers()
-positions.mend_vllm()
+transformers_positions.mend_transformers()
+vllm_positions.mend_vllm()
 theirs = AutoProcessor.from_pretrained(folder)
 text = "<|im_start|>user\\n<|vision_start|><|video_pad|><|vision_end|>When?<|im_end|>\\n"
 same = {}
@@ -161,7 +163,7 @@ for dtype in ("float32", "bfloat16"):
         assert given["input_ids"][0].tolist() == out["prompt_token_ids"] and "video_metadata" not in given
         actor, _ = positions.get_rope_index(
             me, given["input_ids"], given["mm_token_type_ids"], video_grid_thw=given["video_grid_thw"],
-            **positions.get_rope_index_kwargs(None, given),
+            **transformers_positions.get_rope_index_kwargs(None, given),
         )
         units = actor[0, 0, place.offset : place.offset + place.length].numpy() - place.offset
         right = np.floor(np.arange(len(frames) // 2) * (2 / fps) * config.hf_config.vision_config.tokens_per_second)
@@ -197,7 +199,7 @@ def test_upstream_transformers_still_rounds_the_seconds(model):
     clock = {"fps": 1.9, "total_num_frames": 2, "frames_indices": [0, 1]}
     given = {"text": ["<|video_pad|>"], "videos": [torch.zeros(2, 3, 28, 28, dtype=torch.uint8)]}
     given |= {"video_metadata": [clock], "do_sample_frames": False, "return_tensors": "pt"}
-    positions.mend_transformers()
+    transformers_positions.mend_transformers()
     ours, theirs = processor(**given), type(processor).__call__.__wrapped__(processor, **given)
     assert theirs["second_per_grid_ts"].dtype == torch.float32
     assert ours["second_per_grid_ts"].tolist() == [2 / 1.9]

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from benchmarks.rewards import TYPICAL, fuzz, hostile_texts, mutated, typical
 from reward_fns import RECIPES, get_recipe, stvg_boxes, stvg_r1, thinking, time_r1, videochat_r1
 from reward_fns.perfect import perfect_answer
-from verl_stvg.training.reward import DATA_SOURCES, compute_score, find_recipe
+from reward_fns.registry import DATA_SOURCES, find_recipe
+from verl_stvg.training.reward import compute_score
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REASON = "<think>It happens from <timestep>5 to 11</timestep>, first 5.00 to 11.00.</think>\n"

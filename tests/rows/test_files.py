@@ -18,7 +18,7 @@ from verl_stvg.data_builders.selection import difficulty, folder
 from verl_stvg.data_builders.sets import find
 from verl_stvg.data_builders.templates import TEMPLATES
 from verl_stvg.eval.benchmarks import items
-from verl_stvg.inference import generate
+from verl_stvg.inference import settings
 from verl_stvg.launch import capacity, config_checks
 from verl_stvg.rows.cache_fill import read_jobs
 from verl_stvg.rows.files import open_rows, rows_in
@@ -39,7 +39,7 @@ READERS = {
     "check": lambda file, out: check.check([file]),
     "show": lambda file, out: show.write([file], out / "page.html"),
     "cache build": lambda file, out: read_jobs([file]),
-    "eval": lambda file, out: generate.read_rows([file]),
+    "eval": lambda file, out: settings.read_rows([file]),
     "score": lambda file, out: list(items.read_rows([file])),
     "select": lambda file, out: folder.prepare(difficulty.stage(difficulty.Rules()), [file], out / "stage"),
     "plan": lambda file, out: capacity.read_rows([file]),

@@ -19,12 +19,14 @@ from verl_stvg.data_builders import build, check
 from verl_stvg.data_builders.selection import difficulty, folder, subset
 from verl_stvg.data_builders.sets import find
 from verl_stvg.data_builders.testing.tiny_model import TinyConfig, make_processor, make_untrained
-from verl_stvg.inference.generate import read_rows
+from verl_stvg.inference.settings import read_rows
 from verl_stvg.launch import capacity, preflight
 from verl_stvg.launch.config_checks import too_few_rows
 from verl_stvg.rows import fit
-from verl_stvg.rows.cache_fill import entries_of, entry_of, plan_of, read_jobs, recorded_info, refit
-from verl_stvg.training.dataset import RowError, VideoGroundingDataset, frame_source
+from verl_stvg.rows.cache_fill import read_jobs
+from verl_stvg.rows.row import RowError, entries_of, entry_of, plan_of, recorded_info, refit
+from verl_stvg.rows.settings import frame_source
+from verl_stvg.training.dataset import VideoGroundingDataset
 from verl_stvg.video.plan import TEMPORAL_PATCH, plan_video
 
 TINY = OmegaConf.to_container(OmegaConf.load(recipe_names.FOLDER / "variant/tiny.yaml"))
@@ -132,7 +134,7 @@ def test_masks_of_a_row_count_in_its_own_plan():
     [
         ({"max_pixel": 1}, "a fit has no key 'max_pixel'; did you mean max_pixels?"),
         ({"video_start": 1.0}, "no key 'video_start'"),
-        ({"fps": "two"}, "fps must be a positive number, got 'two'; correct the fit"),
+        ({"fps": "two"}, "fps must be a positive number, got 'two'; correct the value"),
         ({"fps": 1, "rule": "fast"}, "'fast' is unknown; choose one of grid, qwen_vl_utils, adaptive_grid"),
         ({"fps": 1, "nframes": 8, "rule": "qwen_vl_utils"}, "exclude each other"),
     ],

@@ -24,8 +24,10 @@ from verl_stvg.data_builders.selection.folder import SelectionError, read_answer
 from verl_stvg.data_builders.sets.synthetic import ROW_SCHEMA
 from verl_stvg.data_builders.templates import TEMPLATES
 from verl_stvg.data_builders.testing.tiny_model import CHAT_TEMPLATE, TinyConfig, make_processor, make_untrained
-from verl_stvg.eval.report.evaluations import Evaluation, facts
-from verl_stvg.inference.generate import ANSWERS, RUN, Settings, generate, read_rows
+from verl_stvg.eval.report.comparison import facts
+from verl_stvg.eval.report.evaluations import Evaluation
+from verl_stvg.inference.generate import ANSWERS, RUN, generate
+from verl_stvg.inference.settings import Settings, read_rows
 from verl_stvg.launch.best_answer import continuations, shortest
 from verl_stvg.rows import answers, chat_template
 from verl_stvg.rows.answers import AnswersError

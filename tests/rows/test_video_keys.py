@@ -19,9 +19,10 @@ from verl_stvg.data_builders.testing.tiny_model import make_processor
 from verl_stvg.eval.benchmarks.items import item_of, read_rows
 from verl_stvg.eval.report.clips import Rows
 from verl_stvg.launch import capacity
-from verl_stvg.rows.cache_fill import VIDEO_KEYS, Job, entries_of, entry_of, located, read_jobs
-from verl_stvg.rows.prompts import ROOT_KEY, messages_of, plan_video_part
-from verl_stvg.training.dataset import RowError, VideoGroundingDataset
+from verl_stvg.rows.cache_fill import Job, read_jobs
+from verl_stvg.rows.prompts import messages_of, plan_video_part
+from verl_stvg.rows.row import ROOT_KEY, VIDEO_KEYS, RowError, entries_of, entry_of, located
+from verl_stvg.training.dataset import VideoGroundingDataset
 from verl_stvg.video.plan import PROCESSOR_MAX_PIXELS, PROCESSOR_MIN_PIXELS
 
 QWEN = {"rule": "qwen_vl_utils"}

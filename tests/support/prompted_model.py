@@ -21,7 +21,7 @@ from tests.support.planted import planted_clip
 from verl_stvg.data_builders.selection import boundary_reflection
 from verl_stvg.data_builders.sets import synthetic
 from verl_stvg.data_builders.testing import tiny_model
-from verl_stvg.video.positions import mend_transformers
+from verl_stvg.patches.transformers_positions import mend_transformers
 
 SEED = 1001
 

@@ -21,7 +21,7 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 from verl_stvg.data_builders.testing.tiny_model import make_processor
 from verl_stvg.training.agent_loop import KeyedVideoProcessor, SharedTokens, keyed
 from verl_stvg.training.dataset import VideoGroundingDataset
-from verl_stvg.training.manager import video_metrics
+from verl_stvg.training.metrics import video_metrics
 from verl_stvg.training.worker import StockWorker, VideoGroundingWorker
 from verl_stvg.video.decode import VideoError, read_frames
 from verl_stvg.video.keys import CachedPixels, Normalisation

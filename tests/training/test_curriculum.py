@@ -18,21 +18,15 @@ from verl.utils.model import extract_multi_modal_inputs
 
 from tests.training.test_agent_loop import rolled_out
 from verl_stvg.data_builders.testing.tiny_model import make_processor
+from verl_stvg.rows.masks import BINS, REGIONS, CurriculumError, Mask, RowFacts, crop_truth, visible_units
 from verl_stvg.rows.prompts import plan_video_part
+from verl_stvg.rows.row import RowError
+from verl_stvg.rows.settings import frame_store
 from verl_stvg.training.agent_loop import MASK, RolloutError, video_parts
-from verl_stvg.training.curriculum import (
-    BINS,
-    REGIONS,
-    SCHEDULES,
-    Curriculum,
-    CurriculumError,
-    Mask,
-    RowFacts,
-    crop_truth,
-    visible_units,
-)
-from verl_stvg.training.dataset import RowError, VideoGroundingDataset, frame_store
-from verl_stvg.training.manager import PollingReplayBuffer, check_filtering, curriculum_metrics, widest_groups
+from verl_stvg.training.curriculum import SCHEDULES, Curriculum
+from verl_stvg.training.dataset import VideoGroundingDataset
+from verl_stvg.training.metrics import curriculum_metrics
+from verl_stvg.training.replay_buffer import PollingReplayBuffer, check_filtering, widest_groups
 from verl_stvg.training.reward import compute_score
 from verl_stvg.training.worker import StockWorker, VideoGroundingWorker, total_steps
 from verl_stvg.video.decode import read_frames
@@ -551,7 +545,7 @@ def test_group_filtering_is_verls_own():
 
 def test_filtering_that_would_be_ignored_is_refused():
     def config(asked, told):
-        sampler = {"custom_sampler": {"path": "pkg://verl_stvg.training.manager"}, "sampler_kwargs": told}
+        sampler = {"custom_sampler": {"path": "pkg://verl_stvg.training.replay_buffer"}, "sampler_kwargs": told}
         return OmegaConf.create({"algorithm": {"filter_groups": asked}, "trainer": {"v1": {"sampler": sampler}}})
 
     check_filtering(config(None, {}))

@@ -90,10 +90,10 @@ def test_both_trainers_of_verl_log_it():
     from verl.trainer.ppo import ray_trainer
     from verl.trainer.ppo.v1 import trainer_base
 
-    from verl_stvg.training import legacy, manager
+    from verl_stvg.training import legacy, metrics
 
-    manager.log_metrics()
-    manager.log_metrics()
+    metrics.log_metrics()
+    metrics.log_metrics()
     answers = {f"u{k}": [0.25] * 8 for k in range(3)} | {"u3": [1.0] * 5, "u4": []}
     sources, uids, infos, expected = validation(answers, 8)
     update = trainer_base.PPOTrainer._val_metrics_update
@@ -113,7 +113,7 @@ def test_both_trainers_of_verl_log_it():
 
 
 def test_groups_of_one_are_counted_apart():
-    from verl_stvg.training.manager import reward_metrics
+    from verl_stvg.training.metrics import reward_metrics
 
     def shares(scores):
         keys = [f"{uid}_{k}_0" for uid, values in scores.items() for k in range(len(values))]
@@ -127,7 +127,7 @@ def test_groups_of_one_are_counted_apart():
 def test_a_batch_is_made_of_the_groups_that_were_chosen_in_their_order(monkeypatch):
     from verl.trainer.ppo.v1 import replay_buffer
 
-    from verl_stvg.training.manager import PollingReplayBuffer
+    from verl_stvg.training.replay_buffer import PollingReplayBuffer
 
     monkeypatch.setattr(replay_buffer.tq, "kv_clear", lambda **_: None)  # the queue of a running trainer
     buffer = PollingReplayBuffer(

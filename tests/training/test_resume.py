@@ -29,6 +29,7 @@ from torchdata.stateful_dataloader.sampler import RandomSampler
 
 from benchmarks.kills import tensors
 from verl_stvg.launch import run as launch
+from verl_stvg.patches import checkpoints, metrics_file
 from verl_stvg.training import resume
 from verl_stvg.training.agent_loop import answer_seed
 
@@ -314,12 +315,14 @@ def test_as_many_checkpoints_as_asked_and_none_goes_before_the_tracker_names_the
     OmegaConf.set_struct(trainer.config, True)
     before = OmegaConf.to_yaml(trainer.config)
     trainer.use_critic = True
-    trainer.actor_rollout_wg, trainer.critic_wg = (keeping_manager(tmp_path / resume.TRACKER, said) for _ in range(2))
+    trainer.actor_rollout_wg, trainer.critic_wg = (
+        keeping_manager(tmp_path / checkpoints.TRACKER, said) for _ in range(2)
+    )
     for trainer.global_steps in (1, 2, 3):
         trainer._save_checkpoint()
         here = [len(list(tmp_path.glob(f"global_step_*/{role}"))) for role in ("actor", "critic")]
         assert here == [min(count, trainer.global_steps) for count in kept]
-        assert (tmp_path / resume.TRACKER).read_text() == str(trainer.global_steps)
+        assert (tmp_path / checkpoints.TRACKER).read_text() == str(trainer.global_steps)
     assert "".join(sorted(said)) == named and OmegaConf.to_yaml(trainer.config) == before
 
 
@@ -328,7 +331,7 @@ def test_verl_alone_deletes_before_the_tracker_names_the_next(tmp_path):
 
     trainer, said = trainer_of(RayPPOTrainer, tmp_path, True, 0), []
     trainer.config.trainer.max_actor_ckpt_to_keep = 1
-    trainer.actor_rollout_wg = keeping_manager(tmp_path / resume.TRACKER, said)
+    trainer.actor_rollout_wg = keeping_manager(tmp_path / checkpoints.TRACKER, said)
     for trainer.global_steps in (1, 2):
         inspect.unwrap(RayPPOTrainer._save_checkpoint)(trainer)
     assert said == ["1"]
@@ -358,19 +361,19 @@ def test_workers_of_both_kinds_are_told_which_checkpoints_to_keep(tmp_path):
 
 
 def test_the_tracker_is_replaced_as_a_whole(tmp_path):
-    tracker = tmp_path / resume.TRACKER
+    tracker = tmp_path / checkpoints.TRACKER
     tracker.write_text("2")
-    with resume.open_tracker(str(tracker), "w") as file:
+    with checkpoints.open_tracker(str(tracker), "w") as file:
         file.write("4")
         assert tracker.read_text() == "2"
     assert tracker.read_text() == "4"
-    with pytest.raises(OSError, match="full"), resume.open_tracker(str(tracker), "w"):
+    with pytest.raises(OSError, match="full"), checkpoints.open_tracker(str(tracker), "w"):
         raise OSError("full")
     assert tracker.read_text() == "4"
 
 
 def test_a_tracker_of_another_run_is_taken_off_what_is_overwritten(tmp_path):
-    tracker = tmp_path / resume.TRACKER
+    tracker = tmp_path / checkpoints.TRACKER
     (tmp_path / "global_step_2").mkdir()
     for named, step, loaded, after in (
         ("2", 4, 0, "2"),
@@ -380,7 +383,7 @@ def test_a_tracker_of_another_run_is_taken_off_what_is_overwritten(tmp_path):
         ("", 4, 0, None),
     ):
         tracker.write_text(named)
-        resume.release(tmp_path, step, loaded)
+        checkpoints.release(tmp_path, step, loaded)
         assert (tracker.read_text() if tracker.exists() else None) == after
 
 
@@ -388,8 +391,8 @@ def test_a_resumed_run_counts_the_checkpoints_it_found(tmp_path):
     for step in (2, 10, 4, 12):
         (tmp_path / f"run/global_step_{step}/actor").mkdir(parents=True)
     loaded, new = tmp_path / "run/global_step_10/actor", tmp_path / "run/global_step_14/actor"
-    assert resume.siblings(loaded, new) == [str(tmp_path / f"run/global_step_{step}/actor") for step in (2, 4, 10)]
-    assert resume.siblings(loaded, tmp_path / "other/global_step_14/actor") == []
+    assert checkpoints.siblings(loaded, new) == [str(tmp_path / f"run/global_step_{step}/actor") for step in (2, 4, 10)]
+    assert checkpoints.siblings(loaded, tmp_path / "other/global_step_14/actor") == []
 
 
 # --- metrics of both parts --------------------------------------------------------------------------------------------
@@ -404,9 +407,9 @@ def test_metrics_up_to_the_checkpoint_are_kept(tmp_path, monkeypatch):
     assert resume.keep_metrics(path, 2) == 3
 
     monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(path))
-    monkeypatch.setenv(resume.APPEND_METRICS, "1")
+    monkeypatch.setenv(metrics_file.APPEND_METRICS, "1")
     monkeypatch.setattr(tracking, "open", open, raising=False)  # undone afterwards
-    resume.mend_metrics_file(tracking)
+    metrics_file.mend_metrics_file(tracking)
     tracking.FileLogger("project", "name").log({"a": 30}, 3)
     assert [json.loads(line)["data"]["a"] for line in path.read_text().splitlines()] == [0, 1, 2, 30]
     assert resume.keep_metrics(tmp_path / "none.jsonl", 2) == 0
@@ -444,7 +447,7 @@ def checkpoint(folder, step, ranks):
         for name in ("model", "optim", "extra_state"):
             (actor / f"{name}_world_size_{ranks}_rank_{rank}.pt").touch()
     (actor.parent / "data.pt").touch()
-    (folder / resume.TRACKER).write_text(str(step))
+    (folder / checkpoints.TRACKER).write_text(str(step))
     return actor
 
 
@@ -463,9 +466,9 @@ def test_checkpoint_to_go_on_from(tmp_path, caplog):
     assert "lacks optimizer of some of its 2 ranks" in resume.unusable_checkpoint(settings(tmp_path))[0]
     (actor.parent / "data.pt").unlink()
     assert "not complete or not there" in resume.unusable_checkpoint(settings(tmp_path))[0]
-    (tmp_path / resume.TRACKER).write_text("6")
+    (tmp_path / checkpoints.TRACKER).write_text("6")
     assert "global_step_6, the checkpoint to go on from" in resume.unusable_checkpoint(settings(tmp_path))[0]
-    (tmp_path / resume.TRACKER).write_text("")
+    (tmp_path / checkpoints.TRACKER).write_text("")
     assert "names no step" in resume.unusable_checkpoint(settings(tmp_path))[0]
     path = settings(tmp_path, resume_mode="resume_path", resume_from_path=str(tmp_path))
     assert "is no folder global_step_N" in resume.unusable_checkpoint(path)[0]
@@ -499,7 +502,7 @@ def test_seeds_of_answers(seed, uid, step, place):
 
 def test_batches_are_in_the_order_in_which_they_were_asked():
     from verl_stvg.training.legacy import places_in_group
-    from verl_stvg.training.manager import place_of
+    from verl_stvg.training.replay_buffer import place_of
 
     keys, places = ["c_0_0", "b_1_0", "a_10_0", "a_2_0"], {"a": 0, "b": 1}
     assert sorted(keys, key=lambda key: place_of(key, places)) == ["a_2_0", "a_10_0", "b_1_0", "c_0_0"]
@@ -558,7 +561,7 @@ def killed_after(folder, step, given):
         "launch.train(sys.argv[2:], Path(sys.argv[1]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder), *given], start_new_session=True)
-    tracker, metrics = folder / "checkpoints" / resume.TRACKER, folder / "metrics.jsonl"
+    tracker, metrics = folder / "checkpoints" / checkpoints.TRACKER, folder / "metrics.jsonl"
     while not (tracker.exists() and tracker.read_text() == str(step) and metrics.read_text().count("\n") == step):
         assert process.poll() is None, (folder / "train.log").read_text(errors="replace")[-6000:]
         time.sleep(0.05)

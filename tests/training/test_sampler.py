@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from tests.engine.test_training import lines, metrics_of
 from verl_stvg.launch import run
-from verl_stvg.training.curriculum import BINS, CurriculumError
+from verl_stvg.rows.masks import BINS, CurriculumError
 from verl_stvg.training.sampler import FEWEST, BinSampler, Draw, bins_of, rollout_counts, rollouts_of
 
 WEIGHT = st.one_of(st.just(0.0), st.floats(0.1, 5))
@@ -219,7 +219,8 @@ def test_rollouts_of_a_batch_stand_where_verl_reads_them():
     from tensordict import NonTensorStack
     from verl.utils import tensordict_utils as tu
 
-    from verl_stvg.training.manager import ROLLOUTS, share_rollouts
+    from verl_stvg.training.manager import share_rollouts
+    from verl_stvg.training.replay_buffer import ROLLOUTS
 
     rows = Rows(["hard", "easy", "normal", "normal"]).dataframe["extra_info"]
     batch = tu.get_tensordict({"uid": np.array(list("abcd"), dtype=object), "extra_info": np.array(rows, dtype=object)})

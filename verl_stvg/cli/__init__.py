@@ -2,4 +2,4 @@
 
 from verl_stvg.moved import names_of
 
-__getattr__ = names_of("verl_stvg.cli.app", "main")
+__getattr__ = names_of(__name__, {"main": "verl_stvg.cli.app"})

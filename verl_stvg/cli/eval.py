@@ -83,7 +83,7 @@ def eval_(
     May be stopped at any moment and called again. Exit status 1 if a row could not be answered.
     """
     from verl_stvg.eval.run import run
-    from verl_stvg.inference.generate import Settings
+    from verl_stvg.inference.settings import Settings
     from verl_stvg.rows.chat_template import options_for
     from verl_stvg.rows.fit import fit_for
     from verl_stvg.video.store import FrameStore, default_folder

@@ -16,7 +16,7 @@ from verl_stvg.cli.eval import FitOptions, TemplateOptions
 
 if TYPE_CHECKING:
     from verl_stvg.data_builders.selection.folder import Stage
-    from verl_stvg.inference.generate import Settings
+    from verl_stvg.inference.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Choose the rows to train on.")
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def _settings(
     """How rows are answered; None where they are not."""
     if model is None:
         return None
-    from verl_stvg.inference.generate import Settings
+    from verl_stvg.inference.settings import Settings
     from verl_stvg.rows.chat_template import options_for
     from verl_stvg.rows.fit import fit_for
     from verl_stvg.video.store import FrameStore, default_folder

@@ -13,21 +13,19 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from verl_stvg.inference import checkpoint
+from verl_stvg.inference.settings import Settings
+from verl_stvg.patches import transformers_positions, vllm_positions
 from verl_stvg.patches.banned_tokens import Banned
 from verl_stvg.rows.answers import Answer
 from verl_stvg.rows.chat_template import settle
 from verl_stvg.rows.prompts import Prompt, PromptMaker
-from verl_stvg.video import positions
 from verl_stvg.video.cache import CacheError
-
-if TYPE_CHECKING:
-    from verl_stvg.inference.generate import Settings
 
 _FLYING_BYTES = 8 * 2**30
 """Most bytes of pixels that wait in vLLM; one prompt may be over it."""
@@ -45,8 +43,8 @@ class Engine:
         videos: most videos of a row.
     """
 
-    def __init__(self, settings: "Settings", videos: int = 1):
-        positions.mend_transformers()
+    def __init__(self, settings: Settings, videos: int = 1):
+        transformers_positions.mend_transformers()
         self.settings, self.videos = replace(settings, model=checkpoint.resolve(settings.model)), videos
         self.processor = AutoProcessor.from_pretrained(self.settings.model)
         settle(self.processor)
@@ -55,7 +53,7 @@ class Engine:
         self._make_prompt = PromptMaker(copy.deepcopy(self.processor), settings.store, settings.template)
         self._load()
 
-    def serves(self, settings: "Settings", videos: int) -> bool:
+    def serves(self, settings: Settings, videos: int) -> bool:
         """Whether this engine's model, loaded as it is, answers for these settings."""
         return self.videos >= videos and all(
             getattr(self.settings, name) == getattr(settings, name)
@@ -66,11 +64,11 @@ class Engine:
         """Load the model; sets ``max_length``, the most tokens of prompt and answer together."""
         raise NotImplementedError
 
-    def answers(self, rows: Iterable[dict], settings: "Settings | None" = None) -> Iterator[list[Answer]]:
+    def answers(self, rows: Iterable[dict], settings: Settings | None = None) -> Iterator[list[Answer]]:
         """Answer rows, a few at a time, in any order; each row once.
 
         Args:
-            rows: as `verl_stvg.inference.generate.read_rows` gives them.
+            rows: as `verl_stvg.inference.settings.read_rows` gives them.
             settings: of the sampling, if other than those of the engine; the model's part must be the same.
         """
         settings = settings or self.settings
@@ -78,10 +76,10 @@ class Engine:
         asked = ahead(lambda row: self._ask(row, make, settings), rows, _READERS, settings.batch)
         yield from self._generate(asked, settings)
 
-    def _generate(self, asked: Iterator[Prompt | Answer], settings: "Settings") -> Iterator[list[Answer]]:
+    def _generate(self, asked: Iterator[Prompt | Answer], settings: Settings) -> Iterator[list[Answer]]:
         raise NotImplementedError
 
-    def _ask(self, row: dict, make: PromptMaker, settings: "Settings") -> Prompt | Answer:
+    def _ask(self, row: dict, make: PromptMaker, settings: Settings) -> Prompt | Answer:
         """The prompt of a row, or the answer that says why there is none."""
         uid = row["extra_info"]["uid"]
         try:
@@ -111,7 +109,7 @@ class VLLM(Engine):
         if on_cpu := current_platform.is_cpu():
             for name, value in _CPU_DEFAULTS.items():
                 os.environ.setdefault(name, value)
-        positions.mend_vllm()
+        vllm_positions.mend_vllm()
         from vllm import LLM
 
         settings = self.settings
@@ -126,7 +124,7 @@ class VLLM(Engine):
             # on a CPU vLLM 0.24 dies when it takes back the draw of a seeded request whose prompt it has read in part
             enable_chunked_prefill=False if on_cpu else None,
             limit_mm_per_prompt={"image": 0, "video": self.videos},
-            worker_extension_cls="verl_stvg.vllm_plugin.BanningWorker",
+            worker_extension_cls="verl_stvg.patches.banned_tokens.BanningWorker",
         )
         self.llm.collective_rpc("ban", args=(self.banned.vocabulary, self.banned.ids))
         self.max_length = self.llm.model_config.max_model_len
@@ -146,7 +144,7 @@ class VLLM(Engine):
         while flying:
             yield self._land(flying)
 
-    def _send(self, prompt: Prompt, settings: "Settings") -> str:
+    def _send(self, prompt: Prompt, settings: Settings) -> str:
         """Hand a prompt to vLLM; returns the name under which its output comes."""
         from vllm import SamplingParams
 
@@ -198,7 +196,7 @@ class Transformers(Engine):
             yield errors + (self._batch(prompts, settings) if prompts else [])
 
     @torch.inference_mode()
-    def _batch(self, prompts: list[Prompt], settings: "Settings") -> list[Answer]:
+    def _batch(self, prompts: list[Prompt], settings: Settings) -> list[Answer]:
         inputs = processor_inputs(self.processor, prompts).to(self.device)
         torch.manual_seed(seed_of(settings.seed, prompts[0].uid))
         tokenizer = self.processor.tokenizer
@@ -240,7 +238,7 @@ class Transformers(Engine):
 ENGINES = {"vllm": VLLM, "transformers": Transformers}
 
 
-def start(settings: "Settings", videos: int = 1) -> Engine:
+def start(settings: Settings, videos: int = 1) -> Engine:
     """The engine that the settings name, its model loaded."""
     return ENGINES[settings.engine](settings, videos)
 

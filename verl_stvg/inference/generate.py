@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,10 @@ from tqdm import tqdm
 
 from verl_stvg.base.lock import alone
 from verl_stvg.inference import checkpoint
+from verl_stvg.inference.settings import Counts, Settings, chosen, read_rows
 from verl_stvg.rows import answers, chat_template
-from verl_stvg.rows import fit as fits
 from verl_stvg.rows.answers import Answer, AnswersError
-from verl_stvg.rows.cache_fill import VIDEO_COLUMN, entries_of, root_of
-from verl_stvg.rows.files import rows_in, schema_of
-from verl_stvg.video.store import FrameStore, default_folder
+from verl_stvg.rows.row import VIDEO_COLUMN
 
 if TYPE_CHECKING:
     from verl_stvg.inference.engines import Engine
@@ -33,160 +31,8 @@ logger = logging.getLogger(__name__)
 
 ANSWERS, RUN = "predictions.jsonl", "run.json"
 """Files of a folder of answers: one line per row, and what made them."""
-BATCHES = {"vllm": 256, "transformers": 8}
-"""Engines, and how many rows each is given at a time unless told."""
-_COLUMNS = ("prompt", VIDEO_COLUMN, "extra_info")
 _FLUSH_SECONDS = 1.0
 _SHOWN = 5
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How rows are answered.
-
-    Attributes:
-        model: folder or hub name of a Hugging Face model, or a checkpoint of verl (`checkpoint.resolve`).
-        engine: ``vllm`` or ``transformers``.
-        samples: answers per row.
-        temperature: 0 is greedy.
-        top_p: share of the probability that is sampled from.
-        top_k: most likely tokens that are sampled from; -1 for all.
-        max_tokens: of an answer.
-        seed: of the samples; each row's own follows from it and the uid.
-        template: options of the chat template, ``data.apply_chat_template_kwargs`` in training.
-        max_model_len: tokens of prompt and answer together; None is the model's.
-        dtype: ``auto`` (the engine's choice), ``bfloat16``, ``float16`` or ``float32``.
-        tensor_parallel: GPUs per vLLM engine.
-        gpu_memory_utilization: share of a GPU's memory that vLLM takes.
-        batch: prompts that the engine is given at a time; None is the engine's of `BATCHES`.
-        store: of the frames; the cache of training serves.
-        video_root: folder that relative paths of the rows start from; None: see `root_of`.
-        fold_size: rows of a fold; None for all rows.
-        fold_index: which fold, from 0; one past the end is empty.
-        limit: only the first rows, for a try.
-        fit: keys in place of those of the rows, ``data.fit`` in training, see `verl_stvg.rows.fit`.
-        ray: on Ray Data: the running cluster, or one of this machine's own if none runs.
-        engines: of Ray; None is one per GPU, or one without any.
-    """
-
-    model: str
-    engine: str = "vllm"
-    samples: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = -1
-    max_tokens: int = 1024
-    seed: int = 0
-    template: Mapping[str, Any] = field(default_factory=dict)
-    max_model_len: int | None = None
-    dtype: str = "auto"
-    tensor_parallel: int = 1
-    gpu_memory_utilization: float = 0.9
-    batch: int | None = None
-    store: FrameStore = field(default_factory=lambda: FrameStore(default_folder()))
-    video_root: Path | None = None
-    fold_size: int | None = None
-    fold_index: int = 0
-    limit: int | None = None
-    fit: Mapping[str, float | str] = field(default_factory=dict)
-    ray: bool = False
-    engines: int | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "template", chat_template.checked(self.template))
-        object.__setattr__(self, "fit", fits.checked(self.fit))
-        if self.engine not in BATCHES:
-            raise ValueError(f"engine {self.engine!r} is unknown; choose one of {', '.join(BATCHES)}")
-        if self.batch is None:
-            object.__setattr__(self, "batch", BATCHES[self.engine])
-        for name in ("samples", "max_tokens", "batch", "tensor_parallel"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < -1:
-            raise ValueError(
-                f"temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k} cannot be sampled with; they "
-                "must be at least 0, over 0 and at most 1, and at least -1"
-            )
-        if self.samples > 1 and self.temperature == 0:
-            raise ValueError(f"{self.samples} greedy samples are all the same; raise the temperature or ask for one")
-        if self.engine == "transformers" and self.tensor_parallel > 1:
-            raise ValueError("the transformers engine runs on one device; use vllm for tensor_parallel > 1")
-        fold(0, self.fold_size, self.fold_index)
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1, got {self.limit}")
-        if self.engines is not None and not (self.ray and self.engines >= 1):
-            raise ValueError(f"engines={self.engines} must be at least 1 and needs ray")
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """What the answers depend on beside rows and model."""
-        names = ("engine", "samples", "temperature", "top_p", "top_k", "max_tokens", "seed", "max_model_len", "dtype")
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Rows of a pass: all, those without an answer because of an error, and those with a sample that was cut off."""
-
-    rows: int
-    errors: int
-    cut_off: int
-
-
-def fold(count: int, size: int | None, index: int) -> range:
-    """Rows of a fold: ``index * size`` up to the next one's first or the end; empty past it. VideoTG-R1's arguments.
-
-    Raises:
-        ValueError: a negative index or a size below 1.
-    """
-    if index < 0 or (size is not None and size < 1):
-        raise ValueError(f"fold_size={size} and fold_index={index}: the size must be at least 1, the index at least 0")
-    if size is None:
-        if index:
-            raise ValueError(f"fold_index={index} needs a fold_size")
-        return range(count)
-    return range(min(index * size, count), min((index + 1) * size, count))
-
-
-def read_rows(
-    files: Sequence[str | Path], video_root: str | Path | None = None, fit: Mapping[str, float | str] | None = None
-) -> list[dict]:
-    """What a model is asked, of every row in order: prompt, videos, ``extra_info``, and the root of their paths.
-
-    Args:
-        files: parquet files, as training reads them.
-        video_root: see `root_of`.
-        fit: keys in place of those of the rows, see `verl_stvg.rows.fit`.
-
-    Raises:
-        ValueError: a missing file, one without the columns, a row without a uid, or a uid twice; with a fit, a row
-            whose videos cannot be read.
-    """
-    rows: list[dict] = []
-    places: dict[str, str] = {}
-    for file in map(Path, files):
-        names = schema_of(file, ("prompt", "extra_info")).names
-        if other := [name for name in ("images", "audios") if name in names]:
-            raise ValueError(f"{file}: has a column {other[0]!r}, and only videos are shown here; take it out")
-        root = str(root_of(file.expanduser().resolve(), video_root))
-        for number, row in enumerate(rows_in(file, columns=_COLUMNS)):
-            uid, place = (row["extra_info"] or {}).get("uid"), f"{file}: row {number}"
-            if not uid:
-                raise ValueError(f"{place} has no extra_info.uid; build the rows again")
-            if uid in places:
-                raise ValueError(
-                    f"{place} has the uid {uid!r} of {places[uid]}; leave one of the two files or rows out"
-                )
-            places[uid] = place
-            if fit:
-                row[VIDEO_COLUMN] = entries_of(row.get(VIDEO_COLUMN), where=place, fit=fit)
-            rows.append({**row, "video_root": root})
-    return rows
-
-
-def chosen(rows: list[dict], fold_size: int | None = None, fold_index: int = 0, limit: int | None = None) -> list[dict]:
-    """The rows of a fold, and of these the first."""
-    return [rows[k] for k in fold(len(rows), fold_size, fold_index)][:limit]
 
 
 def generate(files: Sequence[str | Path], out: Path, settings: Settings, engine: "Engine | None" = None) -> Counts:
@@ -330,9 +176,9 @@ def _on_ray(todo: list[list[dict]], settings: Settings, videos: int) -> Iterator
     import ray
     import ray.data
 
-    from verl_stvg.launch import preflight
+    from verl_stvg import workers
 
-    offered = preflight.cluster_cpus("auto")  # asked by a process of its own, with a time limit
+    offered = workers.cluster_cpus("auto")  # asked by a process of its own, with a time limit
     if isinstance(offered, str):
         logger.info("no Ray cluster answers (%s); starting one on this machine", offered)
         ray.init(address="local", log_to_driver=False, include_dashboard=False)

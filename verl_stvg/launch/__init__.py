@@ -2,4 +2,4 @@
 
 from verl_stvg.moved import names_of
 
-__getattr__ = names_of("verl_stvg.launch.run", "supervise", "summary")
+__getattr__ = names_of(__name__, dict.fromkeys(("supervise", "summary"), "verl_stvg.launch.run"))

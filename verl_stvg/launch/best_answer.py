@@ -9,7 +9,8 @@ from heapq import heappush, heappushpop
 from typing import Any
 
 from reward_fns.perfect import THOUGHT, perfect_answer
-from verl_stvg.training.reward import compute_score, find_recipe
+from reward_fns.registry import find_recipe
+from verl_stvg.training.reward import compute_score
 
 _NUMBER = re.compile(r"[0-9]+\.[0-9]{3,}")
 _ENOUGH = 1e-3  # of the reward, for the digits of a perfect answer

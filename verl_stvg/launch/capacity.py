@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_stvg.rows.cache_fill import PLAN_KEYS, entries_of, recorded_info
+from verl_stvg.rows.row import PLAN_KEYS, entries_of, recorded_info
 from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.plan import MERGE, PATCH, QWEN3_PATCH, TEMPORAL_PATCH, SamplingPlan, plan_video
 

@@ -18,6 +18,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from pyarrow import parquet
 
+from verl_stvg import moved
 from verl_stvg.base.models import ModelNameError, located
 from verl_stvg.patches.frozen_tower import KEEP_MERGER
 from verl_stvg.rows.files import RowFileError, open_rows
@@ -191,7 +192,7 @@ def unknown_reward_options(config: DictConfig) -> list[str]:
     from reward_fns import RECIPES
 
     given = OmegaConf.select(config, REWARD_OPTIONS)
-    if not given or not _is_our_reward(config):
+    if not given or not is_our_reward(config):
         return []
     options = OmegaConf.to_container(given, resolve=True)
     recipe = options.get("recipe")
@@ -220,8 +221,10 @@ def unknown_reward_options(config: DictConfig) -> list[str]:
     return problems
 
 
-def _is_our_reward(config: DictConfig) -> bool:
-    return "verl_stvg.training.reward" in str(OmegaConf.select(config, "reward.custom_reward_function.path") or "")
+def is_our_reward(config: DictConfig) -> bool:
+    """Whether `verl_stvg.training.reward` scores the answers of a run."""
+    path = str(OmegaConf.select(config, "reward.custom_reward_function.path") or "")
+    return "verl_stvg.training.reward" in moved.today(path)
 
 
 def kernels_without_logits(config: DictConfig) -> list[str]:
@@ -271,7 +274,7 @@ def row_files(config: DictConfig) -> Iterator[tuple[str, str]]:
 
 def _columns(config: DictConfig) -> list[str]:
     """Columns that the run reads of every row; the others may be absent."""
-    return [*(("data_source", "reward_model") if _is_our_reward(config) else ()), config.data.prompt_key]
+    return [*(("data_source", "reward_model") if is_our_reward(config) else ()), config.data.prompt_key]
 
 
 def _metadata(file: str, columns: Sequence[str] = ()) -> parquet.FileMetaData | str:
@@ -372,7 +375,7 @@ def _with_all_batches(config: DictConfig, rows: int) -> str:
 
 def unusable_cache(config: DictConfig) -> list[str]:
     """Whether decoded frames can be kept in the folder of the cache, which is made."""
-    from verl_stvg.training.dataset import frame_store
+    from verl_stvg.rows.settings import frame_store
 
     store = frame_store(config.data)
     if store is None:

@@ -11,13 +11,11 @@ import inspect
 import json
 import logging
 import os
-import subprocess
 from pathlib import Path
 
 import psutil
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from verl_stvg.base import python
 from verl_stvg.base.lock import write_whole
 from verl_stvg.launch import lifeline, nodes, phases
 from verl_stvg.launch.config_checks import (
@@ -25,6 +23,7 @@ from verl_stvg.launch.config_checks import (
     clip_ratio_that_is_not_read,
     defaults,
     engine_without_ban,
+    is_our_reward,
     kernels_without_logits,
     other_kinds,
     row_files,
@@ -36,6 +35,7 @@ from verl_stvg.launch.config_checks import (
     unusable_files,
 )
 from verl_stvg.training.resume import too_little_disk, unusable_checkpoint
+from verl_stvg.workers import cluster_cpus
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,6 @@ BASE_CPUS = 4
 """Logical CPUs the trainer's own actors ask Ray for, besides storage units, agent-loop and reward workers."""
 CPUS_OF_A_GPU = 3
 """Logical CPUs that verl asks Ray for with each GPU, on the same node."""
-_CLUSTER_SECONDS = 45
 OPEN_KEYS = (
     "ray_kwargs.ray_init",
     "ray_kwargs.",
@@ -148,10 +147,10 @@ def check_rows(config: DictConfig) -> None:
     from verl.utils import hf_processor, hf_tokenizer
     from verl.utils.import_utils import load_extern_object
 
+    from reward_fns.registry import find_recipe
     from verl_stvg.launch.best_answer import BestAnswers
     from verl_stvg.rows.chat_template import settle
-    from verl_stvg.training.dataset import RowError, row_uid
-    from verl_stvg.training.reward import find_recipe
+    from verl_stvg.rows.row import RowError, row_uid
     from verl_stvg.video.plan import MERGE, PATCH, QWEN3_PATCH
     from verl_stvg.video.positions import writes_times
 
@@ -167,7 +166,6 @@ def check_rows(config: DictConfig) -> None:
         )
     settle(processor, config.actor_rollout_ref.model.get("custom_chat_template"))
     dataset_class = load_extern_object(config.data.custom_cls.path, config.data.custom_cls.name)
-    ours = "verl_stvg.training.reward" in str(OmegaConf.select(config, "reward.custom_reward_function.path") or "")
     options = OmegaConf.select(config, "reward.custom_reward_function.reward_kwargs") or OmegaConf.create()
     options = OmegaConf.to_container(options, resolve=True)
     for files, limit in (("train_files", "train_max_samples"), ("val_files", "val_max_samples")):
@@ -175,7 +173,7 @@ def check_rows(config: DictConfig) -> None:
         if files == "train_files" and (problems := too_few_rows(config, len(dataset))):
             raise RowError(f"{config.data[files]}: {problems[0]}")
         wrong, best = [], BestAnswers(options, dataset.opened)
-        for index, row in enumerate(dataset.dataframe if ours else ()):
+        for index, row in enumerate(dataset.dataframe if is_our_reward(config) else ()):
             try:
                 recipe = find_recipe(row["data_source"], options.get("recipe"))
                 recipe.check(row["reward_model"]["ground_truth"], row_uid(row))
@@ -225,7 +223,7 @@ def widen_the_rollout(config: DictConfig) -> None:
 
 def record_fit(config: DictConfig) -> None:
     """Write the fit into the launcher's ``run.json``, from which evaluation takes it."""
-    from verl_stvg.training.dataset import fit_of
+    from verl_stvg.rows.settings import fit_of
 
     fit, metrics = fit_of(config.data), os.environ.get("VERL_FILE_LOGGER_PATH")
     path = metrics and Path(metrics).with_name("run.json")
@@ -237,8 +235,8 @@ def record_fit(config: DictConfig) -> None:
 
 def cache_without_manager(config: DictConfig) -> list[str]:
     """The frame cache hands out keys, and only our manager's workers can read them; only they draw masks."""
+    from verl_stvg.rows.settings import frame_store
     from verl_stvg.training.curriculum import Curriculum
-    from verl_stvg.training.dataset import frame_store
 
     manager = str(OmegaConf.select(config, "actor_rollout_ref.rollout.agent.agent_loop_manager_class") or "")
     masked = Curriculum.of(config.data) is not None
@@ -324,8 +322,8 @@ def groups_of_one(config: DictConfig) -> list[str]:
 
 def other_prompts(config: DictConfig) -> list[str]:
     """Keys that would change a prompt in training where the checks, evaluation and data selection do not know them."""
+    from verl_stvg.rows.settings import template_options
     from verl_stvg.training.agent_loop import AGENT_NAME
-    from verl_stvg.training.dataset import template_options
 
     problems = []
     if given := OmegaConf.select(config, "data.mm_processor_kwargs"):
@@ -450,7 +448,7 @@ def differing_nodes(config: DictConfig) -> list[str]:
 
     Frame caches need not be shared: a node that lacks a video's frames decodes it, and a warning says so.
     """
-    from verl_stvg.training.dataset import frame_store
+    from verl_stvg.rows.settings import frame_store
 
     address = cluster_address(config)
     if address is None:
@@ -478,8 +476,8 @@ def differing_nodes(config: DictConfig) -> list[str]:
 
 def files_of_a_run(config: DictConfig) -> list[str]:
     """Row files, the first video of each, and the model if it is a folder: what every node reads."""
-    from verl_stvg.rows.cache_fill import entries_of, root_of
     from verl_stvg.rows.files import open_rows
+    from verl_stvg.rows.row import entries_of, root_of
 
     paths = []
     for _, file in row_files(config):
@@ -543,28 +541,6 @@ def too_few_cpus(config: DictConfig) -> list[str]:
         f"count, not cores: {remedy}, or lower transfer_queue.backend.SimpleStorage.num_data_storage_units, "
         "rollout.agent.num_workers or reward.num_workers"
     ]
-
-
-def cluster_cpus(address: str) -> int | str:
-    """Logical CPUs of a running Ray cluster, or why none answers; asked by a process of its own, which then leaves."""
-    code = (
-        "import ray\n"
-        "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')\n"
-        "print(int(ray.cluster_resources().get('CPU', 0)))"
-    )
-    try:
-        done = subprocess.run(
-            python.code(code, address),
-            env=python.environment(),
-            capture_output=True,
-            text=True,
-            timeout=_CLUSTER_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no answer within {_CLUSTER_SECONDS} s"
-    if done.returncode:
-        return next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
-    return int(next(line for line in done.stdout.splitlines() if line.isdigit()))  # Ray writes there too
 
 
 def too_little_memory() -> list[str]:

@@ -25,8 +25,9 @@ import psutil
 from verl_stvg.base import nesting, python, recipe_names
 from verl_stvg.base.lock import alone, write_whole
 from verl_stvg.launch.phases import TELL, Progress
+from verl_stvg.patches.metrics_file import APPEND_METRICS
 from verl_stvg.training import held_out
-from verl_stvg.training.resume import APPEND_METRICS, keep_metrics, resumed_step
+from verl_stvg.training.resume import keep_metrics, resumed_step
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,8 @@ It is the one place through which all logits of a language model go, before entr
 without padding, in either trainer. ``tests/patches/test_banned_tokens.py`` says when verl no longer needs it.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,3 +91,18 @@ def mend_engine(transformer_impl) -> None:
 
     engine.prepare_model_outputs = prepare_model_outputs
     transformer_impl._scale_logits_by_temperature = _scale_logits_by_temperature
+
+
+class BanningWorker:
+    """What evaluation adds to vLLM's workers (``worker_extension_cls``): they say what the rollout can say, no more."""
+
+    def ban(self, vocabulary: int, ids: Sequence[int]) -> None:
+        """Take tokens out of the logits, as verl does in the rollout; see `verl_stvg.patches.banned_tokens.Banned`."""
+        banned, model = Banned(vocabulary, tuple(ids)), self.model_runner.get_model()
+        stock = model.compute_logits
+
+        def compute_logits(*args, **kwargs):
+            logits = stock(*args, **kwargs)
+            return logits if logits is None else banned.out_of(logits, -math.inf)
+
+        model.compute_logits = compute_logits

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from verl_stvg.base import nesting
-from verl_stvg.rows.cache_fill import PART_KEYS, PLAN_KEYS, entry_of, plan_of
 from verl_stvg.rows.chat_template import pairs, training_record
+from verl_stvg.rows.row import PART_KEYS, PLAN_KEYS, entry_of, plan_of
 from verl_stvg.video.decode import VideoInfo
 from verl_stvg.video.plan import FACTOR, MAX_PIXELS, MERGE, TEMPORAL_PATCH
 
@@ -51,7 +51,7 @@ def checked(given: Mapping[str, Any] | None) -> dict[str, float | str]:
         if entry["rule"] == RULE and "max_frames" not in entry and "min_frames" not in entry:
             plan_of(entry, VideoInfo(1500, 25.0, 640, 480))  # a minute in pixels of many
     except ValueError as error:
-        raise ValueError(f"{str(error).replace('; correct the row', '')}; correct the fit") from error
+        raise ValueError(f"{str(error).replace('; correct the row', '')}; correct the value") from error
     return {key: _TYPES.get(key, int)(entry[key]) for key in KEYS if key in entry}
 
 

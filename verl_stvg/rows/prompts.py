@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from verl_stvg.rows.cache_fill import VIDEO_COLUMN, entries_of, entry_of, plan_of
 from verl_stvg.rows.chat_template import opened, render
+from verl_stvg.rows.row import ROOT_KEY, VIDEO_COLUMN, entries_of, entry_of, plan_of
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.identity import identity
@@ -23,8 +23,6 @@ from verl_stvg.video.plan import SamplingPlan
 from verl_stvg.video.positions import added_tokens, fit, writes_times
 from verl_stvg.video.store import FrameStore, decoder_of
 
-ROOT_KEY = "video_root"
-"""Key of a row under which its reader puts the folder that relative paths start from."""
 _FLOAT = 4
 
 
@@ -101,7 +99,7 @@ def messages_of(row: dict) -> list[dict]:
 
     Raises:
         ValueError: more or fewer ``<video>`` than videos, or a video that is none
-        (`verl_stvg.rows.cache_fill.entry_of`).
+        (`verl_stvg.rows.row.entry_of`).
     """
     videos = entries_of(row.get(VIDEO_COLUMN), row.get(ROOT_KEY, ""))
     if not videos:

@@ -1,7 +1,7 @@
 """What a row is at the least, looked at once where rows are read, so that nothing behind that has to ask again.
 
 Rows come from many hands: a column of another type, a time that is missing within an interval, a number that no clock
-knows. What is wrong with a row's video says `verl_stvg.rows.cache_fill.entry_of`, and what is wrong with a ground truth
+knows. What is wrong with a row's video says `verl_stvg.rows.row.entry_of`, and what is wrong with a ground truth
 says its reward; here is only what both, and whoever draws a row, take for granted.
 """
 

@@ -20,7 +20,7 @@ from transformers.video_utils import VideoMetadata
 from verl.experimental.agent_loop.agent_loop import register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
-from verl_stvg.training.dataset import frame_store, template_options
+from verl_stvg.rows.settings import frame_store, template_options
 from verl_stvg.video.keys import CachedFrames, Normalisation
 from verl_stvg.video.once import Once
 

@@ -10,95 +10,30 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from verl_stvg.rows import fit as fits
-from verl_stvg.rows.cache_fill import entries_of, plan_of, recorded_info, root_of
-from verl_stvg.rows.chat_template import OPENED, checked, opened, render
+from verl_stvg.rows.chat_template import OPENED, opened, render
 from verl_stvg.rows.files import RowFileError, table_in
-from verl_stvg.rows.prompts import ROOT_KEY, check_size, read_video
-from verl_stvg.training.curriculum import Curriculum, RowFacts, crop_truth
+from verl_stvg.rows.masks import RowFacts, crop_truth
+from verl_stvg.rows.prompts import check_size, read_video
+from verl_stvg.rows.row import ROOT_KEY, RowError, entries_of, plan_of, recorded_info, root_of, row_uid
+from verl_stvg.rows.settings import fit_of, frame_source, template_options
+from verl_stvg.training.curriculum import Curriculum
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.film import TimelessVideo, VideoError
 from verl_stvg.video.plan import SamplingPlan
 from verl_stvg.video.positions import added_tokens, fit, patch_of
-from verl_stvg.video.store import FrameStore, decoder_of, default_folder
+from verl_stvg.video.store import FrameStore
 
 logger = logging.getLogger(__name__)
 
 CHECKS = ("exist", "probe", "decode")
 _SHOWN = 5
-
-
-class RowError(ValueError):
-    """Rows that cannot be trained on; the message lists the first ones, the total and the remedy."""
-
-
-CACHE_KEYS = ("enabled", "folder", "max_gb", "decoder", "timeout")
-
-
-def frame_store(config) -> FrameStore | None:
-    """The frame cache that verl's ``data`` configuration asks for (`VideoGroundingDataset`), None where it is off.
-
-    Raises:
-        RowError: unknown key under ``data.video_cache``.
-    """
-    source = frame_source(config)
-    return source if isinstance(source, FrameStore) else None
-
-
-def frame_source(config) -> FrameStore | Decoder:
-    """What frames come from: `frame_store`, or where it is off a decoder, which keeps nothing.
-
-    Raises:
-        RowError: unknown key under ``data.video_cache``.
-    """
-    given = dict(config.get("video_cache") or {})
-    if unknown := sorted(given.keys() - set(CACHE_KEYS)):
-        raise RowError(f"data.video_cache knows no {', '.join(unknown)}; its keys are {', '.join(CACHE_KEYS)}")
-    decoder, timeout = given.get("decoder") or "pyav", float(given.get("timeout") or 60)
-    if not given.get("enabled", True):
-        return decoder_of(decoder, timeout)
-    folder = Path(given.get("folder") or default_folder()).expanduser().absolute()
-    max_gb = given.get("max_gb")
-    max_bytes = None if max_gb is None else int(float(max_gb) * 10**9)
-    return FrameStore(str(folder), max_bytes, decoder, timeout)
-
-
-def template_options(config) -> dict[str, Any]:
-    """The options of the chat template in verl's ``data`` configuration, as plain lists and dictionaries.
-
-    Raises:
-        ValueError: one that cannot be chosen.
-    """
-    given = config.get("apply_chat_template_kwargs") or {}
-    return checked(OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given)
-
-
-def fit_of(config) -> dict[str, float | str]:
-    """The fit in verl's ``data`` configuration, see `verl_stvg.rows.fit.checked`; empty without one.
-
-    Raises:
-        RowError: a key or value that cannot be.
-    """
-    given = config.get("fit") or {}
-    try:
-        return fits.checked(OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given)
-    except ValueError as error:
-        raise RowError(f"data.fit: {error}") from error
-
-
-def switch_cache_off(config, reason: object) -> None:
-    """Let the videos of a whole verl configuration travel as pixels, as in stock verl, and warn."""
-    logger.warning("the frame cache is off for this run and pixels travel, as in stock verl: %s", reason)
-    with open_dict(config):
-        config.data.video_cache = {**(config.data.get("video_cache") or {}), "enabled": False}
 
 
 class VideoGroundingDataset(RLHFDataset):
@@ -345,8 +280,3 @@ def check_maskable(curriculum: Curriculum, row: dict, plans: list[SamplingPlan])
     if len(plans) != 1 or plans[0] != plans[0].whole:
         raise ValueError("the curriculum masks rows with one video, of which nothing is hidden yet; drop the row")
     crop_truth(row["reward_model"]["ground_truth"], curriculum.mask(plans[0], facts, step=0, total=1), plans[0])
-
-
-def row_uid(row: dict):
-    extra = row.get("extra_info") or {}
-    return extra.get("uid", extra.get("index", "unknown"))

@@ -17,10 +17,10 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug.metrics import calculate_debug_metrics
 
 from verl_stvg.patches import equal_rewards
+from verl_stvg.rows.settings import switch_cache_off, why_pixels_must_travel
 from verl_stvg.training import held_out, parity
 from verl_stvg.training.agent_loop import MASK, STATS
-from verl_stvg.training.dataset import switch_cache_off
-from verl_stvg.training.manager import step_metrics, why_pixels_must_travel
+from verl_stvg.training.metrics import step_metrics
 from verl_stvg.training.worker import KeysAndMasks
 
 _step = 0
@@ -88,7 +88,7 @@ def parity_metrics(config, batch: DataProto) -> dict[str, float]:
 
 
 def log_metrics(config) -> None:
-    """Let the older trainer of this process log what `training.manager.log_metrics` logs in V1; idempotent."""
+    """Let the older trainer of this process log what `training.metrics.log_metrics` logs in V1; idempotent."""
     stock = ray_trainer.compute_data_metrics
     if hasattr(stock, "__wrapped__"):
         return

@@ -10,10 +10,8 @@ from functools import lru_cache
 from typing import Any
 
 from reward_fns import RECIPES, Recipe
+from reward_fns.registry import find_recipe
 from verl_stvg.rows.chat_template import OPENED
-
-# A row's `data_source` starts with the name of its recipe and a slash, or with one of these.
-DATA_SOURCES = {"verl_stvg/synthetic": "stvg_r1", "videotg": "videotg_r1"}
 
 # What verl's reward loop passes to every custom function besides the four standard arguments.
 _VERL_KWARGS = frozenset({"reward_router_address", "reward_model_tokenizer"})
@@ -61,23 +59,6 @@ def compute_score(
             raise ValueError(f"compute_score: option parts lacks {sorted(stray)} of recipe {composition.name!r}")
         result = {"score": result["score"], **{name: result.get(name, 0.0) for name in parts}}
     return result
-
-
-@lru_cache(maxsize=256)
-def find_recipe(data_source: str | None = None, recipe: str | None = None) -> Recipe:
-    """Return the recipe of that name, else the one that `data_source` selects; ValueError names the known ones."""
-    name = recipe
-    prefix = data_source if recipe is None else None
-    while prefix and name is None:
-        name = DATA_SOURCES.get(prefix, prefix if prefix in RECIPES else None)
-        prefix = prefix.rpartition("/")[0]
-    if name not in RECIPES:
-        asked = f"recipe {recipe!r}" if recipe is not None else f"data_source {data_source!r}"
-        raise ValueError(
-            f"compute_score: no reward for {asked}; start data_source with one of {', '.join(RECIPES)} and a slash, "
-            f"use {', '.join(DATA_SOURCES)}, or set reward_kwargs.recipe"
-        )
-    return RECIPES[name]
 
 
 @lru_cache(maxsize=64)

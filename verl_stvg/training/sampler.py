@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from verl_stvg.training.curriculum import BINS, CurriculumError
+from verl_stvg.rows.masks import BINS, CurriculumError
 
 FEWEST = 2
 """Rollouts that a group must have for an advantage."""

@@ -9,10 +9,11 @@ import pickle
 import torch
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
+from verl_stvg.rows.masks import Mask, RowFacts, crop_truth
 from verl_stvg.rows.prompts import plan_video_part
+from verl_stvg.rows.settings import frame_source, frame_store, switch_cache_off
 from verl_stvg.training.agent_loop import MASK, STATS, KeyedVideoProcessor, RolloutError, keyed, video_parts
-from verl_stvg.training.curriculum import Curriculum, Mask, RowFacts, crop_truth
-from verl_stvg.training.dataset import frame_source, frame_store, switch_cache_off
+from verl_stvg.training.curriculum import Curriculum
 from verl_stvg.video.keys import CachedPixels
 from verl_stvg.video.positions import writes_times
 

@@ -12,7 +12,7 @@ from tests.data_builders.test_build import run
 from verl_stvg.data_builders.objects import draw, pipeline
 from verl_stvg.data_builders.objects.track import Options
 from verl_stvg.data_builders.sets import synthetic
-from verl_stvg.rows.cache_fill import located, plan_of
+from verl_stvg.rows.row import located, plan_of
 from verl_stvg.training.reward import compute_score
 from verl_stvg.video.decode import probe, read_frames
 from verl_stvg.video.tracks import TrackError, load

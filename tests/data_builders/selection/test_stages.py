@@ -621,7 +621,7 @@ def test_subset_of_what_varies_of_a_list_and_of_few_easy_rows(judged_pool):
 
 
 def test_curriculum_reads_what_selection_writes(judged_pool):
-    from verl_stvg.training.curriculum import RowFacts
+    from verl_stvg.rows.masks import RowFacts
 
     subset.select(
         judged_pool["files"],
@@ -785,7 +785,8 @@ def test_planted_clips_with_the_tiny_model(model, tmp_path):
     taken as an interval it costs precision, taken as nothing it does not (docs/selection.md has the numbers).
     """
     from verl_stvg.inference import engines
-    from verl_stvg.inference.generate import Settings, generate
+    from verl_stvg.inference.generate import generate
+    from verl_stvg.inference.settings import Settings
     from verl_stvg.video.store import FrameStore
 
     planted = build_planted(tmp_path / "data", range(96, 120), seed=5)  # a part of those of docs/selection.md

@@ -1,0 +1,122 @@
+"""Old names of modules stand for the new ones, for one release, and nobody else's modules are touched."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from verl_stvg import moved
+from verl_stvg.launch.config_checks import is_our_reward
+
+EVERY_NAME = """
+import importlib, warnings
+import verl  # before its plugin's parts, as in a run
+from verl_stvg.moved import OLD
+
+for old, homes in OLD.items():
+    homes = (homes,) if isinstance(homes, str) else homes
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        module = importlib.import_module(old)
+    mine = [str(one.message) for one in said if str(one.message).startswith(f"{old} is ")]
+    assert mine == [f"{old} is {' and '.join(homes)} now; the old name goes with verl_stvg 0.2."], (old, mine)
+    modules = [importlib.import_module(home) for home in homes]
+    assert len(homes) > 1 or module is modules[0], old
+    for place, home in enumerate(modules):
+        for name in vars(home).keys() - {"__name__", "__doc__", "__file__", "__spec__", "__loader__", "__package__"}:
+            first = next(one for one in modules if hasattr(one, name))
+            if not name.startswith("__"):
+                assert getattr(module, name) is getattr(first, name), (old, name)
+print("all of", len(OLD))
+"""
+
+IN_SCRIPTS = """
+from verl_stvg.cli import main
+from verl_stvg.dataset import VideoGroundingDataset, frame_store, RowError
+from verl_stvg.generate import read_rows
+from verl_stvg.launch import summary, supervise
+from verl_stvg.prompts import PromptMaker, ROOT_KEY
+from verl_stvg.resume import unusable_checkpoint, mend_trainer, APPEND_METRICS
+from verl_stvg.reward import compute_score, find_recipe, DATA_SOURCES
+from verl_stvg.schedule import linear_schedule
+from verl_stvg.trainer import PollingReplayBuffer, VideoGroundingLoopManager, check_filtering, reward_metrics
+from verl_stvg.video.build import build, located, plan_of
+from verl_stvg.video.decode import probe, read_frames
+from verl_stvg.video.markers import rle_area
+from verl_stvg.video.plan import plan_video
+from verl_stvg.video.positions import mend_transformers, mend_vllm
+from verl_stvg.video.refs import CachedPixels, report_loads
+from verl_stvg.video.store import FrameStore
+from verl_stvg.video.tracks import Track, Tracks, save
+from verl_stvg.vllm_plugin import BanningWorker
+import verl_stvg.trainer as vt
+vt.tq = "replaced"
+import verl_stvg.training.replay_buffer
+assert verl_stvg.training.replay_buffer.tq == "replaced"
+"""
+"""How scripts written for the last release import, and how one of them replaces a name."""
+
+
+@pytest.mark.slow
+def test_every_old_name_stands_for_the_new_one(run_python):
+    assert run_python(EVERY_NAME + IN_SCRIPTS).stdout.strip().endswith(f"all of {len(moved.OLD)}")
+
+
+def test_packages_of_the_user_are_not_taken_for_ours(run_python, tmp_path):
+    for name in moved.TOPS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+        (tmp_path / name / "foreign.py").write_text("MINE = True\n")
+    (tmp_path / "recipes/__init__.py").write_text("raise ImportError('not meant to be imported')\n")
+    run_python(
+        "import sys, warnings\n"
+        "warnings.simplefilter('error')\n"
+        "sys.path[0] = sys.argv[1]\n"
+        "import verl_stvg.recipes, verl_stvg.eval, verl_stvg.data_builders\n"
+        "assert not {'recipes', 'eval', 'data_builders'} & sys.modules.keys()\n"
+        "import eval.foreign, data_builders.foreign\n"
+        "assert eval.foreign.MINE and data_builders.foreign.MINE and eval is not verl_stvg.eval\n"
+        "assert eval.__file__.startswith(sys.argv[1])\n"
+        "try:\n"
+        "    import recipes\n"
+        "except ImportError as error:\n"
+        "    assert 'not meant' in str(error)\n",
+        tmp_path,
+    )
+
+
+def test_names_that_nothing_has_are_not_found():
+    with pytest.warns(FutureWarning, match="verl_stvg.curriculum is verl_stvg.training.curriculum and verl_stvg.rows"):
+        spec = moved.OldNames().find_spec("verl_stvg.curriculum")
+    assert spec.origin.endswith("training/curriculum.py")
+    assert moved.OldNames().find_spec("verl_stvg.nothing") is None
+    with pytest.raises(ImportError):
+        from verl_stvg.video.positions import nothing  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("text", "now"),
+    [
+        ("pkg://verl_stvg.reward", "pkg://verl_stvg.training.reward"),
+        ("verl_stvg.trainer.VideoGroundingLoopManager", "verl_stvg.training.manager.VideoGroundingLoopManager"),
+        ("pkg://verl_stvg.training.reward", "pkg://verl_stvg.training.reward"),
+        ("pkg://mine.verl_stvg.reward", "pkg://mine.verl_stvg.reward"),
+        ("pkg://verl_stvg.rewards", "pkg://verl_stvg.rewards"),
+        ("pkg://eval.runs", "pkg://eval.runs"),
+    ],
+)
+def test_old_names_in_a_configuration(text, now):
+    assert moved.today(text) == now
+
+
+@pytest.mark.parametrize(
+    ("path", "ours"),
+    [
+        ("pkg://verl_stvg.reward", True),
+        ("pkg://verl_stvg.training.reward", True),
+        ("pkg://mine.reward", False),
+        ("pkg://verl_stvg.dataset", False),
+        (None, False),
+    ],
+)
+def test_our_reward_is_known_by_its_old_name(path, ours):
+    config = OmegaConf.create({"reward": {"custom_reward_function": {"path": path}}})
+    assert is_our_reward(config) is ours
