@@ -3,8 +3,14 @@
 The architecture, the processor and the chat format are the real ones; only the sizes and the vocabulary are small. A
 random model would write noise and earn no reward, so the model is first supervised on clips of its own: the vision
 tower learns to name what it sees in each visual token, then, frozen, it feeds the language model, which learns to
-answer. That second pass is stopped early: the model keeps to the answer format and grounds only partly. None of its
-clips is ever one of a training or held-out set (`synthetic.SPLITS`).
+answer. That second pass is short: the model keeps to the answer format and grounds only partly. None of its clips is
+ever one of a training or held-out set (`synthetic.SPLITS`).
+
+The weights are the same bits on every x86-64 CPU with AVX2 (since 2013). Sums of floats depend on the order and the
+instructions that a CPU gets from torch, MKL and the C library, and 500 steps of training make large differences of
+small ones. So the weights are made in a process of their own, which is told to use what all these CPUs have
+(`SAME_ON_EVERY_CPU`), in a number of steps that no measured score decides, and in two threads that share each batch
+whatever the number of cores.
 """
 
 from __future__ import annotations
@@ -15,15 +21,19 @@ import logging
 import math
 import os
 import shutil
+import subprocess
 import tempfile
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from tqdm import tqdm
@@ -45,14 +55,32 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 from transformers.video_utils import VideoMetadata
 from transformers.vision_utils import get_vision_position_ids
 
+from reward_fns.registry import find_recipe
+from verl_stvg.base import python
 from verl_stvg.base.lock import finished, whole
 from verl_stvg.data_builders.sets import synthetic
-from verl_stvg.training.reward import find_recipe
+from verl_stvg.patches.transformers_positions import mend_transformers
 from verl_stvg.video.decode import read_frames
 from verl_stvg.video.plan import plan_video
-from verl_stvg.video.positions import mend_transformers
 
 logger = logging.getLogger(__name__)
+
+SAME_ON_EVERY_CPU = {
+    "ATEN_CPU_CAPABILITY": "avx2",  # torch's own loops
+    "OPENBLAS_CORETYPE": "Haswell",  # numpy's matrix products, see `product`: the kernels for AVX2
+    "OPENBLAS_NUM_THREADS": "1",  # the order of sums
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "MKL_CBWR": "COMPATIBLE",  # other products: the branch that is the same on Intel's and AMD's CPUs
+    "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-FMA,-FMA4,-AVX2,-FMA_Usable,-FMA4_Usable,-AVX2_Usable",  # exp, log; new, old
+}
+"""Environment of the process that makes the weights.
+
+What chooses by the CPU in spite of it is not called there: oneDNN (switched off), OpenCV, MKL's square roots, which
+torch's optimisers take unless they are fused, and MKL's products where they would take long.
+"""
+WEIGHTS = "f9583a7dcde15204"
+"""`weights_hash` of the model of `TinyConfig()` and seed 0 with torch 2.11.0; docs/learning.md starts from it."""
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -104,16 +132,13 @@ class TinyConfig:
     vision_steps: int = 240
     vision_batch: int = 128  # temporal units, not clips
     vision_lr: float = 2e-3
-    answer_steps: int = 400  # at most
+    answer_steps: int = 290
     answer_batch: int = 32
     answer_lr: float = 2e-3
     id_weight: float = 3.0
     guide_layer: int = 2
     common_colors: int = synthetic.COMMON_COLORS  # of COLORS; the others are rare words of the supervised pass,
-    rare_share: float = 0.03  # each sample about one drawn with this weight
-    stop_iou: float = 0.86  # the supervised pass ends when, on clips about common colours, greedy temporal IoU
-    stop_id: float = 0.93  # and ID accuracy have both reached these
-    check_every: int = 5  # steps
+    rare_share: float = 0.06  # each sample about one drawn with this weight
     eval_clips: int = 96
 
 
@@ -218,7 +243,8 @@ def make_untrained(config: TinyConfig, tokenizer: Qwen2Tokenizer, seed: int) -> 
         if name.endswith(("o_proj.weight", "down_proj.weight", "attn.proj.weight")):
             std /= math.sqrt(2 * config.text_layers)
         with torch.no_grad():
-            parameter.normal_(0.0, std, generator=generator)
+            drawn = torch.empty(parameter.shape, dtype=torch.float64).normal_(0.0, std, generator=generator)
+            parameter.copy_(drawn)  # the same on every CPU, which float32's own draws are not
     with torch.no_grad():  # words are written as they are read, so that copying one from the prompt is easy
         model.lm_head.weight.copy_(model.get_input_embeddings().weight * 0.3 * config.text_width**-0.5)
     model.generation_config = GenerationConfig(
@@ -239,10 +265,11 @@ def render_pool(
     """Clips of the warm-start split as the model would see them: specs and uint8 (count, 16, 56, 84, 3)."""
     clips = [synthetic.make_clip(seed, "warm", first + k) for k in range(count)]
     frames = np.empty((count, synthetic.NUM_TICKS, FRAME_HEIGHT, FRAME_WIDTH, 3), dtype=np.uint8)
-    ticks = range(0, synthetic.NUM_FRAMES, synthetic.FRAMES_PER_TICK)
+    ticks, scale = range(0, synthetic.NUM_FRAMES, synthetic.FRAMES_PER_TICK), synthetic.MODEL_SCALE
     for k, clip in enumerate(tqdm(clips, desc="warm start: draw clips", unit="clip", disable=not progress)):
-        for tick, native in enumerate(synthetic.render_frames(clip, ticks)):
-            frames[k, tick] = cv2.resize(native, (FRAME_WIDTH, FRAME_HEIGHT), interpolation=cv2.INTER_AREA)
+        native = synthetic.render_frames(clip, ticks)
+        sums = sum(native[:, y::scale, x::scale].astype(np.uint16) for y in range(scale) for x in range(scale))
+        frames[k] = np.rint(sums / scale**2)
     return clips, frames
 
 
@@ -262,14 +289,15 @@ def patchify(video_processor: Qwen2VLVideoProcessor, frames: np.ndarray) -> torc
 def tower(visual: nn.Module, patches: torch.Tensor) -> torch.Tensor:
     """The vision tower over many equal frames at once: (units, patches, values) to (units, ROWS * COLUMNS, width).
 
-    The model's own forward attends unit by unit in a Python loop; frames of one small size need none.
+    The model's own forward attends unit by unit in a Python loop; frames of one small size need none. Its convolution,
+    whose kernel is one patch, is a matrix product here.
     """
     grid = torch.tensor([[1, ROWS * MERGE, COLUMNS * MERGE]])
     rotary = visual.rotary_pos_emb(get_vision_position_ids(grid, MERGE))
     emb = torch.cat((rotary, rotary), dim=-1)
     cos, sin = emb.cos(), emb.sin()
     units, length, _ = patches.shape
-    x = visual.patch_embed(patches.flatten(0, 1)).unflatten(0, (units, length))
+    x = nn.functional.linear(patches, visual.patch_embed.proj.weight.flatten(1))
     for block in visual.blocks:
         attention = block.attn
         q, k, v = attention.qkv(block.norm1(x)).view(units, length, 3, attention.num_heads, -1).unbind(2)
@@ -339,25 +367,28 @@ def train_vision(
     labels = torch.from_numpy(np.stack([token_labels(c) for c in clips])).flatten(0, 1)
     units = frames.reshape(-1, TEMPORAL_PATCH, *frames.shape[2:])
     parameters = [*visual.parameters(), *when.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.vision_lr, weight_decay=0.0, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameters, lr=config.vision_lr, weight_decay=0.0, betas=(0.9, 0.98), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warm_cosine(config.vision_steps))
     hits, seen = np.zeros(4), 0
     bar = tqdm(range(config.vision_steps), desc="warm start: vision tower", unit="step", disable=not progress)
+
+    def loss_of(items: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        tokens = tower(visual, patchify(processor.video_processor, units[items.numpy()]))
+        logits = [*(nn.functional.linear(tokens, w) for w in words), when(tokens)]
+        asked = [(x.flatten(0, 1), labels[items][..., i].flatten()) for i, x in enumerate(logits)]
+        guesses = torch.stack([x.argmax(-1) for x in logits], dim=-1)
+        return sum(nn.functional.cross_entropy(*pair) for pair in asked), tokens.detach(), guesses
+
     for step in bar:
         chosen = torch.randint(len(units), (config.vision_batch,), generator=generator)
-        tokens = tower(visual, patchify(processor.video_processor, units[chosen.numpy()]))
-        truth = labels[chosen]
-        logits = [*(tokens @ w.T for w in words), when(tokens)]
-        loss = sum(nn.functional.cross_entropy(x.flatten(0, 1), truth[..., i].flatten()) for i, x in enumerate(logits))
-        optimizer.zero_grad()
-        loss.backward()
+        loss, tokens, guesses = gradients(loss_of, chosen, parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         if step >= 0.9 * config.vision_steps:
-            present = truth[..., 0] > 0
+            present = labels[chosen][..., 0] > 0
             seen += int(present.sum())
-            hits += [int((x.argmax(-1) == truth[..., i])[present].sum()) for i, x in enumerate(logits)]
+            hits += (guesses == labels[chosen])[present].sum(0).numpy()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
     with torch.no_grad():
@@ -375,6 +406,64 @@ def features(
     """Visual tokens of clips, float32 (N, VIDEO_TOKENS, width); each temporal unit is computed once."""
     chunks = [patchify(video_processor, frames[k : k + 16]) for k in range(0, len(frames), 16)]
     return torch.cat([tower(model.model.visual, c) for c in chunks]).view(len(frames), VIDEO_TOKENS, -1)
+
+
+class _Product(torch.autograd.Function):
+    """``x @ weight.T`` by numpy."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(0, -2)
+        ctx.save_for_backward(rows, weight)
+        return product(rows, weight.T).unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        rows, weight = ctx.saved_tensors
+        by_row = grad.flatten(0, -2)
+        to_input = product(by_row, weight).view(*grad.shape[:-1], -1) if ctx.needs_input_grad[0] else None
+        return to_input, product(by_row.T, rows)
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Matrix product of float32 (M, K) and (K, N) by numpy, whose OpenBLAS has one code for all CPUs with AVX2.
+
+    MKL, which torch calls, has such a code for SSE2 only: with it the making takes twice as long.
+    """
+    return torch.from_numpy(a.detach().numpy() @ b.detach().numpy())
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``torch.nn.functional.linear`` by `product`."""
+    y = _Product.apply(x, weight)
+    return y if bias is None else y + bias
+
+
+def gradients(
+    loss_of: Callable[[torch.Tensor], tuple[torch.Tensor, ...]], chosen: torch.Tensor, parameters: list[nn.Parameter]
+) -> tuple[torch.Tensor, ...]:
+    """Set the gradients of a batch's mean loss; its two halves run side by side, and are added in one order.
+
+    So two cores are used, and the sums are the same however many there are.
+
+    Args:
+        loss_of: of the items (B / 2,) of a half: their mean loss, and what else is to be returned of them.
+        chosen: items of the batch, int64 (B,), B even.
+        parameters: the leaves.
+
+    Returns:
+        the batch's mean loss, and the rest of `loss_of`'s results, joined along their first axis.
+    """
+
+    def half(items: torch.Tensor) -> tuple:
+        loss, *rest = loss_of(items)
+        return torch.autograd.grad(loss, parameters, allow_unused=True), loss.detach(), *rest
+
+    with ThreadPoolExecutor(2) as pool:
+        (ours, loss, *rest), (others, other_loss, *other_rest) = pool.map(half, chosen.chunk(2))
+    for parameter, a, b in zip(parameters, ours, others, strict=True):
+        parameter.grad = None if a is None else (a + b) / 2
+    return (loss + other_loss) / 2, *(torch.cat(pair) for pair in zip(rest, other_rest, strict=True))
 
 
 def warm_cosine(steps: int, warm_up: int = 20):
@@ -420,27 +509,20 @@ def train_answers(
     tokenizer: Qwen2Tokenizer,
     clips: list[synthetic.ClipSpec],
     visual: torch.Tensor,
-    unseen: tuple[list[synthetic.ClipSpec], torch.Tensor],
     config: TinyConfig,
     seed: int,
     progress: bool = True,
-) -> dict:
-    """Teach the language model to answer, over a frozen vision tower, until it grounds about half of `unseen`.
-
-    Every shape of a clip serves as target. `unseen` holds clips and their visual tokens; from step 50 on they are
-    answered greedily every `check_every` steps, and training ends once their mean temporal IoU has reached `stop_iou`
-    and their ID accuracy `stop_id`, or after `answer_steps`.
+) -> float:
+    """Teach the language model to answer, over a frozen vision tower, for `answer_steps`; every shape serves as target.
 
     The loss is that of the answer's tokens, the first ID counted `id_weight` times. A linear head on the visual tokens
     after `guide_layer`, dropped afterwards, is asked which second a token shows and whether it shows the target: both
     are needed for any answer and come late when only the answer teaches them.
-    Returns the number of steps, the last mean cross-entropy, and the last check's scores.
+    Returns the last mean cross-entropy.
     """
     samples = [(k, track) for k, clip in enumerate(clips) for track in clip.tracks]
     common = common_colors(config)
     weight_of = torch.tensor([1.0 if track.color in common else config.rare_share for _, track in samples])
-    asked = torch.tensor([clip.target_track.color in common for clip in unseen[0]])
-    unseen = [clip for clip in unseen[0] if clip.target_track.color in common], unseen[1][asked]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     answers = [tokenizer(completion(track, config.task))["input_ids"] + [end] for _, track in samples]
     length = len(answers[0])
@@ -454,8 +536,8 @@ def train_answers(
     labels = np.stack([token_labels(clip) for clip in clips])
     shown = np.stack([(labels[k, ..., 1] == track.object_id) * labels[k, ..., 3] for k, track in samples])
     shown = torch.from_numpy(shown).flatten(1)
-    second = torch.arange(UNITS).repeat_interleave(ROWS * COLUMNS).repeat(config.answer_batch)
-    place = positions(model, ids[:1])[:, :, :-1].expand(3, config.answer_batch, -1)
+    second = torch.arange(UNITS).repeat_interleave(ROWS * COLUMNS)
+    place = positions(model, ids[:1])[:, :, :-1]
     video = (ids[0] == model.config.video_token_id).nonzero().flatten()
 
     generator = torch.Generator().manual_seed(seed)
@@ -463,44 +545,44 @@ def train_answers(
     with torch.no_grad():
         guide.weight.normal_(0.0, config.text_width**-0.5, generator=generator)
         guide.bias.zero_()
-    guided = {}
+    guided = {}  # by thread
     hook = model.model.language_model.layers[config.guide_layer - 1].register_forward_hook(
-        lambda module, inputs, output: guided.update(hidden=output[0] if isinstance(output, tuple) else output)
+        lambda module, inputs, output: guided.update(
+            {threading.get_ident(): output[0] if isinstance(output, tuple) else output}
+        )
     )
     model.model.visual.requires_grad_(False)
     parameters = [p for p in model.parameters() if p.requires_grad] + [*guide.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.answer_lr, weight_decay=0.01, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(parameters, lr=config.answer_lr, weight_decay=0.01, betas=(0.9, 0.95), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 20))
-    checked = {}
     bar = tqdm(range(config.answer_steps), desc="warm start: answers", unit="step", disable=not progress)
+
+    def loss_of(items: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        batch = ids[items]
+        inputs = embed(model, batch, visual[clip_of[items]])[:, :-1]
+        there = place.expand(3, len(items), -1)
+        hidden = model.model.language_model(inputs_embeds=inputs, position_ids=there).last_hidden_state[:, -length:]
+        logits = model.lm_head(hidden)
+        losses = nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, -length:], reduction="none")
+        tokens = nn.functional.rms_norm(guided[threading.get_ident()][:, video], (config.text_width,))
+        target, time_of = guide(tokens).flatten(0, 1).split((2**TEMPORAL_PATCH, UNITS), dim=-1)
+        guide_loss = nn.functional.cross_entropy(target, shown[items].flatten())
+        clock_loss = nn.functional.cross_entropy(time_of, second.repeat(len(items)))
+        loss = (losses * weights).sum() / len(items) / 10 + 3 * guide_loss + clock_loss / 2
+        return loss, losses.detach(), hidden.detach()
+
     for step in bar:
         chosen = torch.multinomial(weight_of, config.answer_batch, replacement=True, generator=generator)
-        batch = ids[chosen]
-        inputs = embed(model, batch, visual[clip_of[chosen]])[:, :-1]
-        hidden = model.model.language_model(inputs_embeds=inputs, position_ids=place).last_hidden_state
-        logits = model.lm_head(hidden[:, -length:])
-        losses = nn.functional.cross_entropy(logits.transpose(1, 2), batch[:, -length:], reduction="none")
-        tokens = nn.functional.rms_norm(guided["hidden"][:, video], (config.text_width,))
-        target, time_of = guide(tokens).flatten(0, 1).split((2**TEMPORAL_PATCH, UNITS), dim=-1)
-        guide_loss = nn.functional.cross_entropy(target, shown[chosen].flatten())
-        clock_loss = nn.functional.cross_entropy(time_of, second)
-        loss = (losses * weights).sum() / config.answer_batch / 10 + 3 * guide_loss + clock_loss / 2
-        optimizer.zero_grad()
-        loss.backward()
+        loss, losses, hidden = gradients(loss_of, chosen, parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if step >= 50 and step % config.check_every == 0:
-            texts = answer_greedily(model, tokenizer, *unseen, task=config.task)
-            checked = reward_parts([clip.target_track for clip in unseen[0]], texts, config.task)
-            bar.set_postfix({name: f"{value:.2f}" for name, value in checked.items()})
-            goals = {name: config.stop_id if name == "id_match" else config.stop_iou for name in checked}
-            if all(checked[name] >= goal for name, goal in goals.items() if name != "format"):
-                break
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
     hook.remove()
     model.model.visual.requires_grad_(True)
-    silence_placeholders(model, tokenizer, hidden[:, -length:].detach().flatten(0, 1), progress)
-    return {"steps": step + 1, "loss": losses.detach().mean().item(), "checked": checked}
+    silence_placeholders(model, tokenizer, hidden.flatten(0, 1), progress)
+    return losses.mean().item()
 
 
 def silence_placeholders(
@@ -512,7 +594,7 @@ def silence_placeholders(
     would write one in ten thousand tokens. `hidden`: final hidden states (N, width) of answers.
     """
     row = torch.zeros(hidden.shape[1], requires_grad=True)
-    optimizer = torch.optim.Adam([row], lr=0.05)
+    optimizer = torch.optim.Adam([row], lr=0.05, fused=True)
     for _ in tqdm(range(300), desc="warm start: placeholders", unit="step", disable=not progress):
         loss = nn.functional.softplus(hidden @ row + 25.0).mean() + 1e-3 * row.square().sum()
         optimizer.zero_grad()
@@ -637,18 +719,31 @@ def make(out_dir: str | os.PathLike, seed: int = 0, config: TinyConfig | None = 
     config = config or TinyConfig()
     out_dir = Path(out_dir)
     key = cache_key(config, seed)
-    if finished(out_dir) and _is_of(out_dir, key):
-        return out_dir
-    with whole(out_dir, wait=True) as work:
-        if out_dir.exists():
-            if _is_of(out_dir, key):  # another process has just made it
-                return out_dir
-            logger.info("%s is outdated and made again", out_dir)
-        _write(work, key, seed, config, progress)
-        if out_dir.exists():
-            out_dir.rename(work / "outdated")
-            shutil.rmtree(work / "outdated")
+    if not finished(out_dir) or not _is_of(out_dir, key):
+        with whole(out_dir, wait=True) as work:
+            if not out_dir.exists() or not _is_of(out_dir, key):  # else another process has just made it
+                if out_dir.exists():
+                    logger.info("%s is outdated and made again", out_dir)
+                _write(work, key, seed, config, progress)
+                if out_dir.exists():
+                    out_dir.rename(work / "outdated")
+                    shutil.rmtree(work / "outdated")
+    _tell_weights(out_dir, seed, config)
     return out_dir
+
+
+def _tell_weights(folder: Path, seed: int, config: TinyConfig) -> None:
+    """Log the hash of a model's weights, and whether it is the recorded one."""
+    found = json.loads((folder / "warm_start.json").read_text(encoding="utf-8"))["weights"]
+    logger.info("%s: weights %s", folder, found)
+    if (config, seed) == (TinyConfig(), 0) and found != WEIGHTS:
+        logger.warning(
+            "The tiny model's weights are %s with torch %s on this machine, and %s where docs/learning.md was "
+            "measured: your figures may differ from its figures.",
+            found,
+            torch.__version__,
+            WEIGHTS,
+        )
 
 
 def _is_of(folder: Path, key: str) -> bool:
@@ -662,37 +757,63 @@ def _is_of(folder: Path, key: str) -> bool:
 def _write(work: Path, key: str, seed: int, config: TinyConfig, progress: bool) -> None:
     """Make the model and write it into a folder."""
     began = time.monotonic()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same model however many cores there are
-    try:
-        mend_transformers()
-        processor = make_processor(config.task)
-        model = make_untrained(config, processor.tokenizer, seed)
-        clips, frames = render_pool(seed, 0, config.clips + config.eval_clips, progress)
-        known, pictures = clips[: config.clips], frames[: config.clips]
-        vision = train_vision(model, processor, known, pictures, config, seed, progress)
-        visual = features(model, processor.video_processor, frames)
-        unseen = clips[config.clips :], visual[config.clips :]
-        answers = train_answers(model, processor.tokenizer, known, visual, unseen, config, seed, progress)
-        model.save_pretrained(work)
-        processor.save_pretrained(work)
-        first = config.clips + config.eval_clips  # neither trained on nor used to decide when to stop
-        held_out = [synthetic.make_clip(seed, "warm", first + k) for k in range(config.eval_clips)]
-        record = {
-            "key": key,
-            "seed": seed,
-            "config": asdict(config),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "vision_accuracy": vision,
-            "answers": answers,
-            "held_out_clips": config.eval_clips,
-            "greedy": score(work, held_out, task=config.task),
-            "sampled": score(work, held_out, samples=2, seed=seed, task=config.task),
-            "seconds": round(time.monotonic() - began, 1),
-        }
-        (work / "warm_start.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    finally:
-        torch.set_num_threads(threads)
+    asked = json.dumps({"config": asdict(config), "seed": seed, "progress": progress, "parent": os.getpid()})
+    child = python.code(
+        "from verl_stvg.data_builders.testing import tiny_model; tiny_model.make_weights(*sys.argv[1:])",
+        str(work),
+        asked,
+    )
+    subprocess.run(child, env=python.environment(path=True) | SAME_ON_EVERY_CPU, check=True)
+    taught = work / "taught.json"
+    held_out = [synthetic.make_clip(seed, "warm", config.clips + k) for k in range(config.eval_clips)]
+    record = {
+        "key": key,
+        "seed": seed,
+        "config": asdict(config),
+        "weights": weights_hash(work),
+        **json.loads(taught.read_text(encoding="utf-8")),
+        "held_out_clips": config.eval_clips,
+        "greedy": score(work, held_out, task=config.task),
+        "sampled": score(work, held_out, samples=2, seed=seed, task=config.task),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    taught.unlink()
+    (work / "warm_start.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def make_weights(folder: str, asked: str) -> None:
+    """Train the model and write it, its processor and `taught.json`; runs in the environment `SAME_ON_EVERY_CPU`.
+
+    `asked` is JSON: the configuration, the seed, whether to show bars, and the process that waits for this one.
+    """
+    asked = json.loads(asked)
+    python.end_with_parent(asked["parent"])
+    config, seed, progress = TinyConfig(**asked["config"]), asked["seed"], asked["progress"]
+    torch.backends.mkldnn.set_flags(False)
+    nn.functional.linear = linear
+    mend_transformers()
+    processor = make_processor(config.task)
+    model = make_untrained(config, processor.tokenizer, seed)
+    clips, frames = render_pool(seed, 0, config.clips, progress)
+    accuracy = train_vision(model, processor, clips, frames, config, seed, progress)
+    visual = features(model, processor.video_processor, frames)
+    loss = train_answers(model, processor.tokenizer, clips, visual, config, seed, progress)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    taught = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "vision_accuracy": accuracy,
+        "answer_loss": loss,
+    }
+    (Path(folder) / "taught.json").write_text(json.dumps(taught), encoding="utf-8")
+
+
+def weights_hash(folder: str | os.PathLike) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of a model's weights: names and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(Path(folder) / "model.safetensors").items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def cache_key(config: TinyConfig, seed: int) -> str:

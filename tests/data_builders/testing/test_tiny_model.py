@@ -1,22 +1,26 @@
 """The tiny model is a real Qwen2.5-VL: its files load as one, and its shortcuts give what the real modules give."""
 
 import json
+import logging
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.video_utils import VideoMetadata
 
 from verl_stvg.data_builders.sets import synthetic
 from verl_stvg.data_builders.testing import tiny_model
+from verl_stvg.patches.transformers_positions import mend_transformers
 from verl_stvg.video.plan import smart_resize
-from verl_stvg.video.positions import mend_transformers
 
 TOKENIZER = tiny_model.make_tokenizer()
 QUICK = tiny_model.TinyConfig(clips=4, vision_steps=2, vision_batch=8, answer_steps=2, answer_batch=2, eval_clips=2)
+QUICK_WEIGHTS = "24723677f06f349e"  # of seed 3, on every x86-64 CPU; torch 2.11.0, another one may give others
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +171,49 @@ def test_model_is_cached_by_content_and_refuses_foreign_folders(folder, tmp_path
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_weights_are_the_same_bits_on_every_cpu(folder):
+    assert json.loads((folder / "warm_start.json").read_text())["weights"] == tiny_model.weights_hash(folder)
+    assert tiny_model.weights_hash(folder) == QUICK_WEIGHTS
+
+
+def test_weights_do_not_depend_on_threads_and_settings_of_the_user(tmp_path, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    monkeypatch.setenv("MKL_CBWR", "AUTO")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    made = tiny_model.make(tmp_path / "model", seed=3, config=QUICK, progress=False)
+    assert tiny_model.weights_hash(made) == QUICK_WEIGHTS
+
+
+def test_one_bit_changes_the_hash(folder, tmp_path):
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"].view(torch.int32)[0, 0] ^= 1
+    save_file(weights, tmp_path / "model.safetensors")
+    assert tiny_model.weights_hash(tmp_path) != tiny_model.weights_hash(folder)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_model_with_other_weights_than_recorded_is_named_and_used(tmp_path, caplog, other):
+    caplog.set_level(logging.INFO)
+    config, found = tiny_model.TinyConfig(), "0123456789abcdef" if other else tiny_model.WEIGHTS
+    record = {"key": tiny_model.cache_key(config, 0), "weights": found}
+    (tmp_path / "warm_start.json").write_text(json.dumps(record))
+    assert tiny_model.make(tmp_path, progress=False) == tmp_path
+    said, *warned = [line.getMessage() for line in caplog.records if line.name == tiny_model.__name__]
+    assert said.endswith(f"weights {found}")
+    assert len(warned) == other and all(tiny_model.WEIGHTS in line and found in line for line in warned)
+
+
+def test_clips_are_shown_to_it_as_opencv_averages_areas():
+    clips, frames = tiny_model.render_pool(5, 0, 2, progress=False)
+    size = tiny_model.FRAME_WIDTH, tiny_model.FRAME_HEIGHT
+    for clip, shown in zip(clips, frames, strict=True):
+        native = synthetic.render_frames(clip, range(0, synthetic.NUM_FRAMES, synthetic.FRAMES_PER_TICK))
+        for frame, small in zip(native, shown, strict=True):
+            assert (cv2.resize(frame, size, interpolation=cv2.INTER_AREA) == small).all()
+
+
 def test_placeholders_are_silenced_and_nothing_else(processor):
     tokenizer = processor.tokenizer
     model = tiny_model.make_untrained(QUICK, tokenizer, seed=2)
@@ -183,6 +230,7 @@ def test_placeholders_are_silenced_and_nothing_else(processor):
 @pytest.mark.engine
 def test_warm_start_writes_the_format_and_grounds_partly(model):
     record = json.loads((model / "warm_start.json").read_text())
+    assert record["weights"] == tiny_model.weights_hash(model) == tiny_model.WEIGHTS
     assert record["sampled"]["format"] >= 0.9
     assert 0.35 <= record["greedy"]["temporal_iou"] <= 0.7  # the best constant answer has 0.37; a trained model 0.8
     assert 0.4 <= record["greedy"]["id_match"] <= 0.8  # chance among the visible IDs is 0.33
