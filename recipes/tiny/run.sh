@@ -27,7 +27,7 @@ else
 fi
 train=$data/train.parquet
 
-say "2/4 model" "a Qwen2.5-VL of about 1 M parameters, warm-started on other clips, into $model (about 3 minutes, once)"
+say "2/4 model" "a Qwen2.5-VL of about 1 M parameters, warm-started on other clips, into $model (about 5 minutes, once)"
 verl-stvg tiny-model "$model" "${asked[@]}"
 
 if [[ $recipe == videotg_r1 ]]; then
