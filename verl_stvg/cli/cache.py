@@ -52,7 +52,8 @@ def build(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per processor.")] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Work on every node of the running Ray cluster.")] = False,
     video_root: Annotated[
-        Path | None, typer.Option(help="Folder that paths in the rows start from; default: each parquet file's.")
+        Path | None,
+        typer.Option(help="Folder that paths in the rows start from; default: that of manifest.json, else the file's."),
     ] = None,
     decoder: Annotated[str, typer.Option(help="pyav, decord, torchcodec or module:function, as in training.")] = "pyav",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for a video, beside those for its length.")] = 60.0,

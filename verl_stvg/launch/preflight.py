@@ -157,7 +157,7 @@ def check_rows(config: DictConfig) -> None:
     model = config.actor_rollout_ref.model.get("tokenizer_path") or config.actor_rollout_ref.model.path
     tokenizer, processor = hf_tokenizer(model), hf_processor(model)
     if processor is None:
-        raise PreflightError(f"{model} has no Qwen2.5-VL processor that loads; it cannot read video")
+        raise PreflightError(f"{model} has no processor of Qwen2.5-VL or Qwen3-VL that loads; it cannot read video")
     side = processor.video_processor.patch_size * processor.video_processor.merge_size
     if side != (QWEN3_PATCH if writes_times(processor) else PATCH) * MERGE:
         raise PreflightError(
