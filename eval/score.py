@@ -116,11 +116,13 @@ def score(
 
 def _items(rows: Iterable[Mapping[str, Any]], benchmark: Benchmark | str | None) -> tuple[Benchmark, list[Item]]:
     """The benchmark, and the rows as items of its kind."""
+    rows = list(rows)
     kind = benchmark.kind if isinstance(benchmark, Benchmark) else None
-    items = list(by_id((item_of(row, kind) for row in rows), lambda item: item.uid).values())
+    items = [item_of(row, kind) for row in rows]
     if not isinstance(benchmark, Benchmark):
-        benchmark = find(benchmark, items)
-    return benchmark, [item.as_kind(benchmark.kind) for item in items]
+        benchmark, kinds = find(benchmark, items), zip(items, rows, strict=True)
+        items = [item if isinstance(item, benchmark.kind) else item_of(row, benchmark.kind) for item, row in kinds]
+    return benchmark, list(by_id(items, lambda item: item.uid).values())
 
 
 def _with_bounds(names: Sequence[str], matrix: np.ndarray, videos: Sequence[str]) -> dict[str, dict[str, float]]:

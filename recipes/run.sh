@@ -9,9 +9,13 @@
 # CACHE    folder of decoded frames, shared by all nodes (verl_stvg/frames in the user's cache folder)
 # STAGES   which of "doctor check cache train" to run (all)
 set -euo pipefail
-usage() { echo "usage: ROWS=FOLDER $0 RECIPE [GPUS_PER_NODE [NODES]] [KEY=VALUE ...]" >&2; exit 2; }
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+usage() {
+  echo "usage: ROWS=FOLDER $0 RECIPE [GPUS_PER_NODE [NODES]] [KEY=VALUE ...]; RECIPE is stvg_r1, temporal_r1, time_r1 or videotg_r1" >&2
+  exit 2
+}
 recipe=${1:-}
-[[ -n $recipe && -f $(dirname "${BASH_SOURCE[0]}")/$recipe/$recipe.yaml ]] || usage
+[[ -n $recipe && -f $here/$recipe/$recipe.yaml ]] || usage
 shift
 gpus=8 nodes=1
 if [[ ${1:-} =~ ^[1-9][0-9]*$ ]]; then gpus=$1; shift; fi

@@ -86,7 +86,7 @@ def test_packages_of_the_user_are_not_taken_for_ours(run_python, tmp_path):
 def test_names_that_nothing_has_are_not_found():
     with pytest.warns(FutureWarning, match="verl_stvg.curriculum is verl_stvg.training.curriculum and verl_stvg.rows"):
         spec = moved.OldNames().find_spec("verl_stvg.curriculum")
-    assert spec.origin.endswith("training/curriculum.py")
+    assert spec.origin == "verl_stvg.training.curriculum"
     assert moved.OldNames().find_spec("verl_stvg.nothing") is None
     with pytest.raises(ImportError):
         from verl_stvg.video.positions import nothing  # noqa: F401
@@ -120,3 +120,38 @@ def test_old_names_in_a_configuration(text, now):
 def test_our_reward_is_known_by_its_old_name(path, ours):
     config = OmegaConf.create({"reward": {"custom_reward_function": {"path": path}}})
     assert is_our_reward(config) is ours
+
+
+def test_names_of_an_old_module_that_is_a_package_now(run_python):
+    code = "from verl_stvg import cli, launch\n"
+    code += "print(len([getattr(cli, name) for name in cli._APP] + [getattr(launch, name) for name in launch._RUN]))"
+    assert run_python(code).stdout.split() == ["22"]
+    assert (
+        "Usage" in run_python("import runpy, sys; sys.argv = ['x', '--help']; runpy.run_module('verl_stvg.cli')").stdout
+    )
+
+
+def test_a_thread_that_imports_an_old_name_waits_for_nothing_that_waits_for_it(run_python):
+    """A finder that imports holds Python's lock of all imports, and may wait for a thread that waits for that lock."""
+    code = """
+import importlib, importlib._bootstrap as bootstrap, threading, time
+import verl_stvg
+stock, begun = bootstrap._find_spec, threading.Event()
+
+def slow(name, path, target=None):
+    if name == "verl_stvg.rows":
+        begun.set()
+        time.sleep(0.5)
+    return stock(name, path, target)
+
+bootstrap._find_spec = slow
+other = threading.Thread(target=importlib.import_module, args=("verl_stvg.rows.masks",), daemon=True)
+other.start()
+begun.wait()
+mine = threading.Thread(target=importlib.import_module, args=("verl_stvg.row_files",), daemon=True)
+mine.start()
+mine.join(60)
+other.join(60)
+print("alive:", mine.is_alive(), other.is_alive())
+"""
+    assert run_python(code).stdout.split()[-2:] == ["False", "False"]

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from types import CodeType, ModuleType
 
@@ -101,15 +101,24 @@ class _Divided(ModuleType):
 
     homes: tuple[ModuleType, ...]
 
+    def _homes_of(self, name: str) -> list[ModuleType]:
+        return [home for home in self.homes if hasattr(home, name)]
+
     def __getattr__(self, name: str) -> object:
-        for home in self.homes:
-            if hasattr(home, name):
-                return getattr(home, name)
+        for home in self._homes_of(name)[:1]:
+            return getattr(home, name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: object) -> None:
-        for home in [home for home in self.homes if hasattr(home, name)] or self.homes[:1]:
+        for home in self._homes_of(name) or self.homes[:1]:
             setattr(home, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        for home in self._homes_of(name):
+            delattr(home, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({name for home in self.homes for name in dir(home)})
 
 
 class _Renamed(Loader):
@@ -134,24 +143,24 @@ class _Renamed(Loader):
 
 
 class OldNames(MetaPathFinder):
-    """Finds modules by their old names."""
+    """Finds modules by their old names. Imports nothing: Python holds a lock of all imports while it asks a finder."""
 
     def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
         new = OLD.get(name) or OLD.get(name.removeprefix("verl_stvg."))
         top = name.partition(".")[0]
         if top in TOPS and name != top:
-            if sys.modules.get(top) is not sys.modules.get(f"verl_stvg.{top}"):
+            parent = sys.modules.get(name.rpartition(".")[0])
+            if not getattr(parent, "__name__", "").startswith("verl_stvg."):
                 return None  # a package of the user's own
-            new = new or f"verl_stvg.{name}"
+            if new is None and PathFinder.find_spec(name, parent.__path__) is None:
+                return None
+            new = new or f"{parent.__name__}.{name.rpartition('.')[2]}"
         if new is None:
             return None
         homes = (new,) if isinstance(new, str) else new
-        origin = find_spec(homes[0])
-        if origin is None:
-            return None
         said = " and ".join(homes)
         warnings.warn(f"{name} is {said} now; the old name goes with verl_stvg 0.2.", FutureWarning, stacklevel=2)
-        return ModuleSpec(name, _Renamed(homes), origin=origin.origin)
+        return ModuleSpec(name, _Renamed(homes), origin=homes[0])
 
 
 def stand_for(name: str) -> None:

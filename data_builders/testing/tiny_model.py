@@ -21,6 +21,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -763,7 +764,14 @@ def _write(work: Path, key: str, seed: int, config: TinyConfig, progress: bool) 
         str(work),
         asked,
     )
-    subprocess.run(child, env=python.environment(path=True) | SAME_ON_EVERY_CPU, check=True)
+    same = dict(SAME_ON_EVERY_CPU)
+    if " avx2 " not in Path("/proc/cpuinfo").read_text():
+        del same["ATEN_CPU_CAPABILITY"], same["OPENBLAS_CORETYPE"]  # other weights than recorded, which is said
+    ended = subprocess.run(child, env=python.environment(path=True) | same).returncode
+    if ended:
+        how = f"signal {-ended} ({signal.Signals(-ended).name})" if ended < 0 else f"status {ended}"
+        reason = "was there enough memory (3 GB)?" if ended == -signal.SIGKILL else "see its messages above"
+        raise ValueError(f"{work.parent}: the process that makes the tiny model ended with {how}; {reason}")
     taught = work / "taught.json"
     held_out = [synthetic.make_clip(seed, "warm", config.clips + k) for k in range(config.eval_clips)]
     record = {

@@ -7,7 +7,7 @@ Each kind has a type of its own below `Item`, which says how its truth is read f
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -85,12 +85,6 @@ class Item:
     def counted_in_file(self, first_frame_of: str | None) -> "Item":
         """The item with its frames counted in the file, whatever the row says that they are counted in."""
         return self
-
-    def as_kind(self, kind: type["Item"]) -> "Item":
-        """The same row as an item of another kind, without what only the other kind knows; itself if it is one."""
-        if isinstance(self, kind):
-            return self
-        return kind(**{one.name: getattr(self, one.name) for one in fields(Item)})
 
     @cached_property
     def extra(self) -> Mapping[str, Any]:

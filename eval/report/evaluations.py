@@ -111,6 +111,8 @@ def read(folder: Path) -> Evaluation:
     path = folder / "predictions.jsonl"
     said = answers.read(path) if path.is_file() else {}
     notices = [] if said else ["There is no predictions.jsonl, so the answers' texts are not shown."]
+    if any("frames" in item.prediction and "tube" not in item.prediction for item in items.values()):
+        notices.append("Answered boxes are not drawn, because an earlier version scored this folder; score it again.")
     return Evaluation(folder, folder.resolve().name, record, scores, items, said, notices)
 
 

@@ -294,7 +294,7 @@ def test_a_model_that_is_outdated_is_replaced_whatever_a_kill_has_left(tmp_path,
 
     def write(work, key, seed, config, progress):
         assert os.listdir(work) == [NAME]
-        (work / "warm_start.json").write_text(json.dumps({"key": key}))
+        (work / "warm_start.json").write_text(json.dumps({"key": key, "weights": "0"}))
         made.append(seed)
 
     monkeypatch.setattr(tiny_model, "_write", write)

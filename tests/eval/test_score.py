@@ -1286,9 +1286,17 @@ def test_a_row_is_an_item_of_its_kind():
     own = {Moment: moment("v/0", dataset="own"), Tube: tube(dataset="own"), Question: both}
     assert [type(item_of(row)) for row in own.values()] == list(own)
     assert item_of(both, Tube).boxes.shape == (20, 4)
-    moved = item_of(own[Moment]).as_kind(Tube)
+    moved = item_of(own[Moment], Tube)
     assert (moved.intervals, moved.duration, moved.boxes) == (((5.0, 10.0),), 20.0, None)
     assert find(None, [moved]).kind is Moment and find(None, [item_of(own[Tube])]).kind is Tube
+
+
+def test_rows_of_an_unknown_set_are_of_one_kind():
+    """One row with options makes a set of questions; a row without them has its answer all the same."""
+    rows = [moment(f"v/{k}", dataset="own", answer="B", options=["a", "b"][: 2 - 2 * k]) for k in range(2)]
+    right = Prediction(((5.0, 10.0),), option="B")
+    scores = score(rows, {row["extra_info"]["uid"]: right for row in rows})
+    assert scores.metrics["Acc@QA"]["value"] == 1.0
 
 
 def test_every_reward_has_a_reader():

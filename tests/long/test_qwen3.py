@@ -193,7 +193,7 @@ def test_the_mend_is_in_verls_server(run_python):
 import verl.workers.rollout.vllm_rollout.vllm_async_server as server
 print(server.qwen2_5_vl_dedup_image_tokens.__module__)
 """
-    assert run_python(code).stdout.split()[-1] == "verl_stvg.video.positions"
+    assert run_python(code).stdout.split()[-1] == "verl_stvg.patches.vllm_positions"
 
 
 # --- positions --------------------------------------------------------------------------------------------------------

@@ -2,4 +2,6 @@
 
 from verl_stvg.moved import names_of
 
-__getattr__ = names_of(__name__, dict.fromkeys(("supervise", "summary"), "verl_stvg.launch.run"))
+_RUN = ("train", "supervise", "summary", "absolute_paths", "at_its_end", "set_aside", "end_descendants", "failure")
+_RUN += ("report_progress", "EARLIER", "SHOWN")
+__getattr__ = names_of(__name__, dict.fromkeys(_RUN, "verl_stvg.launch.run"))

@@ -148,7 +148,10 @@ class _Worker:
     def _begin(self, request: dict) -> None:
         """Go on with the open pass if the request does; else end it."""
         if "plan" in request or "start" in request:
-            importlib.import_module("cv2")  # here, because it may not fit into a small bound; a probe does without
+            try:  # here, because it may not fit into a small bound; a probe does without
+                importlib.import_module("cv2")
+            except ImportError as error:
+                raise DecoderError(f"OpenCV cannot be imported ({error}); install it again") from error
         if "start" in request and len(self.pixels) < os.fstat(self.shared).st_size:
             self.pixels = np.frombuffer(mmap.mmap(self.shared, 0), np.uint8)
         open_at = None if self.blocks is None else (str(self.blocks.path), self.blocks.next)

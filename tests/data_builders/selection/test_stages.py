@@ -819,7 +819,7 @@ def test_planted_clips_with_the_tiny_model(model, tmp_path):
         [tmp_path / "data" / "train.parquet"],
         tmp_path / "chosen",
         subset.Judgements(tmp_path / "reflection", tmp_path / "difficulty"),
-        subset.Rules(size=8),
+        subset.Rules(size=4),
     )
-    assert manifest["chosen"] == 8
+    assert manifest["chosen"] == 4
     assert report.write([tmp_path / "difficulty", tmp_path / "reflection", tmp_path / "chosen"], tmp_path / "page.html")
