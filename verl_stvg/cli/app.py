@@ -178,13 +178,18 @@ def tiny_model(
     seed: int = 0,
     task: Annotated[str, typer.Option(help="The prompt it knows, as in `build synthetic`.")] = "stvg_r1",
     rare_share: Annotated[
-        float, typer.Option(help="How rare half of the colours are in its supervised pass; the less, the harder.")
-    ] = 0.03,
+        float | None,
+        typer.Option(
+            help="How rare half of the colours are in its supervised pass; the less, the harder. By default as the "
+            "demo and docs/learning.md have it."
+        ),
+    ] = None,
 ) -> None:
     """Make the tiny Qwen2.5-VL: a real architecture of about 1 M parameters, warm-started on synthetic answers."""
     from verl_stvg.data_builders.testing import tiny_model as maker
 
-    maker.make(out, seed=seed, config=maker.TinyConfig(task=task, rare_share=rare_share))
+    chosen = {} if rare_share is None else {"rare_share": rare_share}
+    maker.make(out, seed=seed, config=maker.TinyConfig(task=task, **chosen))
 
 
 def report(

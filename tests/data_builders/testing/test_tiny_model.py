@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 from transformers.video_utils import VideoMetadata
+from typer.testing import CliRunner
 
+from verl_stvg.cli import app
 from verl_stvg.data_builders.sets import synthetic
 from verl_stvg.data_builders.testing import tiny_model
 from verl_stvg.patches.transformers_positions import mend_transformers
@@ -184,6 +186,16 @@ def test_weights_do_not_depend_on_threads_and_settings_of_the_user(tmp_path, mon
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
     made = tiny_model.make(tmp_path / "model", seed=3, config=QUICK, progress=False)
     assert tiny_model.weights_hash(made) == QUICK_WEIGHTS
+
+
+@pytest.mark.parametrize("task", ["stvg_r1", "temporal_r1"])
+def test_the_command_makes_the_model_that_the_docs_describe(monkeypatch, task):
+    made = []
+    monkeypatch.setattr(tiny_model, "make", lambda out, **asked: made.append(asked))
+    CliRunner().invoke(app.app, ["tiny-model", "model", "--task", task], catch_exceptions=False)
+    CliRunner().invoke(app.app, ["tiny-model", "model", "--rare-share", "0.2"], catch_exceptions=False)
+    assert made[0] == {"seed": 0, "config": tiny_model.TinyConfig(task=task)}
+    assert made[1] == {"seed": 0, "config": tiny_model.TinyConfig(rare_share=0.2)}
 
 
 def test_one_bit_changes_the_hash(folder, tmp_path):
