@@ -21,7 +21,8 @@ from verl_stvg.eval.benchmarks import temporal, tubes
 from verl_stvg.eval.benchmarks.items import Item, item_of, read_answer
 from verl_stvg.eval.benchmarks.tubes import Library
 from verl_stvg.eval.lmms_eval_tasks.parts import cut
-from verl_stvg.rows.row import entry_of, root_of
+from verl_stvg.rows.files import root_of
+from verl_stvg.rows.row import entry_of
 from verl_stvg.video.tracks import find_track
 
 SPLITS = {"hc_stvg_v1": "test", "hc_stvg_v2": "val", "vidstg": "test"}
