@@ -87,7 +87,7 @@ def check(
     """
     findings: list[Finding] = []
     seen: list[Seen] = []
-    plans: dict[str, list[tuple]] = defaultdict(list)
+    lost: set[str] = set()
     malformed = 0
     for number, file in enumerate(files):
         found, of_file, wrong = _rows_of(file, number, video_root, fit)
@@ -101,10 +101,11 @@ def check(
                 f"--video-root (it is {root}), or check the rows alone, with --no-videos"
             )
             findings.append(Finding(str(file), None, "", "videos", detail))
-            continue
-        for one in of_file if videos else ():
-            if one.video and one.plan not in plans[one.video]:
-                plans[one.video].append(one.plan)
+            lost.update(named)
+    plans: dict[str, list[tuple]] = defaultdict(list)
+    for one in seen if videos else ():
+        if one.video and one.video not in lost and one.plan not in plans[one.video]:
+            plans[one.video].append(one.plan)
     looks: Looks = {}
     for looked in work(functools.partial(look, decode), list(plans.items()), workers, on_ray):
         looks.update(looked)
