@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_stvg.base.lock import clear, finished, whole
-from verl_stvg.data_builders.check import SLACK
+from verl_stvg.data_builders.check_videos import SLACK
 from verl_stvg.data_builders.make_row import CHOICES, ROW_SCHEMA, Drop, Policies, RowMaker, Video
 from verl_stvg.data_builders.read import AnnotationError, json_lines
 from verl_stvg.data_builders.records import Entries, Problem, once

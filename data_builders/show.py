@@ -6,7 +6,7 @@ Each row is a time line with its interval, thumbnails with the target's box, the
 
 import json
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,11 @@ from pathlib import Path
 import jinja2
 
 from verl_stvg.base.lock import write_whole
-from verl_stvg.data_builders import check
+from verl_stvg.data_builders.check_rows import row_problems
 from verl_stvg.data_builders.objects.boxes import TurnedBoxes, annotated_size, scaled
 from verl_stvg.data_builders.read import json_lines
-from verl_stvg.rows.row import root_of
+from verl_stvg.rows.files import read_rows
+from verl_stvg.rows.row import VIDEO_COLUMN, Row, read_entries
 from verl_stvg.rows.shape import row_shape_problems
 from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.decode import VideoError, VideoInfo
@@ -53,7 +54,7 @@ def write(
     Args:
         files: parquet files of rows.
         out: the page.
-        video_root: see `verl_stvg.rows.row.root_of`.
+        video_root: see `verl_stvg.rows.files.root_of`.
         limit: of rows on the page.
         findings: what `verl-stvg check --report` wrote, to be shown with the rows; without it only those problems are
             shown that need no video.
@@ -65,7 +66,7 @@ def write(
     problems: dict[_Place, list[str]] = defaultdict(list)
     places: list[_Place] = []
     for file in files:
-        for number, row in enumerate(check.rows_of(file)):
+        for number, row in enumerate(read_rows(file, video_root)):
             places.append(_Place(file, number))
             problems[places[-1]] += _problems(row)
     for file, number, text in _found(findings) if findings else ():
@@ -79,35 +80,37 @@ def write(
     cards = []
     for file in files:
         wanted = {place.row for place in chosen if place.file == file}
-        root = root_of(file, video_root)
         cards += [
-            _card(row, root, problems[_Place(file, number)], budget)
-            for number, row in enumerate(check.rows_of(file))
+            _card(row, problems[_Place(file, number)], budget)
+            for number, row in enumerate(read_rows(file, video_root))
             if number in wanted
         ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    kinds = Counter(text.partition(":")[0] for card in cards for text in card["problems"])
-    page = environment.get_template("show.html").render(
-        cards=cards,
-        total=len(places),
-        files=names,
-        sets=sorted({card["dataset"] for card in cards}),
-        splits=sorted({card["split"] for card in cards}),
-        kinds=sorted(kinds),
-        trouble=sum(bool(found) for found in problems.values()),
-    )
-    write_whole(out, page)
+    write_whole(out, _page(cards, len(places), names, sum(bool(found) for found in problems.values())))
     return len(cards)
 
 
-def _problems(row: dict) -> list[str]:
+def _page(cards: list[dict], total: int, files: list[str], trouble: int) -> str:
+    """The page of some cards; ``total`` and ``trouble`` are numbers of rows: all of them, and those with a problem."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("show.html").render(
+        cards=cards,
+        total=total,
+        files=files,
+        sets=sorted({card["dataset"] for card in cards}),
+        splits=sorted({card["split"] for card in cards}),
+        kinds=sorted({text.partition(":")[0] for card in cards for text in card["problems"]}),
+        trouble=trouble,
+    )
+
+
+def _problems(row: Row) -> list[str]:
     """What is wrong with a row, as far as it shows without its video."""
     if wrong := row_shape_problems(row):
         return [f"row: {text}" for text in wrong]
-    found = [f"{problem}: {detail}" for _, problem, detail, _ in check.row_problems(row)]
-    return found + [f"video entry: {which}{text}" for which, _, text in check.read_entries(row["videos"]) if text]
+    found = [f"{problem}: {detail}" for problem, detail, _ in row_problems(row)]
+    return found + [f"video entry: {beginning}{text}" for beginning, _, text in read_entries(row["videos"]) if text]
 
 
 def _found(findings: Path) -> Iterator[tuple[Path, int | None, str]]:
@@ -130,18 +133,15 @@ def _choose(places: list[_Place], problems: dict[_Place, list[str]], limit: int)
     return chosen | {rest[k * len(rest) // free] for k in range(free)}
 
 
-def _card(row: dict, root: Path, problems: list[str], budget: int) -> dict:
+def _card(row: Row, problems: list[str], budget: int) -> dict:
     if row_shape_problems(row):  # nothing of it can be relied on but its name
-        row = {"data_source": "", "videos": None, "reward_model": None, "extra_info": {"uid": check.uid_of(row)}}
-    extra, truth = row["extra_info"], check.truth_of(row)
-    _, video, _ = (check.read_entries(row["videos"]) or [("", {}, "")])[0]
+        row = Row({"extra_info": {"uid": row.name}}, row.root)
+    extra, truth, duration = row.extra, row.truth, row.duration
+    _, video, _ = (read_entries(row.get(VIDEO_COLUMN)) or [("", {}, "")])[0]
     name = video.get("video", "")
     begin = video.get("video_start") or 0.0
-    duration = extra.get("duration") or truth.get("duration")
-    path, pictures, size = root / name, [], (3, 2)
-    single = [[truth["start"], truth["end"]]] if truth.get("start") is not None else []
-    intervals = truth.get("intervals") or single
-    events = [(begin + since, begin + until) for since, until in intervals]
+    path, pictures, size = Path(row.root, name), [], (3, 2)
+    events = [(begin + since, begin + until) for since, until in row.intervals]
     try:
         if not name:
             raise VideoError("the row names none that can be shown")
@@ -158,8 +158,8 @@ def _card(row: dict, root: Path, problems: list[str], budget: int) -> dict:
         problems = [*problems, f"turned boxes: {error}"]
         boxes = [None] * len(pictures)
     return {
-        "uid": check.uid_of(row),
-        "dataset": extra.get("dataset") or row["data_source"],
+        "uid": row.name,
+        "dataset": row.dataset,
         "split": extra.get("split") or "",
         "template": extra.get("template") or "",
         "query": extra.get("sentence") or extra.get("query") or "",
@@ -170,7 +170,7 @@ def _card(row: dict, root: Path, problems: list[str], budget: int) -> dict:
         "where": extra.get("annotation") or "",
         "duration": duration,
         "size": size,
-        "bars": [_bar(start, end, duration) for start, end in intervals] if duration else [],
+        "bars": [_bar(start, end, duration) for start, end in row.intervals] if duration else [],
         "problems": problems,
         "kinds": sorted({text.partition(":")[0] for text in problems}),
         "pictures": [
@@ -178,7 +178,7 @@ def _card(row: dict, root: Path, problems: list[str], budget: int) -> dict:
                 "time": f"{one.time - begin:.1f}",
                 "source": one.source,
                 "box": box,
-                "inside": any(start <= one.time - begin <= end for start, end in intervals),
+                "inside": any(start <= one.time - begin <= end for start, end in row.intervals),
             }
             for one, box in zip(pictures, boxes, strict=True)
         ],

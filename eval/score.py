@@ -29,6 +29,7 @@ from verl_stvg.inference.settings import chosen
 from verl_stvg.moved import names_of
 from verl_stvg.rows import answers as answer_files
 from verl_stvg.rows.answers import Answer
+from verl_stvg.rows.row import Row
 from verl_stvg.training.reward import compute_score
 
 __getattr__ = names_of(__name__, dict.fromkeys(("SCORES", "ITEMS", "DURATIONS", "LENGTHS"), "verl_stvg.eval.scores"))
@@ -159,8 +160,8 @@ def score_files(
     truth = None
     if masks is not None:
         rows = list(rows)
-        info = rows[0]["extra_info"] if rows else {}
-        truth = annotated(info.get("dataset"), info.get("split"), masks)
+        first = Row.of(rows[0] if rows else {})
+        truth = annotated(first.dataset, first.extra.get("split"), masks)
     fitted = read_rows(train) if train else None
     found = score(rows, answers, benchmark, tracks, masks=truth, train=fitted, counts=counts, notes=notes)
     found.made_by["rows"] = [str(Path(file).expanduser().resolve()) for file in files]
@@ -208,13 +209,13 @@ def rewards(rows: Iterable[Mapping[str, Any]], answers: Mapping[str, Answer]) ->
     Raises:
         ValueError: a row without a reward, or whose ground truth it cannot use.
     """
-    known = {row["extra_info"]["uid"]: row for row in rows}
+    known = {row.uid: row for row in map(Row.of, rows)}
     means: dict[str, dict[str, list[float]]] = {}
     for uid, answer in answers.items():
         if uid not in known or not answer.texts:
             continue
-        source, truth = known[uid]["data_source"], known[uid]["reward_model"]["ground_truth"]
-        scored = [compute_score(source, text, truth, known[uid]["extra_info"]) for text in answer.texts]
+        source, row = known[uid].data_source, known[uid]
+        scored = [compute_score(source, text, row.given_truth, row.extra) for text in answer.texts]
         for part in scored[0]:
             values = means.setdefault(source, {}).setdefault(part, [])
             values.append(np.mean([one[part] for one in scored]))

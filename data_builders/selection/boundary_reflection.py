@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,7 +22,7 @@ from verl_stvg.data_builders.selection.folder import SelectionError, Stage
 from verl_stvg.data_builders.selection.samples import Interval, Sample, read_intervals, sample_of
 from verl_stvg.rows.answers import Answer
 from verl_stvg.rows.masks import visible_units
-from verl_stvg.rows.row import entries_of, plan_of, recorded_info
+from verl_stvg.rows.row import Row, plan_of
 from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.film import VideoError, VideoInfo
 
@@ -115,10 +114,11 @@ def asked(row: dict, mode: str, own_prompt: bool = False) -> dict:
     Raises:
         SelectionError: the row does not say what the temporal units of its video are, and the video cannot be used.
     """
-    sample = sample_of(row)
+    opened = Row.of(row)
+    sample = sample_of(opened)
     if mode == "blanked":
-        first, *others = entries_of(row["videos"])
-        row = row | {"videos": [first | {"hidden": _hidden(row, first, sample)}, *others]}
+        first, *others = opened.entries
+        row = row | {"videos": [first | {"hidden": _hidden(opened, first, sample)}, *others]}
     if own_prompt:
         return row
     named = " and ".join(f"{start:.2f} to {end:.2f} seconds" for start, end in sample.spans)
@@ -127,9 +127,9 @@ def asked(row: dict, mode: str, own_prompt: bool = False) -> dict:
     return row | {"prompt": [{"role": "user", "content": f"<video>{text}" if video_first else f"{text}<video>"}]}
 
 
-def _hidden(row: dict, video: dict, sample: Sample) -> list[list[int]] | None:
+def _hidden(row: Row, video: dict, sample: Sample) -> list[list[int]] | None:
     """Runs of temporal units that touch the annotation; None where it lies outside of what the model sees."""
-    plan = plan_of({**video, "tracks": None}, recorded_info(row) or _looked_into(row, sample))
+    plan = plan_of({**video, "tracks": None}, row.info or _looked_into(row, sample))
     seconds = plan.seconds_per_unit
     spans = clipped(sample.spans, min(sample.duration, plan.num_units * seconds))
     if not spans:
@@ -138,9 +138,9 @@ def _hidden(row: dict, video: dict, sample: Sample) -> list[list[int]] | None:
     return [list(run) for run in united((unit, unit + 1) for unit in touched)]
 
 
-def _looked_into(row: dict, sample: Sample) -> VideoInfo:
+def _looked_into(row: Row, sample: Sample) -> VideoInfo:
     try:
-        return shared_decoder().probe(Path(row.get("video_root") or "", sample.video))
+        return shared_decoder().probe(row.videos[0]["video"])
     except VideoError as error:
         raise SelectionError(
             f"{sample.uid}: the row does not say when each frame of its video is shown, so nothing can be blanked, and "

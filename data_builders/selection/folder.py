@@ -23,13 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_stvg.base.lock import alone, replacing, write_whole
-from verl_stvg.data_builders.check import COLUMNS, rows_of
 from verl_stvg.data_builders.read import json_lines
 from verl_stvg.data_builders.selection.samples import Sample, sample_of
 from verl_stvg.rows import answers
 from verl_stvg.rows.answers import Answer
-from verl_stvg.rows.files import rows_in, schema_of
-from verl_stvg.rows.row import entries_of, root_of
+from verl_stvg.rows.files import COLUMNS, read_rows, root_of, schema_of
+from verl_stvg.rows.row import entries_of
 from verl_stvg.rows.shape import row_shape_problems
 
 ROWS, MANIFEST, ANSWERS, JUDGED, SUMMARY = "rows.parquet", "manifest.json", "answers", "judged.jsonl", "summary.json"
@@ -110,22 +109,17 @@ class Pool:
         seen: set[str] = set()
         for file, root in zip(self.files, self.roots, strict=True):
             prefix = Path(os.path.relpath(root, self.root))
-            for number, row in enumerate(rows_in(file, COLUMNS)):
+            for row in read_rows(file, root, None, needed=COLUMNS):
                 if wrong := row_shape_problems(row):
-                    raise SelectionError(f"{file}: row {number}: {wrong[0]}")
-                uid = (row["extra_info"] or {}).get("uid")
-                if not isinstance(uid, str) or not uid:
-                    raise SelectionError(f"{file}: row {number}: has no extra_info.uid; build the rows again")
-                if uid in seen:
-                    raise SelectionError(f"{file}: uid {uid!r} is there twice; remove one of the rows or files")
-                seen.add(uid)
-                if row["videos"] is not None:
-                    row["videos"] = entries_of(row["videos"], where=f"{file}: row {number}")
-                for video in row["videos"] or ():
-                    for key in ("video", "tracks"):
-                        if key in video and root != self.root:
-                            video[key] = (prefix / video[key]).as_posix()
-                yield row
+                    raise SelectionError(f"{row.where}: {wrong[0]}")
+                if not isinstance(row.uid, str):
+                    raise SelectionError(f"{row.where}: has no extra_info.uid; build the rows again")
+                if row.uid in seen:
+                    raise SelectionError(f"{file}: uid {row.uid!r} is there twice; remove one of the rows or files")
+                seen.add(row.uid)
+                for video in row.entries if root != self.root else ():
+                    video.update((key, (prefix / video[key]).as_posix()) for key in ("video", "tracks") if key in video)
+                yield {**row, "videos": None if row["videos"] is None else row.entries}
 
 
 def _with_entries(schema: pa.Schema) -> pa.Schema:
@@ -142,7 +136,7 @@ def pool(files: Iterable[Path], video_root: Path | None = None) -> Pool:
 
     Args:
         files: as training reads them.
-        video_root: see `verl_stvg.rows.row.root_of`.
+        video_root: see `verl_stvg.rows.files.root_of`.
 
     Raises:
         ValueError: no files, or one that is missing.
@@ -152,7 +146,7 @@ def pool(files: Iterable[Path], video_root: Path | None = None) -> Pool:
         raise SelectionError(
             f"{missing[0] if files else 'rows'}: no such file; build the rows first, or correct the path"
         )
-    roots = tuple(root_of(file.resolve(), video_root) for file in files)
+    roots = tuple(root_of(file, video_root) for file in files)
     return Pool(files, Path(os.path.commonpath(roots)), roots)
 
 
@@ -187,7 +181,7 @@ def prepare(
         stage: that asks.
         files: of the rows.
         out: folder of the stage.
-        video_root: see `verl_stvg.rows.row.root_of`.
+        video_root: see `verl_stvg.rows.files.root_of`.
         fit: keys of the plan in place of those of the rows, see `verl_stvg.rows.fit`; None: those that were frozen.
 
     Raises:
@@ -295,7 +289,7 @@ def judge(stage: Stage, out: Path) -> list[dict]:
         )
     found, made_by = read_answers(out)
     lines, missing = [], []
-    for row in rows_of(out / ROWS):
+    for row in read_rows(out / ROWS):
         sample = sample_of(row)
         answer = found.pop(sample.uid, None)
         if answer is None:

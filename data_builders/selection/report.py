@@ -13,10 +13,10 @@ from typing import Any
 import jinja2
 
 from verl_stvg.base.lock import write_whole
-from verl_stvg.data_builders.check import rows_of
 from verl_stvg.data_builders.selection.difficulty import BINS
 from verl_stvg.data_builders.selection.folder import JUDGED, MANIFEST, ROWS, SelectionError, read_judged, read_summary
-from verl_stvg.rows.row import entry_of, root_of
+from verl_stvg.rows.files import read_rows
+from verl_stvg.rows.row import Row
 from verl_stvg.video.decode import VideoError
 from verl_stvg.video.thumbnails import thumbnails
 
@@ -39,7 +39,7 @@ def write(folders: Sequence[Path], out: Path, limit: int = 8, video_root: Path |
         folders: of stages that are judged, and of choices.
         out: the page.
         limit: of examples for each reason, spread evenly over the rows.
-        video_root: see `verl_stvg.rows.row.root_of`.
+        video_root: see `verl_stvg.rows.files.root_of`.
 
     Raises:
         SelectionError: a folder that is neither.
@@ -90,18 +90,15 @@ def _reason(line: dict) -> str:
 
 def _stage(folder: Path, lines: list[dict], chosen: list[dict], budget: int, video_root: Path | None) -> dict:
     summary = read_summary(folder)
-    rows = {line["uid"]: None for line in chosen}
-    for row in rows_of(folder / ROWS):
-        if row["extra_info"]["uid"] in rows:
-            rows[row["extra_info"]["uid"]] = row
-    root = root_of((folder / ROWS).resolve(), video_root)
+    asked = {line["uid"] for line in chosen}
+    rows = {row.uid: row for row in read_rows(folder / ROWS, video_root) if row.uid in asked}
     return {
         "title": summary["stage"].replace("_", " ").capitalize(),
         "facts": _facts(summary),
         "notes": summary["notes"],
         **_table(summary["datasets"], ("rows", "unreadable")),
         "plots": [_plot(*one) for one in _DISTRIBUTIONS[summary["stage"]](lines)],
-        "cards": [_card(line, rows[line["uid"]], root, budget) for line in chosen],
+        "cards": [_card(line, rows.get(line["uid"]), budget) for line in chosen],
     }
 
 
@@ -215,17 +212,17 @@ def _plot(title: str, unit: str, series: list[Series], low: float, high: float) 
     return {"title": title, "unit": unit, "bars": bars, "ticks": ticks, "tallest": tallest, "names": names}
 
 
-def _card(line: dict, row: dict | None, root: Path, budget: int) -> dict:
+def _card(line: dict, row: Row | None, budget: int) -> dict:
     if row is None:
         raise SelectionError(f"{line['uid']}: is judged and no row of the folder; judge again")
-    entry = entry_of(row["videos"][0])
-    begin, duration, problem = entry.get("video_start") or 0.0, line["duration"], line["error"]
+    name, video = row.entries[0]["video"], row.videos[0]
+    begin, duration, problem = video.get("video_start") or 0.0, line["duration"], line["error"]
     pictures, size = [], (3, 2)
     events = [(begin + since, begin + until) for since, until in line["span"]]
     try:
-        pictures, size = thumbnails(root / entry["video"], PICTURES, SIDE, budget, begin, begin + duration, events)
+        pictures, size = thumbnails(Path(video["video"]), PICTURES, SIDE, budget, begin, begin + duration, events)
     except VideoError as error:
-        problem = problem or str(error).replace(str(root / entry["video"]), entry["video"])
+        problem = problem or str(error).replace(video["video"], name)
     reply = line["raw_response"] or ""
     outside = [tuple(one) for one in line.get("outside") or ()]
     return {

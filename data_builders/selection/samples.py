@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reward_fns import measures, parsing, stvg_boxes, stvg_r1, temporal_r1, time_r1, videochat_r1
-from reward_fns.registry import find_recipe
-from verl_stvg.data_builders.check import truth_of
-from verl_stvg.rows.row import entries_of
+from verl_stvg.rows.row import Row
 
 Interval = tuple[float, float]
 
@@ -52,38 +50,27 @@ def sample_of(row: Mapping[str, Any]) -> Sample:
     Raises:
         ValueError: no uid, no video, one that is none (`entry_of`), no duration, or a data source without a reward.
     """
-    extra = row["extra_info"] or {}
-    uid = extra.get("uid")
-    if not isinstance(uid, str) or not uid:
+    row = Row.of(row)
+    extra, uid = row.extra, row.uid
+    if not isinstance(uid, str):
         raise ValueError(f"row {extra.get('index')!r} has no extra_info.uid; build the rows again")
     if lacking := [name for name in ("index", "query") if extra.get(name) is None]:
         raise ValueError(f"row {uid!r} has no extra_info.{' and no extra_info.'.join(lacking)}; build the rows again")
-    truth = truth_of(row)
-    duration = extra.get("duration") or truth.get("duration")
-    videos = entries_of(row["videos"], where=f"row {uid!r}")
-    if not videos or not duration:
-        lacks = "duration" if videos else "video"
+    if not row.entries or not row.duration:
+        lacks = "duration" if row.entries else "video"
         raise ValueError(f"row {uid!r} has no {lacks}; build the rows again, with --videos")
-    spans = truth.get("intervals") or ([[truth["start"], truth["end"]]] if truth.get("start") is not None else [])
     return Sample(
         uid=uid,
-        dataset=extra.get("dataset") or row["data_source"].rpartition("/")[2],
+        dataset=row.dataset,
         index=extra["index"],
-        video=videos[0]["video"],
-        duration=float(duration),
+        video=row.entries[0]["video"],
+        duration=float(row.duration),
         query=extra["query"],
-        spans=tuple((float(start), float(end)) for start, end in spans),
+        spans=tuple((float(start), float(end)) for start, end in row.intervals),
         template=extra.get("template") or "",
-        recipe=_recipe(row["data_source"], uid),
-        truth=truth,
+        recipe=row.recipe().name,
+        truth=row.truth,
     )
-
-
-def _recipe(source: str, uid: str) -> str:
-    try:
-        return find_recipe(source).name
-    except ValueError as error:
-        raise ValueError(f"row {uid!r}: {error}") from error
 
 
 def read_intervals(text: str, recipe: str) -> list[Interval] | None:

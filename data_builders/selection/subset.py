@@ -31,6 +31,7 @@ from verl_stvg.data_builders.selection.folder import (
     write_json,
     write_rows,
 )
+from verl_stvg.rows.row import Row
 
 UIDS, TRAIN = "uids.txt", "train.parquet"
 FORMAT_VERSION = 1  # raise it whenever the same arguments would give other files
@@ -91,13 +92,13 @@ def select(
         out: folder that is made.
         found: what is known about them.
         rules: how many are chosen.
-        video_root: see `verl_stvg.rows.row.root_of`.
+        video_root: see `verl_stvg.rows.files.root_of`.
 
     Raises:
         ValueError: rows that nobody judged, rows of a benchmark, or a folder that holds something else.
     """
     rules, source = rules or Rules(), pool(files, video_root)
-    sets = {row["extra_info"]["uid"]: _set_of(row) for row in _training(source)}
+    sets = {row.uid: row.dataset for row in _training(source)}
     hard = read_judged(found.difficulty, ("iou", "difficulty", "bin", "drop_reason")) if found.difficulty else {}
     dropped = _left_out(sets, found, hard)
     left = [uid for uid in sets if uid not in dropped]
@@ -148,11 +149,10 @@ def write(source: Pool, out: Path, chosen: set[str], hard: Mapping[str, dict], m
 
     def rows() -> Iterator[dict]:
         for row in _training(source):
-            extra = row["extra_info"]
-            if extra["uid"] in chosen:
-                uids.append(extra["uid"])
-                judged = hard.get(extra["uid"], {})
-                yield row | {"extra_info": extra | {name: judged.get(name) for name in FIELDS}}
+            if row.uid in chosen:
+                uids.append(row.uid)
+                judged = hard.get(row.uid, {})
+                yield {**row, "extra_info": {**row.extra, **{name: judged.get(name) for name in FIELDS}}}
 
     with whole(out) as work:
         write_rows(work / TRAIN, rows(), with_fields(source.schema, "extra_info", FIELDS))
@@ -182,12 +182,11 @@ def _same(out: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def _training(source: Pool) -> Iterator[dict]:
-    for row in source.rows():
-        if (split := row["extra_info"].get("split")) in ("val", "test"):
-            raise SelectionError(
-                f"{row['extra_info']['uid']}: a row of the split {split} is for evaluation; give training rows only"
-            )
+def _training(source: Pool) -> Iterator[Row]:
+    for row in map(Row.of, source.rows()):
+        if row.is_evaluation:
+            split = row.extra["split"]
+            raise SelectionError(f"{row.uid}: a row of the split {split} is for evaluation; give training rows only")
         yield row
 
 
@@ -225,10 +224,6 @@ def _check_all(sets: Mapping[str, str], judged: Mapping[str, Any], path: Path) -
         raise SelectionError(
             f"{path}: says nothing about {len(lost)} of {len(sets)} rows: {some(lost)}; judge them too"
         )
-
-
-def _set_of(row: Mapping[str, Any]) -> str:
-    return row["extra_info"].get("dataset") or row["data_source"].rpartition("/")[2]
 
 
 def _hashes(found: Judgements) -> dict[str, str | None]:

@@ -14,6 +14,7 @@ from typing import Any
 from verl_stvg.data_builders.selection import subset
 from verl_stvg.data_builders.selection.draw import uniform
 from verl_stvg.data_builders.selection.folder import SelectionError, pool, read_judged, some
+from verl_stvg.rows.row import Row
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,14 @@ def select(
         round_: 0 for the cold start.
         rules: the numbers.
         seed: of the cold start's draw.
-        video_root: see `verl_stvg.rows.row.root_of`.
+        video_root: see `verl_stvg.rows.files.root_of`.
 
     Raises:
         SelectionError: rows that nobody judged, or no row that may stay.
     """
     rules, source = rules or Rules(), pool(files, video_root)
     lines = read_judged(judged, ("iou", "difficulty", "bin"))
-    uids = [row["extra_info"]["uid"] for row in source.rows()]
+    uids = [Row.of(row).uid for row in source.rows()]
     if lost := [uid for uid in uids if uid not in lines]:
         raise SelectionError(
             f"{judged}: says nothing about {len(lost)} of {len(uids)} rows: {some(lost)}; judge them too"

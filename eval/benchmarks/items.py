@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reward_fns.registry import find_recipe
 from verl_stvg.eval.benchmarks import BENCHMARKS, masks, questions, temporal, tubes
 from verl_stvg.eval.benchmarks.base import Box, Interval, Item, Prediction, Stored
-from verl_stvg.eval.benchmarks.rows import RawRow, read_rows
-from verl_stvg.rows.row import entries_of
+from verl_stvg.eval.benchmarks.rows import read_rows
+from verl_stvg.rows.row import Row
 
 __all__ = ["Box", "Interval", "Item", "Prediction", "Stored", "item_of", "read_answer", "read_rows"]
 
@@ -29,24 +28,22 @@ def item_of(row: Mapping[str, Any], kind: type[Item] | None = None) -> Item:
     Raises:
         ValueError: the row lacks what every row has, or its data source names no reward.
     """
-    info, truth = row["extra_info"], row["reward_model"]["ground_truth"]
-    uid = info.get("uid") or truth.get("uid")
-    if not uid or not info.get("duration"):
-        raise ValueError(f"row {uid or info.get('index')!r} has no uid or no duration; build the rows again")
-    entries = row["videos"] if type(row) is RawRow else entries_of(row.get("videos"), where=f"row {uid}")
-    entry = entries[0] if entries else {}
-    source, size, frames = row["data_source"], (info.get("width"), info.get("height")), info.get("num_frames")
-    dataset = info.get("dataset") or source.rpartition("/")[2]
-    kind = kind or _kind(dataset, truth, info)
+    row = Row.of(row)
+    info, truth = row.extra, row.truth
+    if row.uid is None or not row.duration:
+        raise ValueError(f"row {row.name!r} has no uid or no duration; build the rows again")
+    entry = row.entries[0] if row.entries else {}
+    size, frames = (info.get("width"), info.get("height")), info.get("num_frames")
+    kind = kind or _kind(row.dataset, truth, info)
     item = kind(
-        uid,
-        dataset,
+        row.uid,
+        row.dataset,
         info.get("split") or "",
-        _recipe(source, uid),
+        row.recipe().name,
         entry.get("video") or "",
         info.get("query") or "",
-        info["duration"],
-        _intervals(truth),
+        row.duration,
+        row.intervals,
         info.get("annotated"),
         info.get("source_fps"),
         entry.get("video_start") or 0.0,
@@ -71,19 +68,6 @@ def _kind(dataset: str, truth: Mapping[str, Any], info: Mapping[str, Any]) -> ty
     boxes = truth.get("boxes")
     tracked = truth.get("object_id") is not None or truth.get("object_ids") or (boxes is not None and len(boxes))
     return tubes.Tube if tracked else temporal.Moment
-
-
-def _recipe(source: str, uid: str) -> str:
-    try:
-        return find_recipe(source).name
-    except ValueError as error:
-        raise ValueError(f"row {uid}: {error}") from error
-
-
-def _intervals(truth: Mapping[str, Any]) -> tuple[Interval, ...]:
-    if found := truth.get("intervals"):
-        return tuple(map(tuple, found))
-    return ((truth["start"], truth["end"]),) if truth.get("start") is not None else ()
 
 
 def _times(info: Mapping[str, Any]) -> tuple[float, ...] | None:

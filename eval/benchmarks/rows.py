@@ -1,7 +1,8 @@
 """Rows of parquet files with what scoring needs of them.
 
 They are read column by column, because a benchmark's prompts and boxes as Python objects take a hundred times their
-size in the file.
+size in the file. What is looked at in each row elsewhere is looked at in a column here; the rows that come of it are
+those of `verl_stvg.rows.row`, with their rules.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from verl_stvg.rows.files import batches_in, open_rows
-from verl_stvg.rows.row import are_plain, entries_of, root_of
+from verl_stvg.rows.files import batches_in, open_rows, root_of
+from verl_stvg.rows.row import Row, are_plain, entries_of
 from verl_stvg.rows.shape import FAR, columns_are_sound, row_shape_problems
 
 _BATCH = 4000
@@ -29,12 +30,12 @@ _COLUMNS = (
 )
 
 
-def read_rows(files: Iterable[Path], video_root: str | Path | None = None) -> Iterator[dict]:
+def read_rows(files: Iterable[Path], video_root: str | Path | None = None) -> Iterator[Row]:
     """Rows of parquet files with what scoring needs of them: boxes as arrays, paths of track files absolute.
 
     Args:
         files: of rows.
-        video_root: folder that paths in the rows start from; see `verl_stvg.rows.row.root_of`.
+        video_root: folder that paths in the rows start from; see `verl_stvg.rows.files.root_of`.
 
     Raises:
         ValueError: a file that is missing, or one that holds no rows of ours.
@@ -42,7 +43,7 @@ def read_rows(files: Iterable[Path], video_root: str | Path | None = None) -> It
     for file in files:
         if not file.is_file():
             raise ValueError(f"{file}: no such file of rows; build the rows first, or correct the path")
-        root = root_of(file.resolve(), video_root)
+        root = root_of(file, video_root)
         with open_rows(file, ("data_source", "reward_model", "extra_info")) as table:
             names = table.schema_arrow.names
             _check_types(table.schema_arrow, file)
@@ -69,11 +70,15 @@ def _has(kind: pa.DataType, name: str) -> bool:
     return pa.types.is_struct(kind) and kind.get_field_index(name) >= 0
 
 
-class RawRow(dict):
-    """A row of `read_rows`: the entries of its ``videos`` are as `entries_of` gives them."""
+class ColumnRow(Row):
+    """A row of `read_rows`, whose videos were read with their column: paths as in the row, those of tracks absolute."""
+
+    @property
+    def entries(self) -> list[dict]:
+        return self.raw["videos"]
 
 
-def _rows(batch: pa.RecordBatch, root: Path, file: Path, number: int) -> Iterator[dict]:
+def _rows(batch: pa.RecordBatch, root: Path, file: Path, number: int) -> Iterator[Row]:
     """Rows of a batch, the first of which has this number in its file."""
     truths, infos = _columns(batch.column("reward_model").field("ground_truth")), _columns(batch.column("extra_info"))
     looked = {name: values for name, values in truths.items() if name != "boxes" or not _are_boxes(values)}  # sound
@@ -83,7 +88,9 @@ def _rows(batch: pa.RecordBatch, root: Path, file: Path, number: int) -> Iterato
     for place, (source, entries, truth, info) in enumerate(rows, number):
         if not sound:
             _check(source, truth, info, f"{file}: row {place}")
-        yield RawRow(data_source=source, videos=entries, reward_model={"ground_truth": truth}, extra_info=info)
+        reward = {"ground_truth": truth}
+        row = {"data_source": source, "videos": entries, "reward_model": reward, "extra_info": info}
+        yield ColumnRow(row, None, f"{file}: row {place}")
 
 
 def _videos(batch: pa.RecordBatch, root: Path, file: Path, number: int) -> Iterator[list[dict]]:

@@ -21,7 +21,8 @@ from verl_stvg.eval.benchmarks import temporal, tubes
 from verl_stvg.eval.benchmarks.items import Item, item_of, read_answer
 from verl_stvg.eval.benchmarks.tubes import Library
 from verl_stvg.eval.lmms_eval_tasks.parts import cut
-from verl_stvg.rows.row import entry_of, root_of
+from verl_stvg.rows.files import root_of
+from verl_stvg.rows.row import Row, entry_of
 from verl_stvg.video.tracks import find_track
 
 SPLITS = {"hc_stvg_v1": "test", "hc_stvg_v2": "val", "vidstg": "test"}
@@ -96,8 +97,8 @@ def doc_to_messages(doc: dict) -> list[dict[str, Any]]:
 
 def doc_to_target(doc: dict) -> str:
     """The annotated interval, for the reader of a log."""
-    truth = doc["reward_model"]["ground_truth"]
-    return f"{truth['start']:.2f} to {truth['end']:.2f}"
+    (start, end), *_ = Row.of(doc).intervals
+    return f"{start:.2f} to {end:.2f}"
 
 
 # --- after it has answered

@@ -9,7 +9,7 @@ from pathlib import Path
 from verl_stvg.data_builders.objects.boxes import Size
 from verl_stvg.eval.report import charts
 from verl_stvg.eval.report.replies import Reply
-from verl_stvg.eval.report.rows import Row
+from verl_stvg.rows.row import Row
 from verl_stvg.video import tracks as track_files
 from verl_stvg.video.child import shared_decoder
 
@@ -30,17 +30,21 @@ class Objects:
     at: Callable[[int], Boxes]
 
 
-def objects_of(row: Row) -> Objects | None:
+def objects_of(row: Row, folder: Path) -> Objects | None:
     """Boxes of a clip's objects, from the track file that the row names or the synthetic set's; None without any.
+
+    Args:
+        row: with a video.
+        folder: of the row's file, beside which the synthetic set's lie.
 
     Raises:
         TrackError: a track file that cannot be read.
         VideoError: the video of a tube in a part of it cannot be read.
     """
-    ids, at = frozenset(), None
-    beside = row.folder / "tracks" / f"{Path(row.entry['video']).stem}.json"
-    if row.entry.get("tracks"):
-        tracks = track_files.load(Path(row.entry["tracks"]))
+    ids, at, entry = frozenset(), None, row.videos[0]
+    beside = folder / "tracks" / f"{Path(entry['video']).stem}.json"
+    if entry.get("tracks"):
+        tracks = track_files.load(Path(entry["tracks"]))
         ids, at = frozenset(track.object_id for track in tracks.tracks), tracks.boxes
     elif beside.is_file():
         record = json.loads(beside.read_text(encoding="utf-8"))
@@ -56,8 +60,8 @@ def objects_of(row: Row) -> Objects | None:
     tube, first = row.truth.get("boxes") or [], row.truth.get("first_frame") or 0
     if not tube:
         return Objects(ids, at) if at is not None else None
-    if begin := row.entry.get("video_start"):
-        first = shared_decoder().probe(row.entry["video"]).clock.in_file(first, begin, row.extra.get("first_frame_of"))
+    if begin := entry.get("video_start"):
+        first = shared_decoder().probe(entry["video"]).clock.in_file(first, begin, row.extra.get("first_frame_of"))
     return Objects(
         ids,
         lambda index: {

@@ -17,8 +17,8 @@ from verl_stvg.data_builders.objects.boxes import Size, TurnedBoxes, annotated_s
 from verl_stvg.eval.report import charts
 from verl_stvg.eval.report.boxes import Objects, named_boxes, objects_of, outlines, tags
 from verl_stvg.eval.report.replies import Reply
-from verl_stvg.eval.report.rows import Row, Rows
-from verl_stvg.rows.row import plan_of
+from verl_stvg.eval.report.rows import Rows
+from verl_stvg.rows.row import Row, plan_of
 from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.thumbnails import choose, jpeg
 
@@ -142,11 +142,11 @@ def draw(clips: Sequence[Clip], voices: Sequence[Voice], rows: Rows, budget: int
             row = rows[clip.uid] if clip.uid in rows else None
         except ValueError as error:
             unseen.append(str(error))
-        if row is not None and row.entry:
-            video = Path(row.entry["video"])
+        if row is not None and row.videos:
+            video = Path(row.videos[0]["video"])
             try:
-                objects = objects_of(row)
-                frames, size = _frames(row.entry, budget, *_spans(clip))
+                objects = objects_of(row, rows.folder(clip.uid))
+                frames, size = _frames(row.videos[0], budget, *_spans(clip))
                 factors = scales(annotated_size(json.loads(row.extra.get("annotated") or "{}")), size)
             except TurnedBoxes as error:
                 turned.append(f"{clip.uid}: {error}")
@@ -202,8 +202,8 @@ def _mark(
 
 def _drawn(clip: Clip, voices: Sequence[Voice], row: Row | None, objects: Objects | None) -> dict:
     """What the page says of a clip, besides its frames."""
-    extra = row.extra if row is not None else {}
-    duration = clip.duration or extra.get("duration")
+    row = row or Row({})
+    extra, duration = row.extra, clip.duration or row.duration
     lanes = [_lane(voice, clip.said[voice.kind], clip.truth, duration, objects) for voice in voices]
     ticks = charts.ticks(0, duration, 8) if duration else []
     return {

@@ -290,7 +290,7 @@ def _run_clips(run: Run, count: int) -> Looked:
         row = rows.get(uid)
         recipe = run.recipes[0] if len(run.recipes) == 1 else row and training.recipe_of(row.data_source)
         said = {
-            voice.kind: _answered(answers[uid], recipe, run, row and row.asked)
+            voice.kind: _answered(answers[uid], recipe, run, row)
             for voice, answers in zip(voices, (before, after), strict=False)
         }
         gain = now[uid] - then[uid] if last is not None else None

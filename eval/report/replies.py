@@ -5,10 +5,11 @@ the parsers that score them, so that a page shows what was scored and nothing th
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from verl_stvg.eval.benchmarks.items import Interval, Item, item_of, read_answer
+from verl_stvg.rows.row import Row
 
 _LETTERS = 26
 
@@ -57,8 +58,9 @@ def read(recipe: str, text: str, num_options: int = 0, row: Mapping[str, Any] | 
             drawn by the keys of the answer, and thousandths of a picture are pixels of one of 1000x1000.
     """
     item = Item("", "", "", recipe, "", "", 0.0, size=(1000, 1000))
-    if row is not None and (row["extra_info"] or {}).get("uid") and row["extra_info"].get("duration"):
-        item = item_of({**row, "data_source": f"{recipe}/{row['data_source']}"})  # a source may name no recipe
+    if row is not None and (known := Row.of(row)).uid is not None and known.duration:
+        source = f"{recipe}/{known.data_source}"  # which may name no recipe
+        item = item_of(replace(known, raw={**known, "data_source": source}))
     found = read_answer(item, text, num_options or _LETTERS)
     if found is None:
         return None

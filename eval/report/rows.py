@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,31 +9,9 @@ import pyarrow.parquet as pq
 
 from verl_stvg.base import nesting
 from verl_stvg.eval.benchmarks import BENCHMARKS, SORTS
-from verl_stvg.rows.row import entries_of, root_of
+from verl_stvg.rows.files import root_of
+from verl_stvg.rows.row import Row, read_entries
 from verl_stvg.rows.shape import row_shape_problems
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a page needs of a row: the entry of ``videos`` with absolute paths, and its dictionaries."""
-
-    entry: dict
-    extra: dict
-    truth: dict
-    data_source: str
-    folder: Path
-
-    @property
-    def asked(self) -> dict:
-        """The row as `verl_stvg.eval.benchmarks.items.item_of` takes it."""
-        truth = {"ground_truth": self.truth}
-        videos = [self.entry] if self.entry else []
-        return {
-            "data_source": self.data_source,
-            "videos": videos,
-            "reward_model": truth,
-            "extra_info": self.extra,
-        }
 
 
 class Rows:
@@ -68,12 +45,12 @@ class Rows:
     def __getitem__(self, uid: str) -> Row:
         place, k = self._found[uid]
         file, root, table = self._tables[place]
-        row = table.slice(k, 1).to_pylist()[0]
-        if wrong := row_shape_problems({**row, "prompt": []}):
-            raise ValueError(f"{file}: row {k}: {wrong[0]}")
-        entry = (entries_of(row["videos"], root, f"{file}: row {k}") or [{}])[0]
-        truth = (row["reward_model"] or {}).get("ground_truth")
-        return Row(entry, row["extra_info"], truth if isinstance(truth, dict) else {}, row["data_source"], file.parent)
+        row = Row(table.slice(k, 1).to_pylist()[0], root, f"{file}: row {k}")
+        wrong = row_shape_problems({**row, "prompt": []})
+        wrong += [beginning + text for beginning, _, text in read_entries(row["videos"]) if text]
+        if wrong:
+            raise ValueError(f"{row.where}: {wrong[0]}")
+        return row
 
     def get(self, uid: str) -> Row | None:
         """A row; None if it is not there, or not one that can be read, which `draw` tells."""
@@ -82,19 +59,23 @@ class Rows:
         except ValueError:
             return None
 
+    def folder(self, uid: str) -> Path:
+        """Where the file of a row lies."""
+        return self._tables[self._found[uid][0]][0].parent
+
     def sorts(self) -> dict[str, dict[str, str]]:
         """The group of each uid, by kind of group (`verl_stvg.eval.benchmarks` sorts rows by their annotation)."""
         found: dict[str, dict[str, str]] = defaultdict(dict)
         for _, _, table in self._tables:
             info = table.column("extra_info").combine_chunks()
-            names = ("uid", "dataset", "annotated")
             columns = [
                 info.field(name).to_pylist() if info.type.get_field_index(name) >= 0 else [None] * len(info)
-                for name in names
+                for name in ("uid", "dataset", "annotated")
             ]
-            for uid, dataset, annotated in zip(*columns, strict=True):
+            for source, uid, dataset, annotated in zip(table.column("data_source").to_pylist(), *columns, strict=True):
                 fields = _fields(annotated)
-                benchmark = BENCHMARKS.get(dataset)
+                row = Row({"data_source": source, "extra_info": {"dataset": dataset}})
+                benchmark = BENCHMARKS.get(row.dataset)
                 for field, name in {**SORTS, **(benchmark.sorts if benchmark else {})}.items():
                     if fields.get(field):
                         found[name][str(uid)] = str(fields[field])
@@ -116,7 +97,4 @@ def _fields(annotated: object) -> dict:
 
 
 def _path(videos: object) -> str | None:
-    try:
-        return (entries_of(videos) or [{}])[0].get("video")
-    except ValueError:
-        return None
+    return next((entry.get("video") for _, entry, _ in read_entries(videos)), None)

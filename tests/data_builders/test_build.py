@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from reward_fns import RECIPES
 from reward_fns.registry import find_recipe
 from verl_stvg.cli.app import app
-from verl_stvg.data_builders import build, check, make_row, templates
+from verl_stvg.data_builders import build, check, check_pairs, check_videos, make_row, templates
 from verl_stvg.data_builders.records import Record
 from verl_stvg.data_builders.sets import NAMES, all_sets
 from verl_stvg.data_builders.videos import UnknownVideo, VideoRoot
@@ -522,15 +522,15 @@ def test_check_names_a_ground_truth_that_earns_nothing(videos, annotations, tmp_
 
 def test_leaks_are_seen_by_the_youtube_id():
     marks = [
-        {kind: value for kind, value in check._marks(seen, {})}
+        {kind: value for kind, value in check_pairs._marks(seen, {})}
         for seen in (named("1_dQw4w9WgXcQ.mp4"), named("v_dQw4w9WgXcQ.mp4"), named("3MSZA.mp4"))
     ]
     assert [found["name"] for found in marks] == ["1_dQw4w9WgXcQ", "v_dQw4w9WgXcQ", "3MSZA"]
     assert [found.get("YouTube id") for found in marks] == ["dQw4w9WgXcQ", "dQw4w9WgXcQ", None]
 
 
-def named(video: str) -> check._Seen:
-    return check._Seen(0, 0, "", f"/videos/{video}", Path(video).stem, b"", b"", False, None, ())
+def named(video: str) -> check_videos.Seen:
+    return check_videos.Seen(0, 0, "", f"/videos/{video}", Path(video).stem, b"", b"", False, None, ())
 
 
 def test_the_page_shows_rows_with_frames_intervals_and_findings(annotations, videos, tmp_path):

@@ -9,8 +9,9 @@ import pytest
 
 from tests.data_builders.test_build import rows_of, run
 from tests.support import set_fixtures
-from verl_stvg.data_builders import check
+from verl_stvg.data_builders.check_rows import row_problems
 from verl_stvg.data_builders.sets import NAMES, all_sets
+from verl_stvg.rows.row import Row
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +111,9 @@ def test_check_asks_for_no_time_before_the_start(built):
     """Published segments that begin at -0.1 s are answered from 0 on; an answer cannot name what is before."""
     _, out = built("nextgqa")
     [row] = [row for row in rows_of(out / "val.parquet") if row["extra_info"]["uid"] == "nextgqa/val/4152556613/0"]
-    assert [(problem, serious) for _, problem, _, serious in check.row_problems(row)] == [("before the start", False)]
+    assert [(problem, serious) for problem, _, serious in row_problems(Row(row))] == [("before the start", False)]
     row["reward_model"]["ground_truth"].update(intervals=[[-0.1, 11.0], [5.0, 3.0]])
-    assert [problem for _, problem, _, serious in check.row_problems(row) if serious]
+    assert [problem for problem, _, serious in row_problems(Row(row)) if serious]
 
 
 def test_findings_are_shown_however_the_file_is_named(built, tmp_path, monkeypatch):

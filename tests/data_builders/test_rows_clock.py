@@ -13,12 +13,12 @@ from typer.testing import CliRunner
 
 from tests.video.test_decode import write_counting_video
 from verl_stvg.cli.app import app
-from verl_stvg.data_builders import check, make_row, show, templates
+from verl_stvg.data_builders import check, check_videos, make_row, show, templates
 from verl_stvg.data_builders.records import Record
 from verl_stvg.data_builders.selection import boundary_reflection
 from verl_stvg.data_builders.videos import Facts
 from verl_stvg.launch.capacity import read_rows
-from verl_stvg.rows.row import ROOT_KEY, RowError, plan_of, recorded_info
+from verl_stvg.rows.row import ROOT_KEY, Row, RowError, plan_of
 from verl_stvg.training.dataset import VideoGroundingDataset, joined
 from verl_stvg.video.decode import probe
 from verl_stvg.video.plan import plan_video
@@ -175,14 +175,14 @@ def test_rows_record_times_where_something_has_frame_numbers(tmp_path):
 
 def test_only_what_decides_about_frames_is_believed():
     with_tube = record(tube=tube(15, 30), intervals=((0.5, 4.0),))
-    assert recorded_info(made(with_tube)) == replace(FACTS.info, notes=())
-    assert recorded_info(made(with_tube, STEADY)) == STEADY.info
-    assert recorded_info(made(record())) is None and recorded_info(made(record(), None)) is None
+    assert Row(made(with_tube)).info == replace(FACTS.info, notes=())
+    assert Row(made(with_tube, STEADY)).info == STEADY.info
+    assert Row(made(record())).info is None and Row(made(record(), None)).info is None
     of_an_older_version = made(record(), STEADY)
     del of_an_older_version["extra_info"]["constant_rate"]
-    assert recorded_info(of_an_older_version) is None
+    assert Row(of_an_older_version).info is None
     two = made(record(), STEADY)
-    assert recorded_info(two | {"videos": two["videos"] * 2}) is None
+    assert Row(two | {"videos": two["videos"] * 2}).info is None
 
 
 class _Tokenizer:
@@ -297,7 +297,9 @@ def test_check_names_lengths_and_clocks_that_differ(video):
     assert (found.problem, found.serious) == ("clock", True) and "--rule grid" in found.detail
     plan = plan_of(drifting["videos"][0], facts.info)
     # picture 29 of 60 appears at 0.97 s, and half of the frames, which are told to last 3.5 s, come before it
-    assert check.drift(plan) == pytest.approx(max(k / (60 / 7) - SLOW_LATER[k] for k in plan.frame_indices), abs=1e-6)
+    assert check_videos.drift(plan) == pytest.approx(
+        max(k / (60 / 7) - SLOW_LATER[k] for k in plan.frame_indices), abs=1e-6
+    )
     evaluated = made(record(duration=7.0), facts, rule="qwen_vl_utils", split="test")
     assert [f.serious for f in findings([evaluated], video.parent)] == [False]
 
@@ -305,15 +307,15 @@ def test_check_names_lengths_and_clocks_that_differ(video):
 def test_the_models_clock_does_not_drift_at_a_constant_rate():
     for seconds, begin in ((30, 0.0), (30, 4.0), (3000, 100.0)):
         plan = plan_video(seconds * 30, 30.0, 64, 48, rule="qwen_vl_utils", video_start=begin)
-        assert check.drift(plan, begin) < 1e-6
+        assert check_videos.drift(plan, begin) < 1e-6
     late = plan_video(90, 30.0, 64, 48, rule="qwen_vl_utils", clock=LATE.clock)
-    assert check.drift(late) == pytest.approx(2.0)
+    assert check_videos.drift(late) == pytest.approx(2.0)
 
 
 def test_check_passes_on_what_is_unusual_about_a_file(video, monkeypatch):
     note = "its picture starts 2.000 s after its sound"
     unusual = replace(probe(video), notes=(note,))
-    monkeypatch.setattr(check, "shared_decoder", lambda: SimpleNamespace(examine=lambda path: (unusual, "")))
+    monkeypatch.setattr(check_videos, "shared_decoder", lambda: SimpleNamespace(examine=lambda path: (unusual, "")))
     [found] = findings([made(record(duration=7.0), Facts.of(unusual, ""), rule="grid")], video.parent)
     assert (found.problem, found.detail, found.serious) == ("unusual video", note, False)
 

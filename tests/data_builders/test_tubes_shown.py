@@ -14,6 +14,7 @@ from reward_fns import RECIPES
 from reward_fns.perfect import perfect_answer
 from tests.video.test_decode import write_counting_video
 from verl_stvg.data_builders import check, make_row, show, templates, tubes
+from verl_stvg.data_builders.check_rows import row_problems
 from verl_stvg.data_builders.objects.boxes import out_of_reach
 from verl_stvg.data_builders.records import Record
 from verl_stvg.data_builders.videos import Facts
@@ -23,6 +24,7 @@ from verl_stvg.eval.report import clips, replies
 from verl_stvg.eval.report.boxes import objects_of
 from verl_stvg.eval.score import score
 from verl_stvg.rows.answers import Answer
+from verl_stvg.rows.row import Row
 from verl_stvg.rows.shape import row_shape_problems
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.decode import probe
@@ -133,7 +135,7 @@ def test_rows_of_older_versions_are_named(tmp_path):
     assert problems(found) == []
     found["reward_model"]["ground_truth"]["first_frame"] = 24
     found["extra_info"]["first_frame_of"] = None
-    [(_, problem, detail, serious)] = check.row_problems(found)
+    [(problem, detail, serious)] = row_problems(Row(found))
     assert (problem, serious) == ("frame numbers", True) and "build the rows again" in detail
     assert item_of(found).true_frames == (24, 47)
 
@@ -158,10 +160,10 @@ def test_boxes_are_drawn_on_the_frames_of_the_file(video):
     assert show.write([video.parent / "train.parquet"], video.parent / "rows.html") == 1
     rows = clips.Rows([video.parent / "train.parquet"])
     one = rows[extra["uid"]]
-    objects = objects_of(one)
+    objects = objects_of(one, video.parent)
     assert [None in objects.at(frame) for frame in (49, 50, 59, 60)] == [False, True, True, False]
     text = perfect_answer("stvg_boxes", truth)
-    assert sorted(replies.read("stvg_boxes", text, row=one.asked).tube) == list(range(50, 60))
+    assert sorted(replies.read("stvg_boxes", text, row=one).tube) == list(range(50, 60))
 
 
 # --- boxes by whole second --------------------------------------------------------------------------------------------
@@ -292,7 +294,7 @@ def test_thousandths_are_of_the_picture_that_the_truth_names():
 
 
 def problems(found: dict) -> list[tuple[str, str, bool]]:
-    return [(problem, detail, serious) for _, problem, detail, serious in check.row_problems(found)]
+    return list(row_problems(Row(found)))
 
 
 def shaped(scale_x: float, scale_y: float, by: float = 0.0):

@@ -15,11 +15,11 @@ import verl  # noqa: F401  (loads the plugin, as a run does)
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 
-from verl_stvg.data_builders.check import rows_of
 from verl_stvg.data_builders.sets.synthetic import ROW_SCHEMA
 from verl_stvg.data_builders.testing.tiny_model import CHAT_TEMPLATE
-from verl_stvg.launch import config_checks, nodes, preflight
+from verl_stvg.launch import config_checks, machine_checks, nodes, preflight
 from verl_stvg.launch.preflight import PreflightError
+from verl_stvg.rows.files import read_rows
 from verl_stvg.rows.row import RowError
 
 
@@ -28,7 +28,7 @@ def config(rows, tmp_path, monkeypatch):
     """STVG-R1's recipe at tiny size, composed, on the synthetic rows; overrides as on the command line."""
     from verl_stvg.data_builders.testing.tiny_model import make_processor
 
-    monkeypatch.setattr(preflight, "CPU_RUN_BYTES", 0)  # nothing is started here
+    monkeypatch.setattr(machine_checks, "CPU_RUN_BYTES", 0)  # nothing is started here
     folder = tmp_path / "model"
     make_processor().save_pretrained(folder)
     shutil.copyfile(_config_json(tmp_path), folder / "config.json")
@@ -69,8 +69,24 @@ def rewritten(rows, folder, change):
 
 def test_the_recipe_as_it_is_passes(config):
     made = config()
-    preflight.check(made)
-    assert made.data.check_videos == "exist"  # rows are not decoded a second time
+    found = preflight.check(made)
+    assert found == {"data.check_videos": "exist"}  # rows are not decoded a second time
+    preflight.settle(made, found)
+    assert made.data.check_videos == "exist"
+
+
+def test_checks_leave_the_configuration_as_it_is(config):
+    """Also where a fit makes room; what a run then takes is set in one place."""
+    made = config("data.max_prompt_length=64")
+    before = OmegaConf.to_container(made, resolve=False)
+    found = preflight.check(made)
+    assert OmegaConf.to_container(made, resolve=False) == before
+    assert found.keys() == {"data.check_videos", "data.max_prompt_length"}
+    preflight.settle(made, found)
+    after = OmegaConf.to_container(made, resolve=False)
+    changed = {key for key in after["data"] if after["data"][key] != before["data"].get(key)}
+    assert changed == {"check_videos", "max_prompt_length"}
+    assert after | {"data": None} == before | {"data": None}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +128,7 @@ def test_keys_of_open_groups_are_free(config):
 
 
 def test_too_little_memory(config, monkeypatch):
-    monkeypatch.setattr(preflight, "CPU_RUN_BYTES", 2**60)
+    monkeypatch.setattr(machine_checks, "CPU_RUN_BYTES", 2**60)
     with pytest.raises(PreflightError, match="GiB of memory are free"):
         preflight.check(config())
 
@@ -151,7 +167,7 @@ def test_more_gpus_than_there_are(config, monkeypatch):
 )
 def test_attention_on_a_gpu(config, monkeypatch, installed, overrides, words):
     monkeypatch.setattr("verl.plugin.platform.get_platform", lambda: SimpleNamespace(device_name="cuda"))
-    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(machine_checks.importlib.util, "find_spec", lambda name: object() if installed else None)
     problems = "\n".join(preflight.attention_that_cannot_run(config(*overrides)))
     assert bool(problems) == bool(words) and all(word in problems for word in words or ())
 
@@ -203,7 +219,7 @@ def test_a_node_that_does_not_answer():
 )
 def test_a_cluster_without_a_place_for_every_group(config, offered, enough):
     made = config("trainer.nnodes=2", "trainer.n_gpus_per_node=8")
-    problems = preflight.too_few_gpus_on_nodes(
+    problems = machine_checks.too_few_gpus_on_nodes(
         made, [{"GPU": float(gpus), "CPU": float(cpus)} for gpus, cpus in offered]
     )
     assert bool(problems) != enough
@@ -215,17 +231,17 @@ def test_a_cluster_without_a_place_for_every_group(config, offered, enough):
 
 def test_the_address_of_a_cluster_is_the_one_that_ray_takes(config, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert preflight.cluster_address(config()) is None  # +variant=tiny says local
-    assert preflight.cluster_address(config("ray_kwargs.ray_init.address=10.0.0.2:6379")) == "10.0.0.2:6379"
+    assert machine_checks.cluster_address(config()) is None  # +variant=tiny says local
+    assert machine_checks.cluster_address(config("ray_kwargs.ray_init.address=10.0.0.2:6379")) == "10.0.0.2:6379"
     for value in ("null", "auto"):
-        assert preflight.cluster_address(config(f"ray_kwargs.ray_init.address={value}")) == "10.0.0.1:6379"
+        assert machine_checks.cluster_address(config(f"ray_kwargs.ray_init.address={value}")) == "10.0.0.1:6379"
     monkeypatch.delenv("RAY_ADDRESS")
-    assert preflight.cluster_address(config("ray_kwargs.ray_init.address=null")) is None
+    assert machine_checks.cluster_address(config("ray_kwargs.ray_init.address=null")) is None
 
 
 def test_files_that_every_node_reads(config, rows):
     made = config()
-    files = preflight.files_of_a_run(made)
+    files = machine_checks.files_of_a_run(made)
     assert [files[0], files[2]] == [made.data.train_files, made.data.val_files]
     assert all(Path(files[k]).is_file() and files[k].endswith(".mp4") for k in (1, 3))
     assert files[4] == made.actor_rollout_ref.model.path
@@ -246,7 +262,7 @@ def test_overlong_prompts(config):
     with pytest.raises(RowError, match="over data.max_prompt_length=64; raise it to"):
         preflight.check(config("data.max_prompt_length=64", "data.fit=null"))
     made = config("data.max_prompt_length=64")
-    preflight.check(made)  # a fit, as the variant has one, makes room
+    preflight.settle(made, preflight.check(made))  # a fit, as the variant has one, makes room
     assert 64 < made.data.max_prompt_length == made.actor_rollout_ref.rollout.prompt_length < 192
     with pytest.raises(RowError, match="every prompt is over"):
         preflight.check(config("data.max_prompt_length=64", "data.filter_overlong_prompts=true"))
@@ -579,7 +595,7 @@ def test_files_that_are_no_rows(config, rows, tmp_path):
     assert said.count("\n  - ") == 3
     for name in ("rows.parquet", "other.parquet"):  # `verl-stvg check` says the same
         with pytest.raises(ValueError, match="not a readable parquet file of rows|has no column") as checked:
-            list(rows_of(tmp_path / name))
+            list(read_rows(tmp_path / name))
         assert str(checked.value).split("(")[0].split(" column ")[0] in said
 
 

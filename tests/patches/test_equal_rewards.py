@@ -134,7 +134,7 @@ def test_a_run_is_mended_once_by_its_configuration(stock_verl, name):
 
 def test_the_switch_is_a_known_truth_value():
     from verl_stvg.launch.config_checks import other_kinds
-    from verl_stvg.launch.preflight import ADDED_KEYS
+    from verl_stvg.launch.key_checks import ADDED_KEYS
 
     (problem,) = other_kinds(OmegaConf.create({"algorithm": {"exact_zero_advantage": "off"}}))
     assert problem.endswith("write algorithm.exact_zero_advantage=false")

@@ -38,7 +38,7 @@ def accepted_by_verl(config) -> None:
 def alarms(config) -> list[str]:
     """What the checks before a run say of values and names."""
     from verl_stvg.launch import config_checks
-    from verl_stvg.launch.preflight import unknown_keys
+    from verl_stvg.launch.key_checks import unknown_keys
 
     checks = (config_checks.other_kinds, config_checks.unknown_names, config_checks.unknown_reward_options)
     found = [*unknown_keys(config), *config_checks.clip_ratio_that_is_not_read(config)]
@@ -58,7 +58,7 @@ def test_every_value_is_the_one_in_the_table(composed, recipe):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ALL)
 def test_batches_divide_over_one_eight_and_sixteen_gpus(composed, recipe):
-    from verl_stvg.launch.preflight import indivisible_batches
+    from verl_stvg.launch.key_checks import indivisible_batches
 
     for gpus, nodes in ((1, 1), (8, 1), (8, 2)):
         config = copy.deepcopy(composed(recipe))
@@ -70,7 +70,7 @@ def test_batches_divide_over_one_eight_and_sixteen_gpus(composed, recipe):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_sets_what_it_says(composed, variant):
-    from verl_stvg.launch.preflight import indivisible_batches
+    from verl_stvg.launch.key_checks import indivisible_batches
 
     recipes, values = VARIANTS[variant]
     recipe = recipes[list(VARIANTS).index(variant) % len(recipes)]  # every recipe has its turn

@@ -15,16 +15,18 @@ from tests.data_builders.test_build import write_video
 from verl_stvg.base import recipe_names
 from verl_stvg.cli.data import build_app
 from verl_stvg.cli.select import app as select_app
-from verl_stvg.data_builders import build, check
+from verl_stvg.data_builders import build
+from verl_stvg.data_builders.check_videos import remember
 from verl_stvg.data_builders.selection import difficulty, folder, subset
 from verl_stvg.data_builders.sets import find
 from verl_stvg.data_builders.testing.tiny_model import TinyConfig, make_processor, make_untrained
 from verl_stvg.inference.settings import read_rows
-from verl_stvg.launch import capacity, preflight
+from verl_stvg.launch import capacity, preflight, row_checks
 from verl_stvg.launch.config_checks import too_few_rows
+from verl_stvg.rows import files as row_files
 from verl_stvg.rows import fit
 from verl_stvg.rows.cache_fill import read_jobs
-from verl_stvg.rows.row import RowError, entries_of, entry_of, plan_of, recorded_info, refit
+from verl_stvg.rows.row import Row, RowError, entries_of, entry_of, plan_of, refit
 from verl_stvg.rows.settings import frame_source
 from verl_stvg.training.dataset import VideoGroundingDataset
 from verl_stvg.video.plan import TEMPORAL_PATCH, plan_video
@@ -99,7 +101,7 @@ def test_a_number_of_frames_is_refused_by_the_adaptive_grid():
 def test_the_tiny_variant_leaves_synthetic_rows_as_they_are(rows):
     keys = fit.checked(TINY["data"]["fit"])
     for row in pq.read_table(rows / "train.parquet").to_pylist()[:8]:
-        entry, info = entry_of(row["videos"][0]), recorded_info(row)
+        entry, info = entry_of(row["videos"][0]), Row.of(row).info
         assert plan_of(refit(entry, keys), info) == plan_of(entry, info)
 
 
@@ -160,7 +162,7 @@ def test_the_fit_to_limits_keeps_to_them(side):
     whole, low, high = side == 32, 4096, 10**7 if side == 32 else 4 * 10**5
     keys = fit.to_limits(low, high, side, whole, positions=8192, budget=700)
     for seconds in (1.2, 30, 500, 4000):
-        plan = plan_of({**keys, "patch": side // 2}, recorded_info(facts(seconds)))
+        plan = plan_of({**keys, "patch": side // 2}, Row(facts(seconds)).info)
         pixels = (plan.num_frames if whole else 1) * plan.height * plan.width
         assert low <= pixels <= high and plan.num_tokens <= 700
 
@@ -228,15 +230,15 @@ def test_every_reader_of_rows_makes_the_same_plan(own, tmp_path):
         ],
     ):
         assert found == [{**one, "video": f"{root}/{one['video']}"} for one in wanted]
-    seen = list(check._remember(next(check.rows_of(file)), 0, 0, own / "videos", keys))
+    seen = list(remember(next(row_files.read_rows(file, own / "videos", fit=keys)), 0, 0))
     assert dict(seen[0].plan) == keys
     folder.prepare(difficulty.stage(difficulty.Rules()), [file], tmp_path / "stage", fit=keys)
-    frozen = [entry_of(row["videos"][0]) for row in check.rows_of(tmp_path / "stage/rows.parquet")]
+    frozen = [entry_of(row["videos"][0]) for row in row_files.read_rows(tmp_path / "stage/rows.parquet")]
     assert [{**one, "video": Path(one["video"]).name} for one in frozen] == wanted
     folder.prepare(difficulty.stage(difficulty.Rules()), [file], tmp_path / "stage")  # judged again without a model
     units = capacity.read_rows([file], fit=keys).most_units
     assert units == max(
-        plan_of(one, recorded_info(row)).num_units for one, row in zip(wanted, check.rows_of(file), strict=True)
+        plan_of(one, Row.of(row).info).num_units for one, row in zip(wanted, row_files.read_rows(file), strict=True)
     )
 
 
@@ -260,13 +262,14 @@ def composed(**data: object):
 def test_the_rollout_has_room_for_longer_prompts(tiny):
     config = composed(fit={"fps": 2.0})
     config.actor_rollout_ref.model.path = str(tiny)
-    preflight.widen_the_rollout(config)
+    assert row_checks.wider_rollout(config) == {"actor_rollout_ref.rollout.max_model_len": 448}
+    preflight.settle(config, row_checks.wider_rollout(config))
     assert config.actor_rollout_ref.rollout.max_model_len == 448 and not preflight.longer_than_the_rollout(config)
     config.data.max_prompt_length = 5000
     with pytest.raises(preflight.PreflightError, match="reads 4096 tokens: lower data.fit.total_pixels"):
-        preflight.widen_the_rollout(config)
+        row_checks.wider_rollout(config)
     without = composed()
-    preflight.widen_the_rollout(without)
+    assert row_checks.wider_rollout(without) == {}
     assert without.actor_rollout_ref.rollout.max_model_len == 256
 
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.video.test_cache import noise_decoder, small_plan
-from verl_stvg.data_builders import check
+from verl_stvg.data_builders import check_videos
+from verl_stvg.data_builders.check_pairs import leaks, twins
 from verl_stvg.data_builders.videos import UnknownVideo, VideoRoot
 from verl_stvg.video import cache as module
 from verl_stvg.video.cache import FrameCache
@@ -199,11 +200,11 @@ def test_a_track_file_of_the_old_name_is_taken_where_it_is_this_video_s(tmp_path
 # --- rows beside rows -------------------------------------------------------------------------------------------------
 
 
-def seen(video: str, evaluation: bool = False, query: bytes = b"q", root: str = "/r", **more) -> check._Seen:
+def seen(video: str, evaluation: bool = False, query: bytes = b"q", root: str = "/r", **more) -> check_videos.Seen:
     given = {"file": 0, "row": 0, "uid": f"{root}/{video}/{evaluation}", "truth": b"", "end": None, "plan": ()}
     given |= {"said": None, "same": query, "evaluation": evaluation, "name": video, "video": f"{root}/{video}"}
-    fields = check._Seen.__dataclass_fields__
-    return check._Seen(**{key: value for key, value in {**given, **more}.items() if key in fields})
+    fields = check_videos.Seen.__dataclass_fields__
+    return check_videos.Seen(**{key: value for key, value in {**given, **more}.items() if key in fields})
 
 
 def looked(**contents: str | None) -> dict:
@@ -211,14 +212,14 @@ def looked(**contents: str | None) -> dict:
     facts = {path.replace("_", "."): content for path, content in contents.items()}
     info = VideoInfo(10, 5.0, 64, 48)
     return {
-        f"{root}/{name}": (check.Facts.of(info, content) if content else "no such video", {})
+        f"{root}/{name}": (check_videos.Facts.of(info, content) if content else "no such video", {})
         for name, content in facts.items()
         for root in ("/r", "/s")
     }
 
 
 def problems(found) -> list[tuple[str, bool]]:
-    return [(one.problem, one.serious) for one in found]
+    return [(problem, serious) for _, problem, _, serious in found]
 
 
 FILES = [Path("rows.parquet")]
@@ -238,9 +239,9 @@ FILES = [Path("rows.parquet")]
 )
 def test_duplicates_are_of_equal_bytes(first, second, contents, expected):
     rows, looks = [seen(first, uid="1"), seen(second, uid="2")], looked(**contents)
-    assert problems(check._twins(FILES, rows, looks)) == [(problem, False) for problem in expected]
-    assert problems(check._twins(FILES, [rows[0], replace(rows[1], same=b"other")], looks)) == []
-    assert problems(check._twins(FILES, [rows[0], replace(rows[1], evaluation=True)], looks)) == []
+    assert problems(twins(FILES, rows, looks)) == [(problem, False) for problem in expected]
+    assert problems(twins(FILES, [rows[0], replace(rows[1], same=b"other")], looks)) == []
+    assert problems(twins(FILES, [rows[0], replace(rows[1], evaluation=True)], looks)) == []
 
 
 LEAK, HINT = ("evaluation video in training", True), ("name of an evaluation video", False)
@@ -261,17 +262,17 @@ LEAK, HINT = ("evaluation video in training", True), ("name of an evaluation vid
 )
 def test_leaks_are_of_equal_bytes(training, evaluation, contents, expected):
     rows, looks = [seen(training), seen(evaluation, evaluation=True)], looked(**contents)
-    assert problems(check._leaks(FILES, rows, looks)) == expected
+    assert problems(leaks(FILES, rows, looks)) == expected
 
 
 def test_one_name_below_two_roots():
     """Other bytes: worth knowing. Bytes that one of several has not been asked for: serious."""
     looks = {"/r/x.mp4": looked(x_mp4="1")["/r/x.mp4"], "/s/x.mp4": looked(x_mp4="2")["/s/x.mp4"]}
     rows = [seen("x.mp4"), seen("x.mp4", evaluation=True, root="/s")]
-    [found] = check._leaks(FILES, rows, looks)
-    assert (found.problem, found.serious) == HINT and "same name but other bytes as rows.parquet row 0" in found.detail
+    [found] = leaks(FILES, rows, looks)
+    assert problems([found]) == [HINT] and "same name but other bytes as rows.parquet row 0" in found[2]
     unread = seen("x.mp4", evaluation=True, root="/t")
-    assert problems(check._leaks(FILES, [*rows, unread], looks)) == [LEAK]
+    assert problems(leaks(FILES, [*rows, unread], looks)) == [LEAK]
 
 
 # --- files that are replaced ------------------------------------------------------------------------------------------

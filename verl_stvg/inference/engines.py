@@ -9,7 +9,7 @@ import copy
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -25,6 +25,7 @@ from verl_stvg.patches.banned_tokens import Banned
 from verl_stvg.rows.answers import Answer
 from verl_stvg.rows.chat_template import settle
 from verl_stvg.rows.prompts import Prompt, PromptMaker
+from verl_stvg.rows.row import Row
 from verl_stvg.video.cache import CacheError
 
 _FLYING_BYTES = 8 * 2**30
@@ -64,7 +65,7 @@ class Engine:
         """Load the model; sets ``max_length``, the most tokens of prompt and answer together."""
         raise NotImplementedError
 
-    def answers(self, rows: Iterable[dict], settings: Settings | None = None) -> Iterator[list[Answer]]:
+    def answers(self, rows: Iterable[Mapping[str, Any]], settings: Settings | None = None) -> Iterator[list[Answer]]:
         """Answer rows, a few at a time, in any order; each row once.
 
         Args:
@@ -79,18 +80,18 @@ class Engine:
     def _generate(self, asked: Iterator[Prompt | Answer], settings: Settings) -> Iterator[list[Answer]]:
         raise NotImplementedError
 
-    def _ask(self, row: dict, make: PromptMaker, settings: Settings) -> Prompt | Answer:
+    def _ask(self, row: Mapping[str, Any], make: PromptMaker, settings: Settings) -> Prompt | Answer:
         """The prompt of a row, or the answer that says why there is none."""
-        uid = row["extra_info"]["uid"]
+        row = Row.of(row)
         try:
             prompt = make(row)
         except CacheError:
             raise
         except ValueError as error:
-            return Answer(uid, error=str(error))
+            return Answer(row.uid, error=str(error))
         if prompt.num_tokens + settings.max_tokens > self.max_length:
             return Answer(
-                uid,
+                row.uid,
                 error=f"a prompt of {prompt.num_tokens} tokens and an answer of up to {settings.max_tokens} are over "
                 f"the {self.max_length} of the model; raise --max-model-len, or lower max_pixels or fps of the row",
             )

@@ -22,7 +22,7 @@ from verl_stvg.inference import checkpoint
 from verl_stvg.inference.settings import Counts, Settings, chosen, read_rows
 from verl_stvg.rows import answers, chat_template
 from verl_stvg.rows.answers import Answer, AnswersError
-from verl_stvg.rows.row import VIDEO_COLUMN
+from verl_stvg.rows.row import ROOT_KEY, VIDEO_COLUMN, Row
 
 if TYPE_CHECKING:
     from verl_stvg.inference.engines import Engine
@@ -60,23 +60,23 @@ def generate(files: Sequence[str | Path], out: Path, settings: Settings, engine:
         answers.continues(out / RUN, _made_by(files, rows, settings, model, _opened(out, rows, settings, model)))
         answers.append(path, ())  # there is a file however few rows there are
         done = answers.read(path)
-        if strange := done.keys() - {_uid(row) for row in rows}:
+        if strange := done.keys() - {row.uid for row in rows}:
             raise AnswersError(f"{path}: answers {min(strange)!r}, which is not among the rows; choose another folder")
         if len(done) < len(rows):
             _complete(path, rows, done, replace(settings, model=model), engine)
         return _finish(path, rows)
 
 
-def _opened(out: Path, rows: list[dict], settings: Settings, model: str) -> str:
+def _opened(out: Path, rows: list[Row], settings: Settings, model: str) -> str:
     """What the chat template leaves open; where all rows are answered already, what it left open then."""
     if (out / RUN).is_file() and (out / ANSWERS).is_file():
         done = answers.read(out / ANSWERS)
-        if all(_uid(row) in done for row in rows):  # nothing is asked, and a processor takes seconds to load
+        if all(row.uid in done for row in rows):  # nothing is asked, and a processor takes seconds to load
             return answers.made(out / RUN)[chat_template.OPENED]
     return chat_template.opened_by(model, settings.template)
 
 
-def _made_by(files: list[Path], rows: list[dict], settings: Settings, model: str, opened: str) -> dict[str, Any]:
+def _made_by(files: list[Path], rows: list[Row], settings: Settings, model: str, opened: str) -> dict[str, Any]:
     named = Path(settings.model).expanduser()
     return {
         "rows": [str(file) for file in files],
@@ -109,7 +109,7 @@ def _versions() -> dict[str, str]:
 
 
 def _complete(
-    path: Path, rows: list[dict], done: Mapping[str, Answer], settings: Settings, engine: "Engine | None"
+    path: Path, rows: list[Row], done: Mapping[str, Answer], settings: Settings, engine: "Engine | None"
 ) -> None:
     """Append the answers that are missing.
 
@@ -117,9 +117,9 @@ def _complete(
     a prompt is padded with shows in the last digits of its logits, and all of a batch are sampled from one seed.
     """
     slices = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
-    todo = [part for part in slices if any(_uid(row) not in done for row in part)]
+    todo = [part for part in slices if any(row.uid not in done for row in part)]
     if settings.engine == "vllm":
-        todo = [[row for row in part if _uid(row) not in done] for part in todo]
+        todo = [[row for row in part if row.uid not in done] for part in todo]
     logger.info(
         "%d of %d rows to answer with %s (%s)", len(rows) - len(done), len(rows), settings.model, settings.engine
     )
@@ -167,11 +167,11 @@ class _Worker:
 
     def __call__(self, batch: dict) -> dict:
         """Answer one slice of rows, in JSON as everything that Ray carries."""
-        rows = json.loads(batch["rows"][0])
+        rows = [Row(row, row[ROOT_KEY]) for row in json.loads(batch["rows"][0])]
         return {"lines": ["".join(answer.line() for found in self.engine.answers(rows) for answer in found)]}
 
 
-def _on_ray(todo: list[list[dict]], settings: Settings, videos: int) -> Iterator[list[Answer]]:
+def _on_ray(todo: list[list[Row]], settings: Settings, videos: int) -> Iterator[list[Answer]]:
     """Answers from the engines of a cluster, a slice at a time."""
     import ray
     import ray.data
@@ -194,7 +194,8 @@ def _on_ray(todo: list[list[dict]], settings: Settings, videos: int) -> Iterator
             todo = [every[start : start + size] for start in range(0, len(every), size)]
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        rows = ray.data.from_items([{"rows": json.dumps(part)} for part in todo], override_num_blocks=len(todo))
+        slices = [{"rows": json.dumps(list(map(dict, part)))} for part in todo]
+        rows = ray.data.from_items(slices, override_num_blocks=len(todo))
         answered = rows.map_batches(
             _Worker,
             batch_size=1,
@@ -209,10 +210,10 @@ def _on_ray(todo: list[list[dict]], settings: Settings, videos: int) -> Iterator
         ray.shutdown()
 
 
-def _finish(path: Path, rows: list[dict]) -> Counts:
+def _finish(path: Path, rows: list[Row]) -> Counts:
     """Bring the lines into the order of the rows, and count."""
     found = answers.read(path)
-    ordered = [found[_uid(row)] for row in rows]
+    ordered = [found[row.uid] for row in rows]
     if list(found) != [answer.uid for answer in ordered]:
         answers.write(path, ordered)
     errors = [answer for answer in ordered if answer.error]
@@ -221,7 +222,3 @@ def _finish(path: Path, rows: list[dict]) -> Counts:
     counts = Counts(len(rows), len(errors), sum("length" in answer.finish for answer in ordered))
     logger.info("%d rows, %d without an answer, %d cut off: %s", counts.rows, counts.errors, counts.cut_off, path)
     return counts
-
-
-def _uid(row: Mapping[str, Any]) -> str:
-    return row["extra_info"]["uid"]

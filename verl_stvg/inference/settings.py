@@ -4,14 +4,14 @@ Needs neither torch nor verl.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from verl_stvg.rows import chat_template
+from verl_stvg.rows import files as row_files
 from verl_stvg.rows import fit as fits
-from verl_stvg.rows.files import rows_in, schema_of
-from verl_stvg.rows.row import VIDEO_COLUMN, entries_of, root_of
+from verl_stvg.rows.row import ROOT_KEY, VIDEO_COLUMN, Row, entries_of
 from verl_stvg.video.store import FrameStore, default_folder
 
 BATCHES = {"vllm": 256, "transformers": 8}
@@ -129,7 +129,7 @@ def fold(count: int, size: int | None, index: int) -> range:
 
 def read_rows(
     files: Sequence[str | Path], video_root: str | Path | None = None, fit: Mapping[str, float | str] | None = None
-) -> list[dict]:
+) -> list[Row]:
     """What a model is asked, of every row in order: prompt, videos, ``extra_info``, and the root of their paths.
 
     Args:
@@ -141,28 +141,22 @@ def read_rows(
         ValueError: a missing file, one without the columns, a row without a uid, or a uid twice; with a fit, a row
             whose videos cannot be read.
     """
-    rows: list[dict] = []
-    places: dict[str, str] = {}
+    found: dict[Any, Row] = {}
     for file in map(Path, files):
-        names = schema_of(file, ("prompt", "extra_info")).names
+        names = row_files.schema_of(file, ("prompt", "extra_info")).names
         if other := [name for name in ("images", "audios") if name in names]:
             raise ValueError(f"{file}: has a column {other[0]!r}, and only videos are shown here; take it out")
-        root = str(root_of(file.expanduser().resolve(), video_root))
-        for number, row in enumerate(rows_in(file, columns=_COLUMNS)):
-            uid, place = (row["extra_info"] or {}).get("uid"), f"{file}: row {number}"
-            if not uid:
-                raise ValueError(f"{place} has no extra_info.uid; build the rows again")
-            if uid in places:
-                raise ValueError(
-                    f"{place} has the uid {uid!r} of {places[uid]}; leave one of the two files or rows out"
-                )
-            places[uid] = place
-            if fit:
-                row[VIDEO_COLUMN] = entries_of(row.get(VIDEO_COLUMN), where=place, fit=fit)
-            rows.append({**row, "video_root": root})
-    return rows
+        for row in row_files.read_rows(file, video_root, _COLUMNS, needed=()):
+            if row.uid is None:
+                raise ValueError(f"{row.where} has no extra_info.uid; build the rows again")
+            if row.uid in found:
+                said = f"{row.where} has the uid {row.uid!r} of {found[row.uid].where}"
+                raise ValueError(f"{said}; leave one of the two files or rows out")
+            shown = {VIDEO_COLUMN: entries_of(row.get(VIDEO_COLUMN), where=row.where, fit=fit)} if fit else {}
+            found[row.uid] = replace(row, raw={**row, **shown, ROOT_KEY: str(row.root)})
+    return [replace(row, where="") for row in found.values()]  # an answer says which row cannot be asked
 
 
-def chosen(rows: list[dict], fold_size: int | None = None, fold_index: int = 0, limit: int | None = None) -> list[dict]:
+def chosen(rows: list[Row], fold_size: int | None = None, fold_index: int = 0, limit: int | None = None) -> list[Row]:
     """The rows of a fold, and of these the first."""
     return [rows[k] for k in fold(len(rows), fold_size, fold_index)][:limit]

@@ -9,7 +9,7 @@ from heapq import heappush, heappushpop
 from typing import Any
 
 from reward_fns.perfect import THOUGHT, perfect_answer
-from reward_fns.registry import find_recipe
+from verl_stvg.rows.row import Row
 from verl_stvg.training.reward import compute_score
 
 _NUMBER = re.compile(r"[0-9]+\.[0-9]{3,}")
@@ -27,36 +27,39 @@ class BestAnswers:
             a prompt does not depend on the row.
     """
 
-    def __init__(self, options: Mapping[str, Any], opened: Callable[[dict], str]):
+    def __init__(self, options: Mapping[str, Any], opened: Callable[[Mapping[str, Any]], str]):
         self.options, self._opened = dict(options), opened
         self.unpaid: dict[str, str] = {}
         """By recipe, what the template takes from the best answer and how to mend it; empty if nothing."""
-        self._longest: dict[str, list[tuple[int, int, object, str]]] = {}
+        self._longest: dict[str, list[tuple[int, int, str, str]]] = {}
 
-    def add(self, index: int, row: Mapping[str, Any], uid: object) -> None:
+    def add(self, index: int, row: Row) -> None:
         """Look at one more row, whose ground truth has been checked.
+
+        Args:
+            index: of the row, for messages.
+            row: of a file of the run.
 
         Raises:
             ValueError: options that the reward does not know.
         """
-        recipe = find_recipe(row["data_source"], self.options.get("recipe"))
-        truth = row["reward_model"]["ground_truth"]
+        recipe = row.recipe(self.options.get("recipe"))
         if recipe.name not in self._longest:
             self._longest[recipe.name] = []
-            if problem := self._lost(recipe.name, row, truth):
-                self.unpaid[recipe.name] = f"row {index} (uid {uid}): {problem}"
-        answer = shortest(perfect_answer(recipe.name, truth))
-        longest, one = self._longest[recipe.name], (len(answer.encode()), -index, str(uid), answer)
+            if problem := self._lost(recipe.name, row):
+                self.unpaid[recipe.name] = f"row {index} (uid {row.name}): {problem}"
+        answer = shortest(perfect_answer(recipe.name, row.truth))
+        longest, one = self._longest[recipe.name], (len(answer.encode()), -index, row.name, answer)
         if len(longest) < _COUNTED:
             heappush(longest, one)
         else:
             heappushpop(longest, one)
 
-    def _lost(self, recipe: str, row: Mapping[str, Any], truth: Mapping[str, Any]) -> str | None:
+    def _lost(self, recipe: str, row: Row) -> str | None:
         def score(text: str) -> dict[str, float]:
-            return compute_score(row["data_source"], text, truth, row.get("extra_info"), **self.options)
+            return compute_score(row.data_source, text, row.truth, row.extra, **self.options)
 
-        answer, opened = perfect_answer(recipe, truth), self._opened(row)
+        answer, opened = perfect_answer(recipe, row.truth), self._opened(row)
         best = score(answer)
         if not opened:
             return None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_stvg.rows.row import PLAN_KEYS, entries_of, recorded_info
+from verl_stvg.rows.row import FACTS, PLAN_KEYS
 from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.plan import MERGE, PATCH, QWEN3_PATCH, TEMPORAL_PATCH, SamplingPlan, plan_video
 
@@ -348,23 +348,23 @@ def read_rows(files: list[Path], patch: int = PATCH, fit: Mapping[str, float | s
     Raises:
         ValueError: a file is missing or empty, or rows lack size and rate of their videos, or have one that is none.
     """
-    from verl_stvg.rows.files import rows_in
+    from verl_stvg.rows import files as row_files
 
     plans, tokens, sizes, pixels = {}, [], [], {}
     for file in files:
-        for index, row in enumerate(rows_in(file, ("videos", "extra_info"), ("videos", "extra_info"))):
-            extra, total, units, grids = row["extra_info"] or {}, 0, 0, []
-            for video in entries_of(row["videos"], where=f"{file}: row {index}", fit=fit):
-                size = [extra.get(name) for name in ("num_frames", "source_fps", "width", "height")]
+        for row in row_files.read_rows(file, None, ("videos", "extra_info"), fit):
+            total, units, grids = 0, 0, []
+            for video in row.entries:
+                size = [row.extra.get(name) for name in FACTS]
                 if None in size:
                     raise ValueError(
-                        f"{file}: row {index} does not say size and rate of {video['video']}; build the rows without "
+                        f"{row.where} does not say size and rate of {video['video']}; build the rows without "
                         "--no-probe, or plan without --rows"
                     )
                 chosen = {key: video[key] for key in PLAN_KEYS if key in video}
                 key = (video["video"], tuple(sorted(chosen.items())))
                 if key not in plans:
-                    info = recorded_info(row) or VideoInfo(*size, end=extra.get("file_end"))
+                    info = row.info or VideoInfo(*size, end=row.extra.get("file_end"))
                     plans[key] = plan_video(*size, **chosen, patch=patch, clock=info.clock)
                     pixels[video["video"]] = size[0] * size[2] * size[3]
                 total += plans[key].num_tokens
@@ -620,7 +620,7 @@ def _warnings(
     disk: Mapping[str, float],
     free_bytes: int | None,
 ) -> list[str]:
-    from verl_stvg.launch.preflight import indivisible_batches
+    from verl_stvg.launch.key_checks import indivisible_batches
 
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     found = list(indivisible_batches(config))

@@ -17,6 +17,7 @@ from typing import Any
 
 from verl_stvg.base import nesting
 from verl_stvg.base.lock import write_whole
+from verl_stvg.rows.row import Row
 
 _OLDER = {"template": {}, "opened": ""}
 """What is meant by a file that was written before it had these keys."""
@@ -111,7 +112,7 @@ def hash_rows(rows: Iterable[Mapping[str, Any]]) -> str:
     """Hash of what a model is asked: uid, prompt and videos of each row, in order."""
     digest = hashlib.sha256()
     for row in rows:
-        asked = [row["extra_info"]["uid"], row["prompt"], row.get("videos")]
+        asked = [Row.of(row).uid, row["prompt"], row.get("videos")]
         digest.update(json.dumps(asked, sort_keys=True, ensure_ascii=False).encode() + b"\n")
     return digest.hexdigest()[:16]
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from verl_stvg.rows.files import rows_in
-from verl_stvg.rows.row import MARK_KEYS, PLAN_KEYS, VIDEO_COLUMN, entries_of, plan_of, root_of
+from verl_stvg.rows.files import read_rows
+from verl_stvg.rows.row import MARK_KEYS, PLAN_KEYS, VIDEO_COLUMN, plan_of
 from verl_stvg.video.cache import CacheError
 from verl_stvg.video.plan import PATCH
 from verl_stvg.video.quarantine import Quarantine
@@ -60,14 +60,13 @@ def read_jobs(
     """
     jobs: dict[Job, None] = {}
     for file in map(Path, files):
-        root = root_of(file, video_root)
-        for number, row in enumerate(rows_in(file, (VIDEO_COLUMN,), (VIDEO_COLUMN,))):
+        for row in read_rows(file, video_root, (VIDEO_COLUMN,), fit):
             try:
-                entries = entries_of(row[VIDEO_COLUMN], root, f"{file}: row {number}", fit)
+                videos = row.videos
             except ValueError as error:
                 jobs[Job("", (), str(error))] = None
                 continue
-            for entry in entries:
+            for entry in videos:
                 options = tuple((key, entry[key]) for key in (*PLAN_KEYS, *MARK_KEYS) if key in entry)
                 jobs[Job(entry["video"], options if patch == PATCH else (*options, ("patch", patch)))] = None
     return list(jobs)

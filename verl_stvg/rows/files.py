@@ -3,12 +3,17 @@
 pyarrow's own errors say what is wrong with the bytes, and not of which file.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from verl_stvg.base import nesting
+from verl_stvg.rows.row import VIDEO_COLUMN, Row
+
+COLUMNS = ("data_source", "prompt", VIDEO_COLUMN, "reward_model", "extra_info")
+"""Columns of a row."""
 _FAULTS = (pa.ArrowException, OSError, UnicodeDecodeError)
 _BATCH = 1000
 
@@ -73,6 +78,58 @@ def rows_in(file: str | Path, needed: Iterable[str] = (), columns: Iterable[str]
             except _FAULTS as error:
                 raise _unreadable(file, error) from error
             yield from rows
+
+
+def read_rows(
+    file: str | Path,
+    video_root: str | Path | None = None,
+    columns: Iterable[str] | None = COLUMNS,
+    fit: Mapping[str, float | str] | None = None,
+    needed: Iterable[str] | None = None,
+) -> Iterator[Row]:
+    """Rows of a file, opened, one at a time.
+
+    Args:
+        file: of rows.
+        video_root: see `root_of`.
+        columns: that are read, as far as the file has them; None for all.
+        fit: see `verl_stvg.rows.row.refit`.
+        needed: columns that the file must have; None: all that are read.
+
+    Raises:
+        ValueError: see `open_rows` and `root_of`.
+    """
+    root = root_of(file, video_root)
+    for number, row in enumerate(rows_in(file, columns or () if needed is None else needed, columns)):
+        yield Row(row, root, f"{file}: row {number}", fit)
+
+
+def root_of(file: str | Path, given: str | Path | None = None) -> Path:
+    """Folder that relative paths of a parquet file's videos start from.
+
+    The given one; else the one that the ``manifest.json`` beside the file names; else the file's own. Beside the file
+    is where it lies itself, if it is reached through a link.
+
+    Raises:
+        ValueError: that file cannot be read.
+    """
+    if given:
+        return Path(given).expanduser().resolve()
+    file = Path(file).expanduser().resolve()
+    manifest = file.parent / "manifest.json"
+    root = _named_root(manifest) if manifest.is_file() else None
+    return (file.parent / (root or ".")).resolve()
+
+
+def _named_root(manifest: Path) -> str | None:
+    try:
+        found = nesting.loads(manifest.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{manifest}: no JSON ({error}); build the rows again, or give --video-root") from error
+    root = found.get("video_root") if isinstance(found, dict) else None
+    if root is not None and not isinstance(root, str):
+        raise ValueError(f"{manifest}: video_root is no text, found {root!r:.60}; correct it, or give --video-root")
+    return root
 
 
 def batches_in(

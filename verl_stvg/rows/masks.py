@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from verl_stvg.rows.row import Row
 from verl_stvg.video.plan import SamplingPlan
 
 REGIONS = ("window", "random", "far_first")
@@ -41,10 +42,9 @@ class RowFacts:
         Raises:
             CurriculumError: no bin or difficulty, or one that is unknown; no usable interval.
         """
-        extra = row.get("extra_info") or {}
-        truth = (row.get("reward_model") or {}).get("ground_truth") or {}
-        uid, bin_, difficulty = extra.get("uid"), extra.get("bin"), extra.get("difficulty")
-        if uid is None:
+        row = Row.of(row)
+        bin_, difficulty = row.extra.get("bin"), row.extra.get("difficulty")
+        if row.uid is None:
             raise CurriculumError("the curriculum needs extra_info.uid; build the rows again")
         if bin_ not in BINS:
             raise CurriculumError(
@@ -54,13 +54,9 @@ class RowFacts:
             raise CurriculumError(
                 f"the curriculum needs extra_info.difficulty from 0 to 1, and finds {difficulty}; {SELECT}"
             )
-        found = truth.get("intervals")
-        if found is None or not len(found):
-            found = [(truth.get("start"), truth.get("end"))]
-        intervals = tuple((start, end) for start, end in found)
-        if any(start is None or end is None or not 0 <= start <= end < math.inf for start, end in intervals):
-            raise CurriculumError(f"intervals {list(intervals)} cannot be kept visible; correct or drop the row")
-        return cls(str(uid), bin_, float(difficulty), intervals)
+        if not row.intervals or not all(0 <= start <= end < math.inf for start, end in row.intervals):
+            raise CurriculumError(f"intervals {list(row.intervals)} cannot be kept visible; correct or drop the row")
+        return cls(str(row.uid), bin_, float(difficulty), row.intervals)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import takes a quarter of a minute and a trainer's configuration; here is what o
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from verl_stvg.rows.chat_template import opened, render
-from verl_stvg.rows.row import ROOT_KEY, VIDEO_COLUMN, entries_of, entry_of, plan_of
+from verl_stvg.rows.row import Row, entry_of, plan_of
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.identity import identity
@@ -72,13 +72,14 @@ class PromptMaker:
     store: FrameStore
     template: Mapping[str, Any] = field(default_factory=dict)
 
-    def __call__(self, row: dict) -> Prompt:
+    def __call__(self, row: Mapping[str, Any]) -> Prompt:
         """The prompt of a row; reads its videos into the cache.
 
         Raises:
             ValueError: a video that cannot be used, or a prompt that does not fit its videos.
             CacheError: the cache cannot be written.
         """
+        row = Row.of(row)
         messages = fit(messages_of(row), self.processor)
         videos = []
         for part in (
@@ -91,25 +92,21 @@ class PromptMaker:
         text = render(self.processor, messages, self.template)
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         added = sum(added_tokens(video.plan, self.processor) for video in videos)
-        return Prompt(row["extra_info"]["uid"], text, tuple(ids), tuple(videos), added, opened(text))
+        return Prompt(row.uid, text, tuple(ids), tuple(videos), added, opened(text))
 
 
-def messages_of(row: dict) -> list[dict]:
+def messages_of(row: Mapping[str, Any]) -> list[dict]:
     """The messages of a row, each ``<video>`` in them replaced by its entry of ``videos``, paths absolute.
 
     Raises:
         ValueError: more or fewer ``<video>`` than videos, or a video that is none
         (`verl_stvg.rows.row.entry_of`).
     """
-    videos = entries_of(row.get(VIDEO_COLUMN), row.get(ROOT_KEY, ""))
-    if not videos:
+    row = Row.of(row)
+    if not row.videos:
         return [dict(message) for message in row["prompt"]]
-    asked = sum(message["content"].count("<video>") for message in row["prompt"])
-    if asked != len(videos):
-        raise ValueError(
-            f"the prompt has {asked} <video> and the row {len(videos)} videos; build the rows again, or correct them"
-        )
-    left = iter(videos)
+    check_places(row["prompt"], "video", len(row.videos))
+    left = iter(row.videos)
     return [
         {
             **message,
@@ -121,6 +118,25 @@ def messages_of(row: dict) -> list[dict]:
         }
         for message in row["prompt"]
     ]
+
+
+def check_places(messages: Sequence[Mapping[str, Any]], kind: str, count: int) -> None:
+    """See that messages have a place for each of a row's videos, or images.
+
+    Args:
+        messages: of the row; those that are taken apart already have none.
+        kind: ``video``, whose places are ``<video>``, or the like.
+        count: of the row's.
+
+    Raises:
+        ValueError: more or fewer places.
+    """
+    texts = [message["content"] for message in messages if isinstance(message["content"], str)]
+    asked = sum(text.count(f"<{kind}>") for text in texts)
+    if asked != count:
+        raise ValueError(
+            f"the prompt has {asked} <{kind}> and the row {count} {kind}s; build the rows again, or correct them"
+        )
 
 
 def plan_video_part(video: dict, source: FrameStore | Decoder | None = None) -> SamplingPlan:

@@ -1,18 +1,21 @@
-"""The one place where a parquet row is opened: its videos, their sampling plans, the folder of their paths, its uid.
+"""The one place where a row is opened: `Row` has one rule for each thing that a row says, and all readers ask it.
 
-Knows rows and videos but neither verl nor torch.
+Below it are the entries of a row's ``videos`` and their sampling plans. It knows neither verl nor torch.
 """
 
 import difflib
 import functools
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
-from verl_stvg.base import nesting
+from reward_fns.recipe import Recipe
+from reward_fns.registry import find_recipe
 from verl_stvg.video.cache import hash_file
 from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.identity import identity
@@ -36,12 +39,150 @@ VIDEO_KEYS = ("video", *PLAN_KEYS, *MARK_KEYS, *MASK_KEYS)
 VIDEO_COLUMN = "videos"
 ROOT_KEY = "video_root"
 """Key of a row under which its reader puts the folder that relative paths start from."""
+FACTS = ("num_frames", "source_fps", "width", "height")
+"""Keys of ``extra_info`` that say what the file of the row's one video is."""
+_NAME = 200  # characters
 _MOST = 1e18  # size of a number in an entry of `videos`; with more, arithmetic ends
 _SHORT = 64  # characters of a path that no file system finds too long: each has at most four bytes
 
 
 class RowError(ValueError):
     """Rows that cannot be trained on; the message lists the first ones, the total and the remedy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Row(Mapping[str, Any]):
+    """A row: a mapping of its columns, and what they say, by one rule for each thing.
+
+    A row whose shape is wrong (`verl_stvg.rows.shape.row_shape_problems`) has a name and nothing else to rely on.
+
+    Attributes:
+        raw: columns by name; those that were not read are absent.
+        root: folder that relative paths of the videos start from; None leaves paths as they are.
+        where: file and number of the row, with which messages begin; empty where the caller's message says it.
+        fit: keys of the plan in place of those of the row, see `refit`.
+    """
+
+    raw: Mapping[str, Any]
+    root: str | Path | None = None
+    where: str = ""
+    fit: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Row":
+        """A row that may be opened already; else its root stands under `ROOT_KEY`, and messages say its name."""
+        if isinstance(row, cls):
+            return row
+        return cls(row, row.get(ROOT_KEY), f"row {cls(row).name}")
+
+    def __getitem__(self, column: str) -> Any:
+        return self.raw[column]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    @cached_property
+    def extra(self) -> Mapping[str, Any]:
+        """``extra_info``; empty where there is none."""
+        found = self.raw.get("extra_info")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def given_truth(self) -> Any:
+        """The ground truth as verl gives it to the reward; None where there is none."""
+        reward = self.raw.get("reward_model")
+        return reward.get("ground_truth") if isinstance(reward, Mapping) else None
+
+    @cached_property
+    def truth(self) -> dict[str, Any]:
+        """The ground truth without keys that are None; empty where there is none."""
+        found = self.given_truth
+        return {key: value for key, value in found.items() if value is not None} if isinstance(found, Mapping) else {}
+
+    @property
+    def uid(self) -> Any:
+        """``extra_info.uid``, else that of the ground truth; None where neither says one. An empty text is none."""
+        found = self.extra.get("uid")
+        found = self.truth.get("uid") if found in (None, "") else found
+        return None if found == "" else found
+
+    @property
+    def name(self) -> str:
+        """What messages call the row, whatever it holds: its uid, else ``extra_info.index``, else ``unknown``."""
+        found = self.extra.get("index") if self.uid is None else self.uid
+        return "unknown" if found is None else f"{found!s:.{_NAME}}"
+
+    @property
+    def data_source(self) -> str:
+        """The column ``data_source``; empty where there is none."""
+        return self.raw.get("data_source") or ""
+
+    @property
+    def dataset(self) -> str:
+        """Annotation set: ``extra_info.dataset``, else the last part of the data source."""
+        return self.extra.get("dataset") or self.data_source.rpartition("/")[2]
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether the row is of a split that is never trained on."""
+        return self.extra.get("split") in ("val", "test")
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds of what is shown: ``extra_info.duration``, else that of the ground truth."""
+        return self.extra.get("duration") or self.truth.get("duration")
+
+    @cached_property
+    def intervals(self) -> tuple[tuple[float, float], ...]:
+        """Annotated seconds of what is shown: ``intervals`` of the ground truth, else its start and end, else none."""
+        found = self.truth.get("intervals")
+        if found is None or not len(found):
+            found = [(self.truth["start"], self.truth["end"])] if {"start", "end"} <= self.truth.keys() else ()
+        return tuple((start, end) for start, end in found)
+
+    @cached_property
+    def entries(self) -> list[dict]:
+        """Entries of the column ``videos`` with the paths that the row has, see `entries_of`.
+
+        Raises:
+            ValueError: one of them is none; the message says where.
+        """
+        return entries_of(self.raw.get(VIDEO_COLUMN), None, self.where, self.fit)
+
+    @cached_property
+    def videos(self) -> list[dict]:
+        """`entries` with paths from the root."""
+        return self.entries if self.root is None else [_at(entry, self.root) for entry in self.entries]
+
+    @cached_property
+    def info(self) -> VideoInfo | None:
+        """What the row says about its one video; None where it does not say enough, and the file must be looked into.
+
+        A rate that varies takes the times of all frames, which only rows have that need frame numbers. Rows that do not
+        say whether their rate is constant were built by versions that took every rate for constant; they are not
+        believed.
+        """
+        extra, facts = self.extra, [self.extra.get(key) for key in FACTS]
+        if None in facts or len(self.raw.get(VIDEO_COLUMN) or ()) != 1:
+            return None
+        if extra.get("constant_rate"):
+            return VideoInfo(*facts)
+        times, end = extra.get("frame_times"), extra.get("file_end")
+        return None if times is None or end is None else VideoInfo(*facts, tuple(times), end)
+
+    def recipe(self, named: str | None = None) -> Recipe:
+        """The recipe of that name, else the one that the data source selects.
+
+        Raises:
+            ValueError: there is none.
+        """
+        try:
+            return find_recipe(self.data_source, named)
+        except ValueError as error:
+            raise ValueError(f"{_begin(self.where)}{error}") from error
 
 
 def plan_of(video: dict, info: VideoInfo) -> SamplingPlan:
@@ -68,22 +209,6 @@ def plan_of(video: dict, info: VideoInfo) -> SamplingPlan:
 @functools.lru_cache(maxsize=65536)
 def _content(path: str, version: tuple[int, ...]) -> str:
     return hash_file(path)
-
-
-def recorded_info(row: Mapping) -> VideoInfo | None:
-    """What a row says about its one video; None where it does not say enough, and the file must be looked into.
-
-    A rate that varies takes the times of all frames, which only rows have that need frame numbers. Rows that do not say
-    whether their rate is constant were built by versions that took every rate for constant; they are not believed.
-    """
-    extra = row.get("extra_info") or {}
-    facts = [extra.get(key) for key in ("num_frames", "source_fps", "width", "height")]
-    if None in facts or len(row.get(VIDEO_COLUMN) or ()) != 1:
-        return None
-    if extra.get("constant_rate"):
-        return VideoInfo(*facts)
-    times, end = extra.get("frame_times"), extra.get("file_end")
-    return None if times is None or end is None else VideoInfo(*facts, tuple(times), end)
 
 
 def entry_of(video: object) -> dict:
@@ -197,24 +322,36 @@ def _is_number(value: object) -> bool:
 
 def located(video: object, root: str | Path) -> dict:
     """An entry of a row's ``videos`` as `entry_of` has it, paths absolute."""
-    entry = entry_of(video)
+    return _at(entry_of(video), root)
+
+
+def _at(entry: dict, root: str | Path) -> dict:
     return entry | {key: str(Path(root, entry[key])) for key in ("video", "tracks") if key in entry}
 
 
-def listed(videos: object, where: str = "") -> Sequence:
-    """The entries of a row's ``videos`` as they are; none for None.
+def _begin(where: str) -> str:
+    return f"{where}: " if where else ""
 
-    Raises:
-        ValueError: no list; the message begins with ``where``.
+
+def read_entries(videos: object, fit: Mapping | None = None) -> list[tuple[str, dict, str]]:
+    """Of each of a row's ``videos``: how a message about it begins, its entry (`entry_of`), and what is wrong with it.
+
+    The beginning is empty where there is one video, the entry where something is wrong.
+
+    Args:
+        videos: of a row; None for none.
+        fit: see `refit`.
     """
     if videos is not None and not isinstance(videos, list | tuple):
-        raise ValueError(f'{where}{VIDEO_COLUMN} is no list; write [{{"video": "a.mp4"}}], also for one video')
-    return videos or ()
-
-
-def which(place: int, count: int) -> str:
-    """How a message begins that is about one of a row's ``count`` videos: with nothing if it is the only one."""
-    return f"{VIDEO_COLUMN}[{place}]: " if count > 1 else ""
+        return [("", {}, f'{VIDEO_COLUMN} is no list; write [{{"video": "a.mp4"}}], also for one video')]
+    found = []
+    for place, video in enumerate(videos or ()):
+        try:
+            entry, wrong = refit(entry_of(video), fit), ""
+        except ValueError as error:
+            entry, wrong = {}, str(error)
+        found.append((f"{VIDEO_COLUMN}[{place}]: " if len(videos) > 1 else "", entry, wrong))
+    return found
 
 
 def entries_of(
@@ -231,13 +368,11 @@ def entries_of(
     Raises:
         ValueError: see `entry_of` and `refit`; of several videos it says which.
     """
-    where = f"{where}: " if where else ""
-    videos, found = listed(videos, where), []
-    for place, video in enumerate(videos):
-        try:
-            found.append(refit(entry_of(video) if root is None else located(video, root), fit))
-        except ValueError as error:
-            raise ValueError(f"{where}{which(place, len(videos))}{error}") from error
+    found = []
+    for beginning, entry, wrong in read_entries(videos, fit):
+        if wrong:
+            raise ValueError(f"{_begin(where)}{beginning}{wrong}")
+        found.append(entry if root is None else _at(entry, root))
     return found
 
 
@@ -247,34 +382,3 @@ def are_plain(names: Sequence[object]) -> bool:
         return False
     joined = "\n".join(names)
     return "://" not in joined and "\0" not in joined
-
-
-def root_of(file: Path, given: str | Path | None = None) -> Path:
-    """Folder that relative paths of a parquet file's videos start from.
-
-    The given one; else the one that the ``manifest.json`` beside the file names; else the file's own.
-
-    Raises:
-        ValueError: that file cannot be read.
-    """
-    if given:
-        return Path(given).expanduser().resolve()
-    manifest = file.parent / "manifest.json"
-    root = _named_root(manifest) if manifest.is_file() else None
-    return (file.parent / (root or ".")).resolve()
-
-
-def _named_root(manifest: Path) -> str | None:
-    try:
-        found = nesting.loads(manifest.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{manifest}: no JSON ({error}); build the rows again, or give --video-root") from error
-    root = found.get("video_root") if isinstance(found, dict) else None
-    if root is not None and not isinstance(root, str):
-        raise ValueError(f"{manifest}: video_root is no text, found {root!r:.60}; correct it, or give --video-root")
-    return root
-
-
-def row_uid(row: dict):
-    extra = row.get("extra_info") or {}
-    return extra.get("uid", extra.get("index", "unknown"))

@@ -20,6 +20,7 @@ from transformers.video_utils import VideoMetadata
 from verl.experimental.agent_loop.agent_loop import register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
+from verl_stvg.rows.row import Row
 from verl_stvg.rows.settings import frame_store, template_options
 from verl_stvg.video.keys import CachedFrames, Normalisation
 from verl_stvg.video.once import Once
@@ -109,16 +110,15 @@ class VideoGroundingAgentLoop(SingleTurnAgentLoop):
     async def run(self, sampling_params, **kwargs):
         began = time.perf_counter()
         if self.rollout_config.full_determinism:
-            uid, step = (kwargs.get("extra_info") or {}).get("uid"), kwargs["global_steps"]
+            uid, step = Row.of(kwargs).uid, kwargs["global_steps"]
             seed = answer_seed(self.rollout_config.seed, uid, step, kwargs["session_id"])
             sampling_params = {**sampling_params, "seed": seed}
             kwargs["priority"] = seed >> 32  # verl names the request after it
         try:
             output = await super().run(sampling_params, **kwargs)
         except Exception as error:
-            extra = kwargs.get("extra_info") or {}
             videos = ", ".join(str(part.get("video")) for part in video_parts(kwargs["raw_prompt"])) or "no video"
-            raise RolloutError(f"sample {extra.get('uid', kwargs.get('index'))} with {videos}: {error}") from error
+            raise RolloutError(f"sample {Row.of(kwargs).name} with {videos}: {error}") from error
         waited = time.perf_counter() - began - output.metrics.generate_sequences
         output.extra_fields[STATS] = {"prepare_seconds": waited, **self._costs()}
         extra = kwargs.get("extra_info") or {}

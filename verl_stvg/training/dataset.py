@@ -18,11 +18,12 @@ from omegaconf import DictConfig, open_dict
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from verl_stvg.rows.chat_template import OPENED, opened, render
-from verl_stvg.rows.files import RowFileError, table_in
+from verl_stvg.rows.files import RowFileError, root_of, table_in
 from verl_stvg.rows.masks import RowFacts, crop_truth
-from verl_stvg.rows.prompts import check_size, read_video
-from verl_stvg.rows.row import ROOT_KEY, RowError, entries_of, plan_of, recorded_info, root_of, row_uid
+from verl_stvg.rows.prompts import check_places, check_size, read_video
+from verl_stvg.rows.row import ROOT_KEY, VIDEO_COLUMN, Row, RowError, plan_of
 from verl_stvg.rows.settings import fit_of, frame_source, template_options
+from verl_stvg.rows.shape import row_shape_problems
 from verl_stvg.training.curriculum import Curriculum
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.film import TimelessVideo, VideoError
@@ -41,8 +42,8 @@ class VideoGroundingDataset(RLHFDataset):
 
     Beside verl's ``data`` keys it reads:
         check_videos: ``exist`` (size, rate and times are taken from the rows where they have them, see
-            `recorded_info`), ``probe`` (looks into every file; the default) or ``decode`` (every planned frame, into
-            the cache).
+            `verl_stvg.rows.row.Row.info`), ``probe`` (looks into every file; the default) or ``decode`` (every planned
+            frame, into the cache).
         video_cache: ``folder`` (default: ``verl_stvg/frames`` in the user's cache folder), ``max_gb`` (default: no
             bound), ``decoder`` (``pyav``, the default, ``decord``, ``torchcodec`` or ``package.module:function``),
             ``timeout`` (seconds for a video, beside those for its length; default 60), ``enabled`` (false: videos are
@@ -71,7 +72,7 @@ class VideoGroundingDataset(RLHFDataset):
                     f"{original}: no such file; build the rows first, or correct data.train_files / val_files"
                 )
             part = undecoded(datasets.Dataset(table_of(local, original)), self.video_key)
-            root = root_of(Path(original).expanduser().resolve(), self.config.get(ROOT_KEY))
+            root = root_of(original, self.config.get(ROOT_KEY))
             parts.append(part.add_column(ROOT_KEY, [str(root)] * len(part)))
         self.dataframe = joined(parts, self.original_data_files)
         if not len(self.dataframe):
@@ -143,7 +144,7 @@ class VideoGroundingDataset(RLHFDataset):
         return ", ".join(map(str, self.original_data_files))
 
     def _listed(self, rows, problems: list[tuple[int, str]], verdict: str) -> str:
-        lines = [f"  row {i} (uid {row_uid(rows[i])}): {problem}" for i, problem in problems[:_SHOWN]]
+        lines = [f"  row {i} (uid {self.row(rows[i]).name}): {problem}" for i, problem in problems[:_SHOWN]]
         if len(problems) > _SHOWN:
             lines.append(f"  and {len(problems) - _SHOWN} more")
         return f"{self._files()}: {len(problems)} of {len(rows)} rows {verdict}\n" + "\n".join(lines)
@@ -152,36 +153,50 @@ class VideoGroundingDataset(RLHFDataset):
         self, row: dict, check: str, source: FrameStore | Decoder | None = None, curriculum: Curriculum | None = None
     ) -> tuple[str | VideoError | None, int]:
         """What is wrong with a row (None if nothing), and the tokens of its prompt."""
-        source = source or frame_source(self.config)
-        decode = source.frames if isinstance(source, FrameStore) else source.try_out
+        source, opened_row = source or frame_source(self.config), self.row(row)
+        if wrong := self._shape_problems(opened_row, curriculum is not None):
+            return wrong[0], 0
         try:
-            tokens, plans, patch = 0, [], patch_of(self.processor)
-            for video in entries_of(row.get(self.video_key), row[ROOT_KEY], fit=self.fit):
-                path = video["video"]
-                if check == "exist":
-                    if not Path(path).is_file():
-                        raise VideoError(f"{path}: no such video")
-                    info = recorded_info(row) or source.probe(path)
-                else:
-                    info = source.probe(path)
-                plan = plan_of({**video, "patch": patch}, info).masked(video.get("hidden"), video.get("shown"))
-                check_size(plan, self.processor)
-                if check == "decode":
-                    decode(path, plan.whole)
-                tokens += added_tokens(plan, self.processor)
-                plans.append(plan)
+            plans = [self._plan(opened_row, video, check, source) for video in opened_row.videos]
             if curriculum:
-                check_maskable(curriculum, row, plans)
+                check_maskable(curriculum, opened_row, plans)
             text = self._rendered(self._messages(row))
-            return None, tokens + len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         except VideoError as error:
             return error, 0
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
-            return f"{type(error).__name__ + ': ' if isinstance(error, KeyError) else ''}{error}", 0
+        except ValueError as error:
+            return str(error), 0
+        tokens = sum(added_tokens(plan, self.processor) for plan in plans)
+        return None, tokens + len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _shape_problems(self, row: Row, masked: bool) -> list[str]:
+        """`row_shape_problems` of what is read here: the ground truth is the reward's, and of masks."""
+        reward = row.get("reward_model") if masked else None
+        known = {"data_source": row.data_source, "prompt": row.get(self.prompt_key), "reward_model": reward}
+        return row_shape_problems({**known, "extra_info": row.get("extra_info") or {}})
+
+    def _plan(self, row: Row, video: dict, check: str, source: FrameStore | Decoder) -> SamplingPlan:
+        """Sampling plan of one of a row's videos, which is looked into as ``check`` says."""
+        path = video["video"]
+        if check == "exist" and not Path(path).is_file():
+            raise VideoError(f"{path}: no such video")
+        info = (row.info if check == "exist" else None) or source.probe(path)
+        plan = plan_of({**video, "patch": patch_of(self.processor)}, info)
+        plan = plan.masked(video.get("hidden"), video.get("shown"))
+        check_size(plan, self.processor)
+        if check == "decode":
+            (source.frames if isinstance(source, FrameStore) else source.try_out)(path, plan.whole)
+        return plan
+
+    def row(self, row: dict) -> Row:
+        """A row of the dataframe, opened: its videos are those of ``data.video_key``, shown as ``data.fit`` says."""
+        return Row({**row, VIDEO_COLUMN: row.get(self.video_key)}, row.get(ROOT_KEY), fit=self.fit)
 
     def _build_messages(self, example: dict, key: str):
-        videos = entries_of(example.get(self.video_key), example.get(ROOT_KEY, ""), fit=self.fit)
-        return fit(super()._build_messages({**example, self.video_key: videos}, key), self.processor)
+        media = {"image": example.get(self.image_key), "video": self.row(example).videos}
+        media |= {"audio": example.get(self.audio_key)}
+        for kind, held in media.items() if any(media.values()) else ():
+            check_places(example[key], kind, len(held or ()))
+        return fit(super()._build_messages({**example, self.video_key: media["video"]}, key), self.processor)
 
     def __getitem__(self, item):
         row = super().__getitem__(item)
@@ -272,11 +287,11 @@ def _with_all(part: datasets.Dataset, features: datasets.Features) -> datasets.D
     return part.cast(features)
 
 
-def check_maskable(curriculum: Curriculum, row: dict, plans: list[SamplingPlan]) -> None:
+def check_maskable(curriculum: Curriculum, row: Row, plans: list[SamplingPlan]) -> None:
     """Raise ValueError if a row lacks what the curriculum's masks depend on."""
     facts = RowFacts.of(row)
     if facts.bin not in curriculum.bins:
         return
     if len(plans) != 1 or plans[0] != plans[0].whole:
         raise ValueError("the curriculum masks rows with one video, of which nothing is hidden yet; drop the row")
-    crop_truth(row["reward_model"]["ground_truth"], curriculum.mask(plans[0], facts, step=0, total=1), plans[0])
+    crop_truth(row.truth, curriculum.mask(plans[0], facts, step=0, total=1), plans[0])

@@ -11,6 +11,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
 from verl_stvg.rows.masks import Mask, RowFacts, crop_truth
 from verl_stvg.rows.prompts import plan_video_part
+from verl_stvg.rows.row import Row
 from verl_stvg.rows.settings import frame_source, frame_store, switch_cache_off
 from verl_stvg.training.agent_loop import MASK, STATS, KeyedVideoProcessor, RolloutError, keyed, video_parts
 from verl_stvg.training.curriculum import Curriculum
@@ -60,8 +61,7 @@ class KeysAndMasks:
                 mask = self.curriculum.mask(plan, facts, step, self.total_steps)
                 messages, truth = with_keys(messages, part, mask.keys), crop_truth(truth, mask, plan)
         except ValueError as error:
-            uid = (prompt.get("extra_info") or {}).get("uid")
-            raise RolloutError(f"sample {uid} cannot be masked: {error}") from error
+            raise RolloutError(f"sample {Row.of(prompt).name} cannot be masked: {error}") from error
         taken = {"bin": facts.bin, "mask_ratio": mask.ratio, "masked_share": mask.share}
         return {
             **prompt,
