@@ -1,5 +1,6 @@
 """``verl-stvg build``, ``check``, ``show``, ``tiny-model``: sets to rows, rows to findings, rows to a page; a model."""
 
+import dataclasses
 import functools
 import logging
 import os
@@ -57,8 +58,6 @@ def synthetic(
 
 TemplateName = Enum("TemplateName", {name: name for name in templates.TEMPLATES}, type=str)
 Pixels = Annotated[int | None, typer.Option(min=1, help="Of a frame; default: the paper's.")]
-_POLICIES = ("reversed_intervals", "past_end", "empty_intervals", "several_intervals", "duration_from", "bad_entries",
-             "unusable_truth", "raw_eval_queries")  # fmt: skip
 _SHOWN_BY = ("fps", "min_pixels", "max_pixels", "total_pixels", "min_frames", "max_frames")
 
 
@@ -136,7 +135,7 @@ def _build(name: str, **given: Any) -> None:
         splits=tuple(given["split"] or ()),
         template=chosen,
         shown=_shown(chosen.videos, given["model"], given["tokens"], shown),
-        policies=Policies(**{policy: given[policy] for policy in _POLICIES}),
+        policies=Policies(**{one.name: given[one.name] for one in dataclasses.fields(Policies)}),
         workers=given["workers"] or len(os.sched_getaffinity(0)),
         on_ray=given["ray"],
         **{

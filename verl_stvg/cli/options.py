@@ -101,7 +101,7 @@ def _rows_as_arguments(arguments: list[str]) -> list[str]:
     rest, rows, left = [], [], iter(arguments)
     for text in left:
         if text == "--rows":
-            rows += [*([next(left, "")])]
+            rows.append(next(left, ""))
         elif text.startswith("--rows="):
             rows.append(text.removeprefix("--rows="))
         else:
