@@ -21,7 +21,7 @@ DATA = [
     "pyyaml",
     "rich",
     "tqdm",
-    "typer",
+    "typer>=0.19",
     "xxhash>=3",
 ]
 EVAL = [*DATA, "omegaconf>=2.3"]  # scores read the annotations of some benchmarks; reports, a run's configuration

@@ -119,7 +119,7 @@ def _builds(captions: Path, annotations: Path, clips: Path) -> Iterator[Variant]
         return [["build", "hc_stvg_v2", *given, "--out", str(folder / "rows"), "--workers", "2"]]
 
     def drawn(folder: Path) -> list[list[str]]:
-        return [["build", "synthetic", str(folder / "set"), "--train", "8", "--val", "4"]]
+        return [["build", "synthetic", "--out", str(folder / "set"), "--train", "8", "--val", "4"]]
 
     yield Variant("build", "annotations", captioned)
     yield Variant("build", "annotations and videos, 2 workers", looked_into)
@@ -143,7 +143,7 @@ def _selections(clips: Path, model: Path | None) -> Iterator[Variant]:
     def judged(folder: Path) -> list[list[str]]:
         out = str(folder / "difficulty")
         choice = ["--difficulty", out, "--share", "0.5", "--out", str(folder / "chosen")]
-        page = [out, str(folder / "chosen"), "--out", str(folder / "page.html")]
+        page = [out, str(folder / "chosen"), "--out", str(folder / "page")]
         return [
             ["select", "difficulty", rows, "--out", out],
             ["select", "subset", rows, *choice],
@@ -168,7 +168,7 @@ def _asking(model: Path, folder: Path) -> list[str]:
 def _evaluations(clips: Path, model: Path) -> Iterator[Variant]:
     def evaluated(folder: Path) -> list[list[str]]:
         out = str(folder / "evaluation")
-        return [["eval", "--rows", str(clips / "val.parquet"), "--out", out, *_asking(model, folder)]]
+        return [["eval", str(clips / "val.parquet"), "--out", out, *_asking(model, folder)]]
 
     yield Variant("eval", "answers of the tiny model, scores", evaluated)
 

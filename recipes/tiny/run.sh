@@ -21,14 +21,14 @@ say() { printf '\n[%s] %s\n' "$1" "$2"; }
 
 say "1/4 data" "704 synthetic mp4 clips, coloured shapes with ID numbers, into $data (about a minute, once)"
 if [[ $recipe == videotg_r1 ]]; then  # what this paper is about: some events happen twice and are annotated once
-  verl-stvg build synthetic "$data" --train 512 --val 192 "${asked[@]}" --twice 0.3
+  verl-stvg build synthetic --out "$data" --train 512 --val 192 "${asked[@]}" --twice 0.3
 else
-  verl-stvg build synthetic "$data" --train 512 --val 192 "${asked[@]}"
+  verl-stvg build synthetic --out "$data" --train 512 --val 192 "${asked[@]}"
 fi
 train=$data/train.parquet
 
 say "2/4 model" "a Qwen2.5-VL of about 1 M parameters, warm-started on other clips, into $model (about 5 minutes, once)"
-verl-stvg tiny-model "$model" "${asked[@]}"
+verl-stvg tiny-model --out "$model" "${asked[@]}"
 
 if [[ $recipe == videotg_r1 ]]; then
   say "2/4 selection" "the model reflects on every annotation and finds out which clips are hard (about 5 minutes, once)"

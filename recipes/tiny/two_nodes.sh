@@ -11,8 +11,8 @@ first=127.0.0.2:${PORT:-26479}
 say() { printf '\n[%s] %s\n' "$1" "$2"; }
 
 say "1/3 data, model" "704 synthetic clips and a Qwen2.5-VL of about 1 M parameters, into $cache (about 4 minutes, once)"
-verl-stvg build synthetic "$cache/synthetic" --train 512 --val 192
-verl-stvg tiny-model "$cache/model"
+verl-stvg build synthetic --out "$cache/synthetic" --train 512 --val 192
+verl-stvg tiny-model --out "$cache/model"
 
 say "2/3 cluster" "two raylets, at 127.0.0.2 and 127.0.0.3; not ended with \`ray stop\`, which would end every Ray on the machine"
 mkdir -p "$run_dir"

@@ -503,7 +503,7 @@ def test_two_subsets_into_one_folder(tmp_path, annotation):
 
 def test_two_synthetic_sets_into_one_folder(tmp_path):
     def build(name):
-        return ["build", "synthetic", str(tmp_path / name), "--train", "3", "--val", "2"]
+        return ["build", "synthetic", "--out", str(tmp_path / name), "--train", "3", "--val", "2"]
 
     ended = at_once(build("out"), build("out"), build("alone"))
     assert [status for status, _ in ended] == [0, 0, 0], ended

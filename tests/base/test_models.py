@@ -126,7 +126,7 @@ def test_nothing_is_written_before_the_model_is_found(rows, tmp_path, name):
         done = CliRunner().invoke(command, [*arguments, "--out", str(out), "--model", name])
         assert isinstance(done.exception, ModelNameError) and name in str(done.exception)
     with pytest.raises(ModelNameError, match=name):
-        eval_([rows / "val.parquet"], name, out)
+        eval_(rows=[rows / "val.parquet"], model=name, out=out)
     with pytest.raises(ModelNameError, match=name):
         checkpoint.resolve(name)
     assert not out.exists()

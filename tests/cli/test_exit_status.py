@@ -65,7 +65,7 @@ def test_predictions_that_are_missing_are_findings(run, rows, tmp_path):
     lines = [Answer(uid, ("nothing",)).line() for uid in uids]
     for count, expected in ((len(uids), 0), (len(uids) - 1, 1)):
         (tmp_path / "said.jsonl").write_text("".join(lines[:count]))
-        assert run("score", tmp_path / "said.jsonl", "--rows", rows / "val.parquet") == (expected, "")
+        assert run("score", rows / "val.parquet", "--predictions", tmp_path / "said.jsonl") == (expected, "")
 
 
 @pytest.mark.parametrize(("good", "expected"), [(True, 0), (False, 1)])

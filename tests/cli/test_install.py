@@ -185,7 +185,7 @@ def test_rewards_alone(installed, run):
     assert status == 0, error
     assert json.loads(out) == [{"score": 1.5, "temporal_iou": 0.5, "format": 1.0}, ["verl-stvg"]]
 
-    for arguments in (["verl-stvg", "--help"], ["python", "-m", "verl_stvg", "build", "synthetic", "rows"]):
+    for arguments in (["verl-stvg", "--help"], ["python", "-m", "verl_stvg", "build", "synthetic", "--out", "rows"]):
         status, out, error = run(programs, *arguments)
         assert (status, out) == (2, "") and error.count("\n") == 1
         assert error.startswith("verl-stvg: typer is not installed; install the extra [data] or ")
@@ -201,9 +201,9 @@ def test_rewards_alone(installed, run):
 def test_data_alone(installed, run, tmp_path):
     programs = installed("data")
     for arguments in (
-        ["build", "synthetic", "rows", "--train", "4", "--val", "2"],
+        ["build", "synthetic", "--out", "rows", "--train", "4", "--val", "2"],
         ["check", "rows/train.parquet", "--workers", "1"],
-        ["show", "rows/train.parquet", "--out", "rows.html"],
+        ["show", "rows/train.parquet", "--out", "pages"],
         ["cache", "build", "rows/train.parquet", "--cache", "frames", "--workers", "1"],
         ["build", "generic", "--help"],
     ):
@@ -212,7 +212,7 @@ def test_data_alone(installed, run, tmp_path):
     for command, module in (
         (["train", "--recipe", "stvg_r1", "--run-dir", "run"], "verl"),
         (["plan", "stvg_r1"], "omegaconf"),
-        (["tiny-model", "model"], "torch"),
+        (["tiny-model", "--out", "model"], "torch"),
         (["objects", "track", "--videos", "rows", "--out", "tracks", "--classes", "person"], "torch"),
     ):
         status, out, error = run(programs, "verl-stvg", *command)
@@ -232,7 +232,7 @@ def test_eval_alone(installed, run, rows, tmp_path):
     run_dir.mkdir()
     (run_dir / "metrics.jsonl").write_text(json.dumps({"step": 1, "data": {"reward/score/mean": 0.5}}) + "\n")
     for arguments in (
-        ["score", "said.jsonl", "--rows", rows / "val.parquet", "--out", "scores"],
+        ["score", rows / "val.parquet", "--predictions", "said.jsonl", "--out", "scores"],
         ["report", "scores"],
         ["report", "run"],
     ):
@@ -244,7 +244,7 @@ def test_eval_alone(installed, run, rows, tmp_path):
 def test_the_cpu_extra_trains(installed, run, model, tmp_path):
     """From nothing but the wheel to a refused and a started training run of one step."""
     programs = installed("cpu")
-    status, out, error = run(programs, "verl-stvg", "build", "synthetic", "rows", "--train", "4", "--val", "2")
+    status, out, error = run(programs, "verl-stvg", "build", "synthetic", "--out", "rows", "--train", "4", "--val", "2")
     assert status == 0, error
     rows = tmp_path / "rows"
     small = [

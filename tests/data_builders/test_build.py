@@ -245,10 +245,10 @@ def test_an_unusable_video_is_left_out_and_named(annotations, tmp_path):
     ("arguments", "said"),
     [
         (["--split", "val"], "charades_sta has no split val; it has train, test"),
-        (["--template", "time"], "no template 'time'; choose one of"),
+        (["--template", "time"], "'--template': 'time' is not one of 'stvg_r1', "),
         (["--template", "stvg_r1"], "asks for the ID of an object, which annotations do not have; give --targets"),
-        (["--past-end", "cut"], "past_end='cut' is unknown; choose one of keep, clip, drop"),
-        (["--rule", "fps"], "rule='fps' is unknown"),
+        (["--past-end", "cut"], "'--past-end': 'cut' is not one of 'keep', 'clip', 'drop'"),
+        (["--rule", "fps"], "'--rule': 'fps' is not one of "),
         (["--duration-from", "file"], "duration_from=file needs the files"),
         (["--videos", "nowhere"], "nowhere: no such folder (that is "),
     ],
@@ -257,6 +257,17 @@ def test_arguments_that_do_not_fit(arguments, said, annotations, tmp_path):
     command = ["build", "charades_sta", "--annotations", annotations, "--out", tmp_path / "out"]
     status, message = run(*command, *arguments)
     assert status == 2 and said in message
+
+
+def test_values_that_do_not_fit(annotations, tmp_path):
+    with pytest.raises(ValueError, match="no template 'time'; choose one of"):
+        templates.find("time")
+    for more, said in (
+        ({"policies": make_row.Policies(past_end="cut")}, "past_end='cut' is unknown; choose one of keep, clip, drop"),
+        ({"rule": "fps"}, "rule='fps' is unknown"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            build.build(build.Job(all_sets()["charades_sta"], annotations, tmp_path / "out", **more))
 
 
 # --- videos and rows --------------------------------------------------------------------------------------------------

@@ -105,7 +105,7 @@ def test_two_steps(tmp_path, rows, model):
             "data.shuffle=false",
             f"actor_rollout_ref.model.path={model}",
             "actor_rollout_ref.rollout.ignore_eos=true",
-            "+data.curriculum.enabled=true",
+            "data.curriculum.enabled=true",
             *SMALL,
             "actor_rollout_ref.actor.optim.lr=1e-3",
             "trainer.total_training_steps=2",

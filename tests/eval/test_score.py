@@ -937,7 +937,7 @@ def test_folders_that_cannot_be_scored(charades, tmp_path):
     status, words = command(folder, "--rows", charades)
     assert status == 2 and "leave them out" in words
     status, words = command(tmp_path / "x.jsonl")
-    assert status == 2 and "--rows" in words
+    assert status == 2 and "--predictions" in words
 
 
 def test_scoring_starts_light(run_python):

@@ -256,7 +256,6 @@ def test_the_command_answers_and_scores(rows, model, tmp_path):
     app = typer.Typer()
     app.command()(eval_)
     given = {
-        "rows": rows / "val.parquet",
         "model": model,
         "out": tmp_path / "out",
         "engine": "transformers",
@@ -265,7 +264,7 @@ def test_the_command_answers_and_scores(rows, model, tmp_path):
         "limit": 6,
         "cache": tmp_path / "frames",
     }
-    line = [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    line = [str(rows / "val.parquet"), *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
     CliRunner().invoke(app, line, catch_exceptions=False)
     assert len(answers.read(tmp_path / "out" / ANSWERS)) == 6
     assert json.loads((tmp_path / "out/scores.json").read_text())["rows"] == 6

@@ -433,7 +433,7 @@ def test_words_of_the_command_line_are_not_truth_values(config):
         ("trainer.total_epochs", "None", "is text; write {key}=null"),
         ("trainer.max_actor_ckpt_to_keep", "None", "is text; write {key}=null"),  # a default of null has no type
         ("actor_rollout_ref.rollout.n", 8.5, "{key}=8.5 is no whole number to verl; write {key}=8"),
-        ("data.curriculum.r0", "1", "{key}='1' is text where a number is expected"),
+        ("data.curriculum.hidden_at_start", "1", "{key}='1' is text where a number is expected"),
         ("data.draw.steps", "many", "{key}='many' is text where a number is expected"),
         ("data.video_cache", "off", "is text, and this key holds further keys; set one of those: {key}.KEY=VALUE"),
         (f"{ACTOR}freeze_vision_tower", "yes", "any text counts as true; write {key}=true"),

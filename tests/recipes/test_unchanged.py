@@ -17,8 +17,33 @@ from verl_stvg.base import recipe_names
 BEFORE: dict[str, dict[str, dict[str, Any]]] = json.loads(
     (Path(__file__).parent / "before_the_move.json").read_text(encoding="utf-8")
 )
-KEYS: dict[str, str] = {}
+KEYS: dict[str, str] = recipe_names.RENAMED
 """Old key -> its new name."""
+WEIGHTS = dict.fromkeys(("hard", "normal", "easy"), 1.0)
+STATED: dict[str, Any] = {
+    "data.video_cache._target_": "verl_stvg.rows.settings.VideoCache",
+    "data.video_cache.decoder": "pyav",
+    "data.video_cache.timeout": 60.0,
+    "data.curriculum._target_": "verl_stvg.training.curriculum.Curriculum",
+    "data.curriculum.enabled": False,
+    "data.curriculum.schedule": "linear",
+    "data.curriculum.hidden_at_start": 1.0,
+    "data.curriculum.all_shown_after": 1.0,
+    "data.curriculum.stages": 4,
+    "data.curriculum.decay_rate": 5.0,
+    "data.curriculum.region": "window",
+    "data.curriculum.op": "blank",
+    "data.curriculum.bins": ["hard"],
+    "data.curriculum.seed": 42,
+    "data.draw._target_": "verl_stvg.training.sampler.Draw",
+    "data.draw.enabled": None,
+    **{f"data.draw.{time}.{name}": weight for time in ("start", "end") for name, weight in WEIGHTS.items()},
+    "data.draw.steps": 0,
+    "data.draw.seed": 42,
+    "data.rollouts._target_": "verl_stvg.training.sampler.Rollouts",
+    **{f"data.rollouts.{name}": None for name in WEIGHTS},
+}
+"""Keys of all recipes that state what held before without a word: defaults (see `test_values`), and their types."""
 PATHS = {
     "verl_stvg.dataset": "verl_stvg.training.dataset",
     "verl_stvg.reward": "verl_stvg.training.reward",
@@ -74,9 +99,13 @@ def values(composed, compose_in):
 @pytest.mark.parametrize("recipe", BEFORE)
 def test_every_value_is_what_it_was(values, recipe):
     whole = values(recipe)
-    assert difference(values(), whole) == renamed(BEFORE[recipe]["recipe"])
+    before = STATED | renamed(BEFORE[recipe]["recipe"])
+    assert difference(values(), whole) == before
     for variant in BEFORE[recipe].keys() - {"recipe"}:
-        assert difference(whole, values(recipe, variant)) == renamed(BEFORE[recipe][variant]), variant
+        changed = {
+            key: value for key, value in renamed(BEFORE[recipe][variant]).items() if before.get(key, ...) != value
+        }
+        assert difference(whole, values(recipe, variant)) == changed, variant
 
 
 def test_old_and_new_names_are_one_to_one_and_all_are_used():

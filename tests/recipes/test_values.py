@@ -1,6 +1,7 @@
 """The papers' recipes compose, and every value is the one that `recipe_values` has with its source."""
 
 import copy
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -95,8 +96,27 @@ def test_a_curriculum_as_the_plugin_reads_it(composed):
     from verl_stvg.training.curriculum import Curriculum
 
     fields = dict(plain(composed("videotg_r1"), "data.curriculum"))
-    assert fields.pop("enabled")
+    assert fields.pop("enabled") and fields.pop("_target_")
     assert Curriculum(**{**fields, "bins": tuple(fields["bins"])}) == Curriculum()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ALL)
+def test_every_section_of_ours_is_a_dataclass_as_verls_own_are(composed, recipe):
+    """verl's way makes the object that the plugin works with, and the yaml states the defaults of the dataclass."""
+    from verl.utils.config import omega_conf_to_dataclass
+
+    from verl_stvg.rows.settings import VideoCache
+    from verl_stvg.training.curriculum import Curriculum
+    from verl_stvg.training.sampler import Draw, Rollouts
+
+    kinds = {"video_cache": VideoCache, "curriculum": Curriculum, "draw": Draw, "rollouts": Rollouts}
+    for name, kind in kinds.items():
+        given = composed(recipe).data[name]
+        made = omega_conf_to_dataclass(given)
+        assert type(made) is kind and made == kind()
+        assert given.keys() - {"_target_"} == {field.name for field in dataclasses.fields(kind)}
+    assert composed(recipe).data.curriculum.enabled == (recipe == "videotg_r1")
 
 
 def test_every_variant_has_a_file_and_the_other_way_round():

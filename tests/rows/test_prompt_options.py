@@ -18,8 +18,8 @@ from omegaconf import OmegaConf
 from typer.testing import CliRunner
 
 from reward_fns.perfect import THOUGHT, perfect_answer
+from verl_stvg.cli.asking import settings_of
 from verl_stvg.cli.eval import eval_
-from verl_stvg.cli.select import _settings
 from verl_stvg.data_builders.selection.folder import SelectionError, read_answers
 from verl_stvg.data_builders.sets.synthetic import ROW_SCHEMA
 from verl_stvg.data_builders.templates import TEMPLATES
@@ -302,15 +302,15 @@ def test_the_report_tells_the_options(tmp_path):
 
 
 def test_selection_takes_the_same_options():
-    assert _settings(model="a/b", template_option=["enable_thinking=false"]).template == {"enable_thinking": False}
+    assert settings_of(model="a/b", template_option=["enable_thinking=false"]).template == {"enable_thinking": False}
     with pytest.raises(ValueError, match="not of the form KEY=VALUE"):
-        _settings(model="a/b", template_option=["enable_thinking"])
+        settings_of(model="a/b", template_option=["enable_thinking"])
 
 
 def test_an_option_of_the_command_line_reaches_the_prompt(rows, hybrid, tmp_path):
     app = typer.Typer()
     app.command()(eval_)
-    given = ["--rows", rows / "val.parquet", "--model", hybrid, "--out", tmp_path / "out", "--engine", "transformers"]
+    given = [rows / "val.parquet", "--model", hybrid, "--out", tmp_path / "out", "--engine", "transformers"]
     given += ["--limit", 1, "--max-tokens", 4, "--cache", tmp_path / "frames", "--template-option"]
     CliRunner().invoke(app, [str(word) for word in (*given, "enable_thinking=false")], catch_exceptions=False)
     assert json.loads((tmp_path / "out" / RUN).read_text())["template"] == {"enable_thinking": False}

@@ -80,7 +80,7 @@ def test_worked_example(step, ratio, window, visible):
 def test_schedules(schedule, progress, ratio):
     curriculum = Curriculum(schedule=schedule)
     assert curriculum.ratio(round(progress * 1000), 1000, difficulty=0.6) == pytest.approx(ratio, abs=1e-12)
-    halved = Curriculum(schedule=schedule, r0=0.5, rho=0.5)
+    halved = Curriculum(schedule=schedule, hidden_at_start=0.5, all_shown_after=0.5)
     assert halved.ratio(round(progress * 500), 1000, difficulty=0.6) == pytest.approx(ratio / 2, abs=1e-12)
 
 
@@ -126,10 +126,10 @@ def curricula(draw):
     op = draw(st.sampled_from(["blank", "crop"]))
     return Curriculum(
         schedule=draw(st.sampled_from(sorted(SCHEDULES))),
-        r0=draw(st.floats(0, 1)),
-        rho=draw(st.floats(0.01, 1)),
+        hidden_at_start=draw(st.floats(0, 1)),
+        all_shown_after=draw(st.floats(0.01, 1)),
         stages=draw(st.integers(1, 9)),
-        k=draw(st.floats(0.01, 100)),
+        decay_rate=draw(st.floats(0.01, 100)),
         region=draw(st.sampled_from([region for region in REGIONS if op == "blank" or region != "random"])),
         op=op,
         seed=draw(st.integers(0, 9)),
@@ -164,7 +164,10 @@ def test_the_annotation_is_never_masked(curriculum, scene, step):
 def test_no_mask_is_the_identity_to_the_bit(curriculum, scene, step, grey):
     plan, row = scene
     frames = np.full((plan.num_frames, 28, 28, 3), grey, np.uint8)
-    for made, facts in ((curriculum, RowFacts(row.uid, "easy", 1.0, row.intervals)), (Curriculum(r0=0.0), row)):
+    for made, facts in (
+        (curriculum, RowFacts(row.uid, "easy", 1.0, row.intervals)),
+        (Curriculum(hidden_at_start=0.0), row),
+    ):
         mask = made.mask(plan, facts, step, 40)
         assert mask.keys == {} and mask.share == 0.0 and mask.ratio == 0.0
         assert plan.masked(**mask.keys) == plan and view(frames, plan.masked(**mask.keys)) is frames
@@ -231,7 +234,7 @@ def test_a_crop_earns_the_reward_that_the_whole_video_would():
 @pytest.mark.parametrize(
     "given_, message",
     [
-        ({"schedul": "linear"}, "data.curriculum knows no schedul; its keys are enabled, schedule, r0"),
+        ({"schedul": "linear"}, "data.curriculum knows no schedul; its keys are enabled, schedule, hidden_at_start"),
         ({"schedule": "lineal"}, "data.curriculum.schedule=lineal is unknown; choose one of linear, cosine"),
         ({"region": "all"}, "data.curriculum.region=all is unknown"),
         ({"op": "blur"}, "data.curriculum.op=blur is unknown; choose one of blank, crop"),
@@ -239,10 +242,10 @@ def test_a_crop_earns_the_reward_that_the_whole_video_would():
         ({"bins": ["difficult"]}, "data.curriculum.bins=.'difficult'. must name some of hard, normal, easy"),
         ({"bins": "hard"}, "data.curriculum.bins=hard must be a list"),
         ({"bins": []}, "must name some of"),
-        ({"r0": 1.5}, "data.curriculum.r0=1.5 must be from 0 to 1"),
-        ({"rho": 0}, "data.curriculum.rho=0 must be over 0"),
+        ({"hidden_at_start": 1.5}, "data.curriculum.hidden_at_start=1.5 must be from 0 to 1"),
+        ({"all_shown_after": 0}, "data.curriculum.all_shown_after=0 must be over 0"),
         ({"stages": 2.5}, "data.curriculum.stages=2.5 must be a whole number"),
-        ({"k": "fast"}, "data.curriculum.k=fast must be over 0"),
+        ({"decay_rate": "fast"}, "data.curriculum.decay_rate=fast must be over 0"),
         ({"seed": None}, "data.curriculum.seed=None must be a whole number"),
         ({"enabled": "yes"}, "data.curriculum.enabled=yes must be true or false"),
     ],
@@ -255,9 +258,35 @@ def test_settings_that_are_wrong_name_themselves(given_, message):
 
 def test_settings():
     assert Curriculum.of({}) is None and Curriculum.of({"curriculum": None}) is None
-    assert Curriculum.of({"curriculum": {"enabled": False, "r0": 0.5}}) is None
-    made = Curriculum.of(OmegaConf.create({"curriculum": {"enabled": True, "bins": ["hard", "normal"], "r0": 0.5}}))
-    assert made == Curriculum(bins=("hard", "normal"), r0=0.5)
+    assert Curriculum.of({"curriculum": {"enabled": False, "hidden_at_start": 0.5}}) is None
+    made = Curriculum.of(
+        OmegaConf.create({"curriculum": {"enabled": True, "bins": ["hard", "normal"], "hidden_at_start": 0.5}})
+    )
+    assert made == Curriculum(bins=("hard", "normal"), hidden_at_start=0.5)
+
+
+def test_old_names_of_keys_still_work_with_a_warning(caplog):
+    stated = {"hidden_at_start": 1.0, "all_shown_after": 1.0, "decay_rate": 5.0}  # as the recipes state them
+    old = OmegaConf.create({"curriculum": {"enabled": True, **stated, "r0": 0.5, "rho": 0.25, "k": 3}})
+    made = Curriculum.of(old)
+    assert made == Curriculum(hidden_at_start=0.5, all_shown_after=0.25, decay_rate=3)
+    said = "data.curriculum.r0 is called data.curriculum.hidden_at_start now; the old name goes with the next release"
+    assert said in caplog.messages and len(caplog.messages) == 3
+    assert Curriculum.of(old) is made and len(caplog.messages) == 3  # once per process
+
+
+class Halved(Curriculum):
+    """A curriculum of the user's own."""
+
+    def ratio(self, step, total, difficulty=1.0):
+        return super().ratio(step, total, difficulty) / 2
+
+
+def test_a_subclass_may_be_named():
+    given_ = {"enabled": True, "_target_": f"{__name__}.Halved"}
+    assert Curriculum.of({"curriculum": given_}).ratio(0, 10) == 0.5
+    with pytest.raises(CurriculumError, match="data.curriculum._target_=builtins.dict is no Curriculum; leave it out"):
+        Curriculum.of({"curriculum": {**given_, "_target_": "builtins.dict"}})
 
 
 @pytest.mark.parametrize(

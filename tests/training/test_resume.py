@@ -542,7 +542,7 @@ def arguments(folder, rows, model, use_v1):
         "actor_rollout_ref.rollout.n=4",
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
         "actor_rollout_ref.rollout.full_determinism=true",
-        "+data.curriculum.enabled=true",
+        "data.curriculum.enabled=true",
         f"trainer.total_training_steps={STEPS}",
         f"trainer.total_epochs={STEPS // 2}",
         "trainer.save_freq=2",

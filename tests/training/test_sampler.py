@@ -182,6 +182,40 @@ def test_rows_without_a_bin_are_refused(config):
         loader(["easy", None, "hard", "easy"], 1, 0, **config)
 
 
+DRAW_AS_STATED = {
+    "start": {"hard": 1.0, "normal": 1.0, "easy": 1.0},
+    "end": {"hard": 1.0, "normal": 1.0, "easy": 1.0},
+    "steps": 0,
+    "seed": 42,
+    "enabled": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("given_", "drawn"),
+    [
+        ({}, False),
+        ({"enabled": True}, True),
+        ({"start": {"hard": 1.0, "normal": 1.0, "easy": 0.5}}, True),
+        ({"seed": 1}, True),
+        ({"seed": 1, "enabled": False}, False),
+    ],
+)
+def test_draws_begin_where_a_key_of_the_recipe_is_changed(given_, drawn):
+    assert (Draw.of({"draw": DRAW_AS_STATED | given_}) is not None) == drawn
+    with pytest.raises(CurriculumError, match="data.draw.enabled=yes must be true, false or null"):
+        Draw.of({"draw": DRAW_AS_STATED | given_ | {"enabled": "yes"}})
+
+
+def test_rollouts_that_are_all_null_are_verls():
+    assert rollouts_of({"rollouts": dict.fromkeys(BINS)}) is None
+    assert rollouts_of({"rollouts": {"hard": 8, "normal": 4, "easy": 2}}) == {"hard": 8, "normal": 4, "easy": 2}
+    with pytest.raises(CurriculumError, match="data.rollouts knows no tough; its keys are hard, normal, easy"):
+        rollouts_of({"rollouts": {"tough": 8}})
+    with pytest.raises(CurriculumError, match="data.rollouts=8 must hold keys; they are hard, normal, easy"):
+        rollouts_of({"rollouts": 8})
+
+
 def test_without_settings_the_sampler_is_verls():
     made = loader(["easy", None], 1, 0)
     assert type(made.sampler).__module__.startswith("torchdata") and rollouts_of(OmegaConf.create({})) is None
@@ -316,8 +350,8 @@ def test_a_run_draws_and_shares_out_as_said_and_goes_on_where_it_was(tmp_path, r
                 f"data.val_files={rows}/val.parquet",
                 f"data.video_cache.folder={tmp_path}/frames",
                 "data.train_batch_size=6",
-                "+data.draw={start: {easy: 1, normal: 0.5, hard: 0}, end: {easy: 0.2}, steps: 2}",
-                "+data.rollouts={hard: 6, normal: 4, easy: 2}",
+                "data.draw={start: {easy: 1, normal: 0.5, hard: 0}, end: {easy: 0.2}, steps: 2}",
+                "data.rollouts={hard: 6, normal: 4, easy: 2}",
                 f"actor_rollout_ref.model.path={model}",
                 "actor_rollout_ref.rollout.n=4",
                 "actor_rollout_ref.actor.ppo_mini_batch_size=6",

@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import logging
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,15 @@ FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 BASE = FOLDER / "_base.yaml"
 """Values that all recipes start from."""
 VARIANTS = "variant"
+RENAMED = {
+    "data.curriculum.r0": "data.curriculum.hidden_at_start",
+    "data.curriculum.rho": "data.curriculum.all_shown_after",
+    "data.curriculum.k": "data.curriculum.decay_rate",
+}
+"""Keys of the last release -> their names now."""
+_STATED = ("data.video_cache.", "data.curriculum.", "data.draw.", "data.rollouts.")
+"""Sections whose keys all stand in `BASE`; the last release wanted a ``+`` before some."""
+logger = logging.getLogger(__name__)
 
 
 def recipes() -> list[str]:
@@ -72,6 +82,19 @@ def check(recipe: str, overrides: Sequence[str] = (), config_name: str | None = 
         for name in names if key.lstrip("+") == VARIANTS else ():
             if name not in (*known, "null"):
                 raise ValueError(f"{text}: no variant {name!r} below recipes/{VARIANTS}/; {_instead(name, known)}")
+
+
+def respelt(overrides: Iterable[str]) -> list[str]:
+    """Arguments for verl as they are spelt now: new names of keys, no ``+`` before keys that are there. It warns."""
+    found = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        new = RENAMED.get(key.lstrip("+"), key.lstrip("+"))
+        old = key in RENAMED or (key.startswith("+") and not key.startswith("++") and new.startswith(_STATED))
+        if old and equals:
+            logger.warning("%s: write %s; the old spelling goes with the next release", text, f"{new}={value}")
+        found.append(f"++{new}={value}" if old and equals else text)
+    return found
 
 
 def values(overrides: Iterable[object]) -> dict[str, str]:

@@ -54,7 +54,7 @@ COMMANDS = {
     "eval": Line("verl_stvg.cli.eval:eval_", "Answer a benchmark's rows with a model, and score the answers.", ENGINE),
     "score": Line("verl_stvg.cli.score:score", "Score the predictions of any program against rows.", EVAL),
     "report": Line("verl_stvg.cli.app:report", "Make a page of runs and evaluations, or a comparison of them.", EVAL),
-    "tiny-model": Line("verl_stvg.cli.app:tiny_model", "Make the model of 1 M parameters for dry runs.", ENGINE),
+    "tiny-model": Line("verl_stvg.cli.data:tiny_model", "Make the model of 1 M parameters for dry runs.", ENGINE),
 }
 
 
@@ -69,7 +69,11 @@ class Commands(typer.core.TyperGroup):
     def resolve_command(self, context: typer.Context, arguments: list[str]) -> tuple:
         """The command that was asked for, imported only now."""
         self.asked, _, rest = super().resolve_command(context, arguments)
-        return self.asked, load(self.asked), rest
+        from verl_stvg.cli.options import spelt_now
+
+        command = load(self.asked)
+        below = 1 if rest and hasattr(command, "commands") else 0
+        return self.asked, command, [*rest[:below], *spelt_now((self.asked, *rest[:below]), rest[below:])]
 
     def invoke(self, context: typer.Context) -> object:
         """Run the command that was asked for."""
@@ -173,37 +177,21 @@ def doctor(
         raise typer.Exit(status.FINDINGS)
 
 
-def tiny_model(
-    out: Annotated[Path, typer.Argument(help="Folder of the model.")],
-    seed: int = 0,
-    task: Annotated[str, typer.Option(help="The prompt it knows, as in `build synthetic`.")] = "stvg_r1",
-    rare_share: Annotated[
-        float | None,
-        typer.Option(
-            help="How rare half of the colours are in its supervised pass; the less, the harder. By default as the "
-            "demo and docs/learning.md have it."
-        ),
-    ] = None,
-) -> None:
-    """Make the tiny Qwen2.5-VL: a real architecture of about 1 M parameters, warm-started on synthetic answers."""
-    from verl_stvg.data_builders.testing import tiny_model as maker
-
-    chosen = {} if rare_share is None else {"rare_share": rare_share}
-    maker.make(out, seed=seed, config=maker.TinyConfig(task=task, **chosen))
-
-
 def report(
     folders: Annotated[
         list[Path], typer.Argument(help="Folders of `verl-stvg train`, `eval` or `score`; several are compared.")
     ],
-    out: Annotated[Path | None, typer.Option(help="The page; default: report.html in the first folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder in which the page, report.html, is made; default: the first folder.")
+    ] = None,
 ) -> None:
     """One self-contained page: metrics with intervals, curves of training, errors, and clips with ground truth and
     predictions.
     """
+    from verl_stvg.cli.options import in_folder
     from verl_stvg.eval.report import page
 
-    path = page.write(folders, out or folders[0] / "report.html")
+    path = page.write(folders, in_folder(out, "report.html") if out else folders[0] / "report.html")
     logging.getLogger(__name__).info("report: %s", path)
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -10,32 +9,13 @@ from typing import Annotated
 import typer
 
 from verl_stvg.base import status
-from verl_stvg.cli.eval import FitOptions
+from verl_stvg.cli.options import Decoder, Fit, Ray, Rows, VideoRoot, Workers, parse_size, size_text
 
 logger = logging.getLogger(__name__)
 
 app = typer.Typer(no_args_is_help=True, help="Fill and look after the cache of decoded frames.")
 
-_UNITS = {unit: 1024**power for power, unit in enumerate(("", "K", "M", "G", "T"))}
 _SHOWN = 5
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as ``200G``, ``1.5T`` or ``4096``; K, M, G and T are powers of 1024."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise typer.BadParameter(f"{text!r} is not a size; write it like 200G, 1.5T or 4096")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-def size_text(count: float) -> str:
-    """A number of bytes for people: ``4.0 KiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
 
 Folder = Annotated[Path, typer.Option("--cache", exists=True, file_okay=False, help="Folder of the cache.")]
 Bound = Annotated[
@@ -46,19 +26,16 @@ Bound = Annotated[
 
 @app.command()
 def build(
-    rows: Annotated[list[Path], typer.Argument(metavar="ROWS.parquet...", help="Rows as a recipe trains on them.")],
+    rows: Rows,
     cache: Annotated[Path, typer.Option(help="Folder of the cache; made if it is not there.")],
     max_bytes: Bound = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: one per processor.")] = None,
-    ray: Annotated[bool, typer.Option("--ray", help="Work on every node of the running Ray cluster.")] = False,
-    video_root: Annotated[
-        Path | None,
-        typer.Option(help="Folder that paths in the rows start from; default: that of manifest.json, else the file's."),
-    ] = None,
-    decoder: Annotated[str, typer.Option(help="pyav, decord, torchcodec or module:function, as in training.")] = "pyav",
+    workers: Workers = None,
+    ray: Ray = False,
+    video_root: VideoRoot = None,
+    decoder: Decoder = "pyav",
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for a video, beside those for its length.")] = 60.0,
     patch: Annotated[int, typer.Option(help="Of the model: 14 for Qwen2.5-VL, 16 for Qwen3-VL.")] = 14,
-    fit: FitOptions = None,
+    fit: Fit = None,
 ) -> None:
     """Decode every video and plan of the rows into the cache, once; what is there is skipped. Exit status 1 if a video
     cannot be used: quarantine.jsonl in the cache names it and the reason.

@@ -11,10 +11,12 @@ import typer
 
 from verl_stvg.base import status
 from verl_stvg.base.lock import replacing
+from verl_stvg.cli.options import Annotations, MarkerStyle, Ray, Splits, in_folder
 
 app = typer.Typer(no_args_is_help=True, help="Objects in videos: detect, track, number, find the target.")
 logger = logging.getLogger(__name__)
 _SHOWN = 10
+DETECTIONS, TARGETS = "detections.jsonl", "targets.jsonl"
 
 VideoFolder = Annotated[Path, typer.Option(help="Root of the videos.")]
 Names = Annotated[list[str] | None, typer.Argument(metavar="[VIDEO...]", help="Relative to the root; default: all.")]
@@ -30,7 +32,6 @@ Step = Annotated[int, typer.Option(min=1, help="Frames from one detection to the
 Faithful = Annotated[bool, typer.Option(help="STVG-R1's released algorithm, forwards only.")]
 Bidirectional = Annotated[bool, typer.Option(help="Follow new objects backwards too.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes, each with its own models.")]
-OnRay = Annotated[bool, typer.Option("--ray", help="Work on every node of the running Ray cluster.")]
 Gpus = Annotated[float, typer.Option(min=0, help="GPUs of each Ray worker.")]
 Ratio = Annotated[float, typer.Option(min=0, max=1, help="Of the largest object's pixels, to be displayed.")]
 PerLabel = Annotated[bool, typer.Option(help="Compare sizes within a class only.")]
@@ -45,7 +46,7 @@ AssignFaithful = Annotated[bool, typer.Option(help="As released: one frame late,
 @app.command()
 def detect(
     videos: VideoFolder,
-    out: Annotated[Path, typer.Option(help="JSON lines: video, frame, box, label, score.")],
+    out: Annotated[Path, typer.Option(help=f"Folder of {DETECTIONS}: video, frame, box, label, score.")],
     names: Names = None,
     detector: DetectorName = "rtdetr",
     classes: Classes = "person",
@@ -59,7 +60,7 @@ def detect(
 
     models, options = pipeline.Models(detector, confidence=confidence), Options(step=step, mode=_mode(classes))
     failed = 0
-    with replacing(out) as partial, partial.open("w", encoding="utf-8") as file:
+    with replacing(in_folder(out, DETECTIONS)) as partial, partial.open("w", encoding="utf-8") as file:
         for video in _names(videos, names):
             try:
                 lines = list(pipeline.detections(videos, video, models, options))
@@ -86,7 +87,7 @@ def track(
     bidirectional: Bidirectional = True,
     faithful: Faithful = False,
     workers: Workers = 1,
-    ray: OnRay = False,
+    ray: Ray = False,
     gpus: Gpus = 0,
 ) -> None:
     """Find and follow the objects of videos with SAM 2; what is there is skipped. Exit status 1 if a video failed."""
@@ -127,7 +128,7 @@ def render(
     tracks: Annotated[Path, typer.Option(help="Folder of track files, of the displayed objects.")],
     out: Annotated[Path, typer.Option(help="Folder of the numbered videos.")],
     names: Names = None,
-    marker_style: Annotated[str, typer.Option(help="stvg_r1 or centred.")] = "stvg_r1",
+    marker_style: Annotated[MarkerStyle, typer.Option(help="Of the IDs that are drawn.")] = "stvg_r1",
 ) -> None:
     """Videos with the IDs drawn on every frame, as STVG-R1 makes them. Training needs none: see `build --tracks`.
     Exit status 1 if a video cannot be used; the rest goes on.
@@ -155,11 +156,13 @@ def render(
 @app.command()
 def assign(
     dataset: Annotated[str, typer.Argument(metavar="SET", help="Annotation set, as in `verl-stvg build`.")],
-    annotations: Annotated[Path, typer.Option(help="Folder of the published files, or one of them with --split.")],
+    annotations: Annotations,
     videos: VideoFolder,
     tracks: Annotated[Path, typer.Option(help="Folder of track files, of the displayed objects.")],
-    out: Annotated[Path, typer.Option(help="JSON lines for `build --targets`; beside it, those without a target.")],
-    split: Annotated[list[str] | None, typer.Option(help="Default: all whose files are there.")] = None,
+    out: Annotated[
+        Path, typer.Option(help=f"Folder of {TARGETS}, for `build --targets`, and of a file of those without a target.")
+    ],
+    split: Splits = None,
     min_share: MinShare = 0.0,
     min_iou: MinIoU = 0.0,
     faithful: AssignFaithful = False,
@@ -174,8 +177,9 @@ def assign(
     rule, root = pipeline.Rule(min_share, min_iou, faithful=faithful), VideoRoot(videos)
     for part, files in build.files_of(job).items():
         lines += pipeline.assign(dataset, part, job.source.read(files, part), root, tracks, rule)
-    counts = pipeline.write_targets(lines, out)
-    logger.info("%s: %d targets, %d without", out, counts["targets"], counts["no target"])
+    path = in_folder(out, TARGETS)
+    counts = pipeline.write_targets(lines, path)
+    logger.info("%s: %d targets, %d without", path, counts["targets"], counts["no target"])
     for line in [line for line in lines if "reason" in line][:_SHOWN]:
         logger.warning("  %s: %s", line["uid"], line["reason"])
 
@@ -184,24 +188,25 @@ def assign(
 def show(
     video: Annotated[Path, typer.Argument(help="The file.")],
     tracks: Annotated[Path, typer.Option(help="Its track file.")],
-    out: Annotated[Path, typer.Option(help="mp4 file with masks, boxes and IDs.")],
-    sheet: Annotated[Path | None, typer.Option(help="jpg file with pictures of it; default: beside the video.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of NAME.objects.mp4 with masks, boxes and IDs.")],
+    sheet: Annotated[Path | None, typer.Option(help="jpg file with pictures of it; default: in the folder.")] = None,
 ) -> None:
     """A video with its objects in colours, and a contact sheet."""
     from verl_stvg.data_builders.objects import draw
     from verl_stvg.video.tracks import load
 
-    draw.show(video, load(tracks), out, sheet or out.with_suffix(".jpg"))
-    logger.info("%s, %s", out, sheet or out.with_suffix(".jpg"))
+    path = in_folder(out, f"{video.stem}.objects.mp4")
+    draw.show(video, load(tracks), path, sheet or path.with_suffix(".jpg"))
+    logger.info("%s, %s", path, sheet or path.with_suffix(".jpg"))
 
 
 @app.command()
 def run(
     dataset: Annotated[str, typer.Argument(metavar="SET", help="Annotation set with tubes or masks.")],
-    annotations: Annotated[Path, typer.Option(help="Folder of the published files, or one of them with --split.")],
+    annotations: Annotations,
     videos: VideoFolder,
     out: Annotated[Path, typer.Option(help="Folder of tracks, shown, targets.jsonl and rows.")],
-    split: Annotated[list[str] | None, typer.Option(help="Default: all whose files are there.")] = None,
+    split: Splits = None,
     detector: DetectorName = "rtdetr",
     segmenter: SegmenterName = "facebook/sam2.1-hiera-large",
     classes: Classes = "person",
@@ -215,7 +220,7 @@ def run(
     min_share: MinShare = 0.0,
     min_iou: MinIoU = 0.0,
     workers: Workers = 1,
-    ray: OnRay = False,
+    ray: Ray = False,
     gpus: Gpus = 0,
 ) -> None:
     """All stages: track the videos of a set, hide small objects, find the targets, build the rows. Each is resumed.
@@ -233,9 +238,8 @@ def run(
     options = Options(step=step, mode=_mode(classes), bidirectional=bidirectional, faithful=faithful)
     failed = _follow(pipeline.track_all(videos, names, out / "tracks", models, options, workers, ray, gpus), len(names))
     failed += _filter(out / "tracks", out / "shown", ratio, per_label, hysteresis)
-    targets = out / "targets.jsonl"
-    assign(dataset, annotations, videos, out / "shown", targets, split, min_share, min_iou, faithful)
-    manifest = build.build(dataclasses.replace(job, targets=targets, tracks=out / "shown"))
+    assign(dataset, annotations, videos, out / "shown", out, split, min_share, min_iou, faithful)
+    manifest = build.build(dataclasses.replace(job, targets=out / TARGETS, tracks=out / "shown"))
     for part, counts in manifest["splits"].items():
         logger.info("%s: %d rows", out / "rows" / f"{part}.parquet", counts["rows"])
         for reason, count in counts["dropped"].items():

@@ -3,43 +3,46 @@
 import json
 import logging
 import math
+import re
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from verl_stvg.base import recipe_names, status
 from verl_stvg.base.lock import write_whole
+from verl_stvg.cli.options import in_folder, parse_size, warn_of_old
+
+if TYPE_CHECKING:
+    from verl_stvg.launch.capacity import Assumptions, Plan
 
 logger = logging.getLogger(__name__)
+_REST = "Rows of `verl-stvg build`, without them the paper's typical clip; and keys of verl's configuration."
 
 
 def plan(
-    context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="Folder below recipes/; further arguments are verl's (KEY=VALUE).")],
-    gpus: Annotated[int, typer.Option(min=1, help="In all.")] = 8,
-    hbm: Annotated[float, typer.Option(min=1, help="Memory of a GPU, GB.")] = 80,
-    gpus_per_node: Annotated[int, typer.Option(min=1, help="At most.")] = 8,
-    rows: Annotated[
-        list[Path] | None, typer.Option(help="Rows of `verl-stvg build`; without them, the paper's typical clip.")
-    ] = None,
+    recipe: Annotated[str, typer.Argument(help="Folder below recipes/.")],
+    rows: Annotated[list[str] | None, typer.Argument(metavar="ROWS.parquet|KEY=VALUE", help=_REST)] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Total GPUs.")] = 8,
+    hbm: Annotated[str, typer.Option(metavar="SIZE", help="Memory of a GPU, e.g. 80G.")] = "80G",
+    gpus_per_node: Annotated[int, typer.Option(min=1, help="Maximum GPUs per node.")] = 8,
     assume: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Instead of an assumption that the table lists.")
     ] = None,
     measured: Annotated[
         Path | None, typer.Option(help="metrics.jsonl of a run with this model: its stages instead of assumptions.")
     ] = None,
-    measured_gpus: Annotated[int, typer.Option(min=1, help="That it ran on.")] = 8,
-    out: Annotated[Path | None, typer.Option(help="Everything as JSON too.")] = None,
+    measured_gpus: Annotated[int, typer.Option(min=1, help="GPUs of the measured run.")] = 8,
+    out: Annotated[Path | None, typer.Option(help="Folder of plan.json, which has everything too.")] = None,
 ) -> None:
     """Say what a recipe will take: tokens of a prompt, memory of a GPU, seconds of a step, hours of an epoch, disk; and
     warn of what would fail (exit status 1). Estimates: every assumption is printed with its value and can be replaced.
     """
-    recipe_names.check(recipe, context.args)
-    from rich.console import Console
-    from rich.table import Table
-
+    overrides = [text for text in rows or () if "=" in text or not text.endswith(".parquet")]
+    files = [Path(text) for text in rows or () if text not in overrides]
+    memory = gigabytes(hbm)
+    recipe_names.check(recipe, overrides)
     from verl_stvg.launch import capacity
     from verl_stvg.rows.fit import checked
 
@@ -48,18 +51,53 @@ def plan(
         raise ValueError(
             f"{gpus} GPUs do not make {nodes} equal nodes of at most {gpus_per_node}; choose another number"
         )
-    config = compose(recipe, [f"trainer.n_gpus_per_node={gpus // nodes}", f"trainer.nnodes={nodes}", *context.args])
+    config = compose(recipe, [f"trainer.n_gpus_per_node={gpus // nodes}", f"trainer.nnodes={nodes}", *overrides])
     patch = capacity.shape_of(config.actor_rollout_ref.model.path).patch
-    if rows:
-        data = capacity.read_rows(rows, patch, checked(config.data.get("fit")))
+    if files:
+        data = capacity.read_rows(files, patch, checked(config.data.get("fit")))
     elif recipe in capacity.CLIPS:
         data = capacity.CLIPS[recipe].data(patch)
     else:
-        raise ValueError(f"no typical clip is known for {recipe}; give --rows")
+        raise ValueError(f"no typical clip is known for {recipe}; give ROWS.parquet")
     given = capacity.Assumptions.of(dict(_pair(text) for text in assume or ()))
     seen = (*capacity.measured_stages(measured), measured_gpus) if measured else None
     free = shutil.disk_usage(_existing(config.data.video_cache.folder)).free
-    found = capacity.plan(config, data, hbm, given, seen, free)
+    found = capacity.plan(config, data, memory, given, seen, free)
+    machines = f"{nodes} x {gpus // nodes} GPUs of {memory:g} GB"
+    _print(
+        f"[bold]{recipe}[/], {config.actor_rollout_ref.model.path}, {machines}\n"
+        f"{data.rows:,} rows on {data.videos:,} videos: {data.source}",
+        found,
+        given,
+        f"from {measured}, scaled by tokens and GPUs" if measured else "estimated from the assumptions below",
+    )
+    if out:
+        everything = {"recipe": recipe, "gpus": gpus, "hbm_gb": memory, **found.as_dict()}
+        everything["assumptions"] = {field.name: value for field, value in given.listed()}
+        write_whole(in_folder(out, "plan.json"), json.dumps(everything, indent=2) + "\n")
+    if found.warnings:
+        raise typer.Exit(status.FINDINGS)
+
+
+def gigabytes(text: str) -> float:
+    """Memory of a GPU for the planner: ``80G`` is what a data sheet calls 80 GB. A bare number, once GB, still is."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        warn_of_old(f"--hbm {text}", f"--hbm {text}G")
+        text += "G"
+    return parse_size(text) / 2**30
+
+
+def _print(title: str, found: "Plan", given: "Assumptions", how: str) -> None:
+    """The plan as tables.
+
+    Args:
+        title: lines above them.
+        found: the plan.
+        given: its assumptions.
+        how: the seconds of a step are known.
+    """
+    from rich.console import Console
+    from rich.table import Table
 
     console = Console()
 
@@ -69,14 +107,10 @@ def plan(
             table.add_row(name, f"{value:,.0f}" if value >= 100 else f"{value:.3g}", unit)
         console.print(table)
 
-    console.print(
-        f"[bold]{recipe}[/], {config.actor_rollout_ref.model.path}, {nodes} x {gpus // nodes} GPUs of {hbm:g} GB"
-    )
-    console.print(f"{data.rows:,} rows on {data.videos:,} videos: {data.source}")
+    console.print(title)
     show("tokens", found.tokens, "")
     for phase, parts in found.memory.items():
         show(f"memory: {phase}", {**parts, "together": sum(parts.values())}, "GB")
-    how = f"from {measured}, scaled by tokens and GPUs" if measured else "estimated from the assumptions below"
     show(f"a step, {how}", {**found.seconds, "together": sum(found.seconds.values())}, "s")
     show("a run", found.epoch, "")
     show("disk", found.disk, "")
@@ -89,12 +123,6 @@ def plan(
     console.print(table)
     for warning in found.warnings:
         console.print(f"[red]warning:[/] {warning}")
-    if out:
-        everything = {"recipe": recipe, "gpus": gpus, "hbm_gb": hbm, **found.as_dict()}
-        everything["assumptions"] = {field.name: value for field, value in given.listed()}
-        write_whole(out, json.dumps(everything, indent=2) + "\n")
-    if found.warnings:
-        raise typer.Exit(status.FINDINGS)
 
 
 def compose(recipe: str, overrides: list[str]):
@@ -108,7 +136,7 @@ def compose(recipe: str, overrides: list[str]):
 
     with hydra.initialize_config_module(f"verl_stvg.recipes.{recipe}", version_base=None):
         try:
-            return hydra.compose(recipe, overrides)
+            return hydra.compose(recipe, recipe_names.respelt(overrides))
         except HydraException as error:
             raise ValueError(str(error)) from error
 

@@ -1,18 +1,16 @@
 """``verl-stvg select``: ask a model about rows, judge its answers, choose the rows to train on, look at all of it."""
 
 import dataclasses
-import functools
-import inspect
 import logging
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from verl_stvg.base import status
-from verl_stvg.cli.eval import FitOptions, TemplateOptions
+from verl_stvg.cli.asking import asking
+from verl_stvg.cli.options import Rows, VideoRoot, in_folder
 
 if TYPE_CHECKING:
     from verl_stvg.data_builders.selection.folder import Stage
@@ -20,108 +18,22 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Choose the rows to train on.")
 logger = logging.getLogger(__name__)
-REPORT = "report.html"
+REPORT, PAGE = "report.html", "selection.html"
 _PATHS, _NUMBERS = re.compile(r"\S*/\S*[^\s:;,.]"), re.compile(r"\d+(?:\.\d+)?")
 
-Rows = Annotated[list[Path], typer.Argument(metavar="ROWS.parquet...", help="Training rows, of one set or several.")]
 Out = Annotated[Path, typer.Option(help="Folder that is made; a run that was stopped goes on in it.")]
-VideoRootOption = Annotated[
-    Path | None,
-    typer.Option(help="Folder that paths in the rows start from; default: what manifest.json beside them says."),
-]
 Judged = Annotated[Path | None, typer.Option(help="Folder of that stage, or its judged.jsonl; default: not used.")]
 
 
-def _settings(
-    *,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Folder or hub name of a model, or verl's checkpoint; without one, answers are only judged."),
-    ] = None,
-    engine: Annotated[str, typer.Option(help="vllm or transformers.")] = "vllm",
-    samples: Annotated[int, typer.Option(min=1, help="Answers per row.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
-    template_option: TemplateOptions = None,
-    fit: FitOptions = None,
-    max_model_len: Annotated[
-        int | None, typer.Option(help="Tokens of prompt and answer together; default: the model's.")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
-    tensor_parallel: Annotated[int, typer.Option(min=1, help="GPUs per vLLM engine.")] = 1,
-    gpu_memory_utilization: Annotated[float, typer.Option(help="Share of a GPU's memory that vLLM takes.")] = 0.9,
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Prompts that the engine has at a time; default: the engine's.")
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder of decoded frames, as in training; default: in the user's cache folder.")
-    ] = None,
-    fold_size: Annotated[int | None, typer.Option(help="Rows of a fold; default: all.")] = None,
-    fold_index: Annotated[int, typer.Option(help="Which fold is asked, from 0.")] = 0,
-    ray: Annotated[
-        bool, typer.Option("--ray", help="Work on the running Ray cluster, one engine per GPU; without one, here.")
-    ] = False,
-    engines: Annotated[int | None, typer.Option(min=1, help="With --ray: how many engines.")] = None,
-) -> "Settings | None":
-    """How rows are answered; None where they are not."""
-    if model is None:
-        return None
-    from verl_stvg.inference.settings import Settings
-    from verl_stvg.rows.chat_template import options_for
-    from verl_stvg.rows.fit import fit_for
-    from verl_stvg.video.store import FrameStore, default_folder
-
-    return Settings(
-        model=model,
-        engine=engine,
-        samples=samples,
-        temperature=temperature,
-        max_tokens=max_tokens,
-        seed=seed,
-        template=options_for(model, template_option or ()),
-        fit=fit_for(model, fit),
-        max_model_len=max_model_len,
-        dtype=dtype,
-        tensor_parallel=tensor_parallel,
-        gpu_memory_utilization=gpu_memory_utilization,
-        batch=batch,
-        store=FrameStore(str(cache.expanduser().absolute()) if cache else default_folder()),
-        fold_size=fold_size,
-        fold_index=fold_index,
-        ray=ray,
-        engines=engines,
-    )
-
-
-def _asking(**defaults: Any) -> Callable[[Callable], Callable]:
-    """Give a command the options of `_settings`, with other defaults, which it gets as ``settings``."""
-    parameters = inspect.signature(_settings).parameters
-    options = [one.replace(default=defaults.get(name, one.default)) for name, one in parameters.items()]
-
-    def decorate(command: Callable) -> Callable:
-        own = [one for name, one in inspect.signature(command).parameters.items() if name != "settings"]
-
-        @functools.wraps(command)
-        def wrapped(**given: Any) -> None:
-            command(**{one.name: given.pop(one.name) for one in own}, settings=_settings(**given))
-
-        both = [*(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own), *options]
-        wrapped.__signature__ = inspect.Signature(both)
-        wrapped.__annotations__ = {one.name: one.annotation for one in both}
-        return wrapped
-
-    return decorate
-
-
 @app.command()
-@_asking()
+@asking()
 def reflect(
     rows: Rows,
     out: Out,
     settings: "Settings | None",
     mode: Annotated[
-        str, typer.Option(help="prompted: the prompt names the annotated interval; blanked: it is black.")
+        Literal["prompted", "blanked"],
+        typer.Option(help="prompted: the prompt names the annotated interval; blanked: it is black."),
     ] = "prompted",
     own_prompt: Annotated[
         bool, typer.Option("--own-prompt", help="With blanked: each row's own prompt, for models that know no other.")
@@ -133,7 +45,7 @@ def reflect(
     drop_reversed: Annotated[
         bool, typer.Option("--drop-reversed", help="Ignore intervals that end before they start; default: swapped.")
     ] = False,
-    video_root: VideoRootOption = None,
+    video_root: VideoRoot = None,
 ) -> None:
     """Boundary reflection: find rows whose interval is not the only one that fits the query (VideoTG-R1)."""
     from verl_stvg.data_builders.selection import boundary_reflection as stage
@@ -144,18 +56,20 @@ def reflect(
 
 
 @app.command()
-@_asking()
+@asking()
 def difficulty(
     rows: Rows,
     out: Out,
     settings: "Settings | None",
-    bins: Annotated[str, typer.Option(help="threshold: by IoU; quantile: by rank within a set.")] = "threshold",
-    hard: Annotated[float, typer.Option(min=0, max=1, help="Hard is what lies below.")] = 0.3,
-    easy: Annotated[float, typer.Option(min=0, max=1, help="Easy is what reaches this.")] = 0.7,
+    bins: Annotated[
+        Literal["threshold", "quantile"], typer.Option(help="threshold: by IoU; quantile: by rank within a set.")
+    ] = "threshold",
+    hard: Annotated[float, typer.Option(min=0, max=1, help="Below this value a sample is hard.")] = 0.3,
+    easy: Annotated[float, typer.Option(min=0, max=1, help="From this value on a sample is easy.")] = 0.7,
     first_numbers: Annotated[
         bool, typer.Option("--first-numbers", help="Take the first two numbers of unreadable replies, as Time-R1.")
     ] = False,
-    video_root: VideoRootOption = None,
+    video_root: VideoRoot = None,
 ) -> None:
     """Difficulty: how well the model does before training, and which rows are hard, normal or easy."""
     from verl_stvg.data_builders.selection import difficulty as stage
@@ -164,14 +78,14 @@ def difficulty(
 
 
 @app.command()
-@_asking(samples=8, temperature=1.0)
+@asking(samples=8, temperature=1.0)
 def variance(
     rows: Rows,
     out: Out,
     settings: "Settings | None",
     min_std: Annotated[float, typer.Option(min=0, help="Least standard deviation of the overlap.")] = 0.1,
     quota: Annotated[list[str] | None, typer.Option(help="Most rows of a task: tvg=32000, mcq=, gqa=, stvg=.")] = None,
-    video_root: VideoRootOption = None,
+    video_root: VideoRoot = None,
 ) -> None:
     """Variance: keep rows on which the model's own answers differ (Temporal-R1)."""
     from verl_stvg.data_builders.selection import variance as stage
@@ -191,7 +105,7 @@ def subset(
     size: Annotated[int | None, typer.Option(min=1, help="Number of rows, instead of a share.")] = None,
     easy_share: Annotated[float, typer.Option(min=0, max=1, help="Of the easy rows that may be chosen.")] = 1.0,
     seed: int = 42,
-    video_root: VideoRootOption = None,
+    video_root: VideoRoot = None,
 ) -> None:
     """The rows to train on: a share of what the stages left, spread over sets and difficulties as these are. Exit
     status 1 if fewer are left than --size.
@@ -217,7 +131,7 @@ def time_r1(
     round_: Annotated[int, typer.Option("--round", min=0, help="0: the cold start; later: the filter.")] = 0,
     size: Annotated[int, typer.Option(min=1, help="Rows that are kept.")] = 2500,
     seed: int = 42,
-    video_root: VideoRootOption = None,
+    video_root: VideoRoot = None,
 ) -> None:
     """Time-R1's choice: a draw around IoU 0.3 for the cold start, then, on the rows of the last round, a filter."""
     from verl_stvg.data_builders.selection import subset as chooser
@@ -230,14 +144,15 @@ def time_r1(
 @app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Of stages and choices, on one page.")],
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("selection.html"),
+    out: Annotated[Path, typer.Option(help=f"Folder in which the page, {PAGE}, is made.")] = Path(),
     limit: Annotated[int, typer.Option(min=1, help="Examples for each reason.")] = 8,
-    video_root: VideoRootOption = None,
+    video_root: VideoRoot = None,
 ) -> None:
     """One self-contained page: distributions, and examples of what was kept and dropped, with the model's replies."""
     from verl_stvg.data_builders.selection import report as page
 
-    logger.info("%d examples: %s", page.write(folders, out, limit, video_root), out)
+    path = in_folder(out, PAGE)
+    logger.info("%d examples: %s", page.write(folders, path, limit, video_root), path)
 
 
 def _run(stage: "Stage", rows: list[Path], out: Path, video_root: Path | None, settings: "Settings | None") -> None:

@@ -359,7 +359,7 @@ def read_rows(files: list[Path], patch: int = PATCH, fit: Mapping[str, float | s
                 if None in size:
                     raise ValueError(
                         f"{row.where} does not say size and rate of {video['video']}; build the rows without "
-                        "--no-probe, or plan without --rows"
+                        "--no-probe, or plan without rows"
                     )
                 chosen = {key: video[key] for key in PLAN_KEYS if key in video}
                 key = (video["video"], tuple(sorted(chosen.items())))

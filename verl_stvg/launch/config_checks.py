@@ -47,15 +47,15 @@ def defaults() -> DictConfig:
 def _added_types() -> dict[str, dict[str, Any]]:
     """Types of the keys that verl_stvg adds to verl's, by section."""
     from verl_stvg.rows.fit import KEYS
+    from verl_stvg.rows.settings import VideoCache
     from verl_stvg.training.curriculum import Curriculum
-    from verl_stvg.training.sampler import Draw
+    from verl_stvg.training.sampler import Draw, Rollouts
 
+    sections = {"video_cache": VideoCache, "curriculum": Curriculum, "draw": Draw, "rollouts": Rollouts}
     return {
         "algorithm": {"exact_zero_advantage": bool},
         "data": {"filter_unusable_videos": bool},
-        "data.video_cache": {"enabled": bool, "max_gb": float, "timeout": float},
-        "data.curriculum": {"enabled": bool, **typing.get_type_hints(Curriculum)},
-        "data.draw": typing.get_type_hints(Draw),
+        **{f"data.{name}": typing.get_type_hints(kind) for name, kind in sections.items()},
         "data.fit": dict.fromkeys(set(KEYS) - {"rule"}, float),
     }
 

@@ -92,7 +92,7 @@ def _train(arguments: list[str], run_dir: Path) -> int:
     ):
         record[name] = absolute_paths(given[key]) if key in given else None
     _write(run_dir / "run.json", record)
-    command = python.module("verl.trainer.main_ppo", *arguments, attached=True)
+    command = python.module("verl.trainer.main_ppo", *recipe_names.respelt(arguments), attached=True)
     # on a cluster that runs already, processes have the environment it was started in, and this on top
     command += [f"++ray_kwargs.ray_init.runtime_env.env_vars.{name}='{environment[name]}'" for name in environment]
     seen = metrics.stat().st_size if metrics.exists() else 0

@@ -11,20 +11,25 @@ Pure arithmetic: neither torch nor verl.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from verl_stvg.rows.masks import BINS, OPERATORS, REGIONS, CurriculumError, Mask, RowFacts, runs_of, visible_units
+from verl_stvg.rows.settings import section
 from verl_stvg.video.plan import SamplingPlan
 
 SCHEDULES: dict[str, Callable[["Curriculum", float, float], float]] = {
-    "linear": lambda self, p, d: self.r0 * (1 - p),
-    "cosine": lambda self, p, d: self.r0 * (1 + math.cos(math.pi * p)) / 2,
-    "step": lambda self, p, d: self.r0 * (1 - math.floor(self.stages * p + 1e-9) / self.stages),
-    "exp": lambda self, p, d: self.r0 * (math.exp(-self.k * p) - math.exp(-self.k)) / (1 - math.exp(-self.k)),
-    "difficulty": lambda self, p, d: d * self.r0 * (1 - p),
+    "linear": lambda self, p, d: self.hidden_at_start * (1 - p),
+    "cosine": lambda self, p, d: self.hidden_at_start * (1 + math.cos(math.pi * p)) / 2,
+    "step": lambda self, p, d: self.hidden_at_start * (1 - math.floor(self.stages * p + 1e-9) / self.stages),
+    "exp": lambda self, p, d: self.hidden_at_start * _decay(self.decay_rate, p),
+    "difficulty": lambda self, p, d: d * self.hidden_at_start * (1 - p),
 }
 """Share of the time outside of the annotation that is hidden, by progress p and difficulty d, both from 0 to 1."""
+
+
+def _decay(rate: float, p: float) -> float:
+    return (math.exp(-rate * p) - math.exp(-rate)) / (1 - math.exp(-rate))
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,12 @@ class Curriculum:
     """When, where and how videos are masked: verl's ``data.curriculum``.
 
     Attributes:
+        enabled: whether videos are masked.
         schedule: one of `SCHEDULES`.
-        r0: share hidden at the first step.
-        rho: share of the training steps after which nothing is hidden.
+        hidden_at_start: share hidden at the first step.
+        all_shown_after: share of the training steps after which nothing is hidden.
         stages: of the schedule ``step``.
-        k: rate of the schedule ``exp``.
+        decay_rate: of the schedule ``exp``.
         region: which time outside of the annotation is hidden: ``window``, all but a window that grows from the
             annotation to the whole video; ``random``, units in an order of the row's own; ``far_first``, the units
             farthest from the annotation.
@@ -46,17 +52,23 @@ class Curriculum:
         seed: of ``random``.
     """
 
+    enabled: bool = field(default=False, compare=False)
     schedule: str = "linear"  # ours: the simplest reading of a mask that depends on the step
-    r0: float = 1.0  # ours
-    rho: float = 1.0  # ours
+    hidden_at_start: float = 1.0  # ours
+    all_shown_after: float = 1.0  # ours
     stages: int = 4  # ours
-    k: float = 5.0  # ours
+    decay_rate: float = 5.0  # ours
     region: str = "window"  # ours
     op: str = "blank"  # ours: neither prompt nor reward changes
     bins: tuple[str, ...] = ("hard",)
     seed: int = 42  # ours
 
     def __post_init__(self):
+        if not isinstance(self.enabled, bool):
+            raise CurriculumError(f"data.curriculum.enabled={self.enabled} must be true or false")
+        if isinstance(self.bins, str):
+            raise CurriculumError(f"data.curriculum.bins={self.bins} must be a list: [{self.bins}]")
+        object.__setattr__(self, "bins", tuple(self.bins or ()))
         for key, known in (("schedule", SCHEDULES), ("region", REGIONS), ("op", OPERATORS)):
             if getattr(self, key) not in known:
                 raise CurriculumError(
@@ -65,10 +77,10 @@ class Curriculum:
         if not self.bins or set(self.bins) - set(BINS):
             raise CurriculumError(f"data.curriculum.bins={list(self.bins)} must name some of {', '.join(BINS)}")
         for key, right, wanted in (
-            ("r0", lambda value: 0 <= value <= 1, "from 0 to 1"),
-            ("rho", lambda value: 0 < value <= 1, "over 0, at most 1"),
+            ("hidden_at_start", lambda value: 0 <= value <= 1, "from 0 to 1"),
+            ("all_shown_after", lambda value: 0 < value <= 1, "over 0, at most 1"),
             ("stages", lambda value: value >= 1 and value == int(value), "a whole number, at least 1"),
-            ("k", lambda value: 0 < value <= 100, "over 0, at most 100"),
+            ("decay_rate", lambda value: 0 < value <= 100, "over 0, at most 100"),
             ("seed", lambda value: value == int(value), "a whole number"),
         ):
             value = getattr(self, key)
@@ -86,21 +98,8 @@ class Curriculum:
         Raises:
             CurriculumError: unknown keys or values.
         """
-        given = dict(data_config.get("curriculum") or {})
-        enabled = given.pop("enabled", False)
-        known = [field.name for field in fields(cls)]
-        if unknown := sorted(given.keys() - set(known)):
-            raise CurriculumError(
-                f"data.curriculum knows no {', '.join(unknown)}; its keys are enabled, {', '.join(known)}"
-            )
-        if not isinstance(enabled, bool):
-            raise CurriculumError(f"data.curriculum.enabled={enabled} must be true or false")
-        if isinstance(given.get("bins"), str):
-            raise CurriculumError(f"data.curriculum.bins={given['bins']} must be a list: [{given['bins']}]")
-        if "bins" in given:
-            given["bins"] = tuple(given["bins"])
-        made = cls(**given)
-        return made if enabled else None
+        made = section(data_config, "curriculum", cls, CurriculumError)
+        return made if made and made.enabled else None
 
     def ratio(self, step: int, total: int, difficulty: float = 1.0) -> float:
         """Share of the time outside of the annotation that is hidden.
@@ -110,7 +109,7 @@ class Curriculum:
             total: steps of the run.
             difficulty: of the row, from 0 to 1; read by the schedule ``difficulty``.
         """
-        progress = min(max(step / (self.rho * total), 0.0), 1.0)
+        progress = min(max(step / (self.all_shown_after * total), 0.0), 1.0)
         return min(max(SCHEDULES[self.schedule](self, progress, difficulty), 0.0), 1.0)
 
     def mask(self, plan: SamplingPlan, row: RowFacts, step: int, total: int) -> Mask:

@@ -3,40 +3,52 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import transfer_queue as tq
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
+from verl_stvg.rows.settings import typed
+
 ROLLOUTS = "__rollout_n__"
 """Column of a batch from which verl's agent loop takes a prompt's number of rollouts."""
 
 
-class PollingReplayBuffer(ReplayBuffer):
-    """verl's synchronous replay buffer with more settings, under ``trainer.v1.sampler.sampler_kwargs``.
+@dataclass(frozen=True)
+class BufferSettings:
+    """Settings of `PollingReplayBuffer`: verl's ``trainer.v1.sampler.sampler_kwargs``.
 
-    poll_interval: seconds between two looks whether a batch is complete. verl's are 2.0, which rounds the generation
-        of a small model up to that.
-    filter_groups, train_batch_size: give them as ``${algorithm.filter_groups}`` and ``${data.train_batch_size}``, and
-        verl's filtering of groups whose rewards are all the same works here too; verl keeps it from custom samplers.
-    prefer: ``spread`` trains on the groups whose scores spread most, where filtering has left more than a batch.
+    Attributes:
+        filter_groups: give it as ``${algorithm.filter_groups}``, and `train_batch_size` as
+            ``${data.train_batch_size}``, and verl's filtering of groups whose rewards are all the same works here too;
+            verl keeps it from custom samplers.
+        poll_interval: seconds between two looks whether a batch is complete. verl's are 2.0, which rounds the
+            generation of a small model up to that.
+        prefer: ``spread`` trains on the groups whose scores spread most, where filtering has left more than a batch.
+        train_batch_size: see `filter_groups`.
+    """
+
+    filter_groups: Any = None
+    poll_interval: float = 2.0
+    prefer: str | None = None
+    train_batch_size: int | None = None
+
+
+class PollingReplayBuffer(ReplayBuffer):
+    """verl's synchronous replay buffer with more settings, see `BufferSettings`.
 
     Nothing is remembered from step to step: what a resumed run needs is in verl's own checkpoint.
     """
 
     def __init__(self, *, sampler_kwargs, **kwargs):
-        known = {"poll_interval", "filter_groups", "train_batch_size", "prefer"}
-        if unknown := sorted(set(sampler_kwargs) - known):
-            raise ValueError(
-                f"trainer.v1.sampler.sampler_kwargs knows no {', '.join(unknown)}; its keys are "
-                f"{', '.join(sorted(known))}"
-            )
-        self.prefer = sampler_kwargs.get("prefer")
+        settings = typed(sampler_kwargs, "trainer.v1.sampler.sampler_kwargs", BufferSettings)
+        self.prefer, groups = settings.prefer, settings.filter_groups
         if self.prefer not in (None, "spread"):
             raise ValueError(f"sampler_kwargs.prefer={self.prefer} is unknown; use spread, or leave it out")
-        groups, batch_size = sampler_kwargs.get("filter_groups"), sampler_kwargs.get("train_batch_size")
         if groups and groups.enable:
-            if not groups.metric or not batch_size:
+            if not groups.metric or not settings.train_batch_size:
                 raise ValueError(
                     "group filtering needs algorithm.filter_groups.metric and "
                     "sampler_kwargs.train_batch_size=${data.train_batch_size}"
@@ -44,16 +56,14 @@ class PollingReplayBuffer(ReplayBuffer):
             kwargs |= {
                 "filter_groups_metric": groups.metric,
                 "max_inflight_gen_batches": groups.max_inflight_gen_batches,
-                "train_batch_size": batch_size,
+                "train_batch_size": settings.train_batch_size,
                 "gen_batch_size": 1,  # verl's data loader has it where algorithm.filter_groups is on
             }
         elif self.prefer:
             raise ValueError(
                 "sampler_kwargs.prefer chooses among what filtering leaves; enable algorithm.filter_groups"
             )
-        super().__init__(
-            sampler_kwargs=sampler_kwargs, poll_interval=float(sampler_kwargs.get("poll_interval", 2.0)), **kwargs
-        )
+        super().__init__(sampler_kwargs=sampler_kwargs, poll_interval=float(settings.poll_interval), **kwargs)
 
     def _dapo_filtered_keys(self, partition_id):
         """verl's, which asks for a deviation of 0; that of equal values is often another, so they are found first."""

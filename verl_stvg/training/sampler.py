@@ -10,13 +10,14 @@ Both read `extra_info.bin`, which data selection writes. All numbers are ours.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, wraps
 from typing import Any
 
 import numpy as np
 
 from verl_stvg.rows.masks import BINS, CurriculumError
+from verl_stvg.rows.settings import section
 
 FEWEST = 2
 """Rollouts that a group must have for an advantage."""
@@ -32,14 +33,18 @@ class Draw:
         end: the same from step ``steps`` on; in between the weights change linearly.
         steps: of training, each ``data.train_batch_size`` rows long.
         seed: of the order within the bins.
+        enabled: whether rows are drawn so; None: where another key is not as it stands here.
     """
 
     start: Mapping[str, float] = field(default_factory=dict)
     end: Mapping[str, float] = field(default_factory=dict)
     steps: int = 0
     seed: int = 42
+    enabled: bool | None = field(default=True, compare=False)
 
     def __post_init__(self):
+        if self.enabled not in (None, True, False):
+            raise CurriculumError(f"data.draw.enabled={self.enabled} must be true, false or null")
         for key in ("start", "end"):
             object.__setattr__(self, key, _EQUAL | _by_bin(f"data.draw.{key}", getattr(self, key), least=0))
         for key in ("steps", "seed"):
@@ -54,13 +59,8 @@ class Draw:
         Raises:
             CurriculumError: unknown keys or values.
         """
-        given = data_config.get("draw")
-        if given is None:
-            return None
-        known = [one.name for one in fields(cls)]
-        if unknown := sorted(set(given) - set(known)):
-            raise CurriculumError(f"data.draw knows no {', '.join(unknown)}; its keys are {', '.join(known)}")
-        return cls(**dict(given))
+        made = section(data_config, "draw", cls, CurriculumError)
+        return made if made and (made != cls() if made.enabled is None else made.enabled) else None
 
     def weights(self, step: int) -> dict[str, float]:
         """Weight of a row by its bin at a step, counted from 0."""
@@ -146,19 +146,29 @@ def _order(seed: int, bin_: int, lap: int, count: int) -> list[int]:
     return np.random.default_rng([seed, bin_, lap]).permutation(count).tolist()
 
 
+@dataclass(frozen=True)
+class Rollouts:
+    """Rollouts of a prompt by the bin of its row, before they are scaled: verl's ``data.rollouts``, all or none."""
+
+    hard: int | None = None
+    normal: int | None = None
+    easy: int | None = None
+
+    def __post_init__(self):
+        given = {name: count for name, count in asdict(self).items() if count is not None}
+        _by_bin("data.rollouts", given, least=FEWEST)
+        if given and (missing := [name for name in BINS if name not in given]):
+            raise CurriculumError(f"data.rollouts has no number for {', '.join(missing)}; name all bins")
+
+
 def rollouts_of(data_config: Mapping[str, Any]) -> dict[str, int] | None:
     """Rollouts of a prompt by the bin of its row, as ``data.rollouts`` asks for them; None where it does not.
 
     Raises:
         CurriculumError: a bin without a number, unknown ones, or fewer than `FEWEST`.
     """
-    given = data_config.get("rollouts")
-    if given is None:
-        return None
-    found = _by_bin("data.rollouts", given, least=FEWEST)
-    if missing := [name for name in BINS if name not in found]:
-        raise CurriculumError(f"data.rollouts has no number for {', '.join(missing)}; name all bins")
-    return found
+    made = section(data_config, "rollouts", Rollouts, CurriculumError)
+    return asdict(made) if made and made != Rollouts() else None
 
 
 def rollout_counts(bins: Sequence[str], asked: Mapping[str, int], n: int) -> list[int]:

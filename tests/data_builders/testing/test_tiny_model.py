@@ -192,8 +192,8 @@ def test_weights_do_not_depend_on_threads_and_settings_of_the_user(tmp_path, mon
 def test_the_command_makes_the_model_that_the_docs_describe(monkeypatch, task):
     made = []
     monkeypatch.setattr(tiny_model, "make", lambda out, **asked: made.append(asked))
-    CliRunner().invoke(app.app, ["tiny-model", "model", "--task", task], catch_exceptions=False)
-    CliRunner().invoke(app.app, ["tiny-model", "model", "--rare-share", "0.2"], catch_exceptions=False)
+    CliRunner().invoke(app.app, ["tiny-model", "--out", "model", "--task", task], catch_exceptions=False)
+    CliRunner().invoke(app.app, ["tiny-model", "--out", "model", "--rare-share", "0.2"], catch_exceptions=False)
     assert made[0] == {"seed": 0, "config": tiny_model.TinyConfig(task=task)}
     assert made[1] == {"seed": 0, "config": tiny_model.TinyConfig(rare_share=0.2)}
 
