@@ -22,7 +22,7 @@ import numpy as np
 from reward_fns.registry import find_recipe
 from verl_stvg.base.lock import write_whole
 from verl_stvg.data_builders import tubes
-from verl_stvg.data_builders.make_row import counted, hull, misnumbered
+from verl_stvg.data_builders.numbering import counted, hull, misnumbered
 from verl_stvg.data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
 from verl_stvg.data_builders.records import Interval
 from verl_stvg.data_builders.templates import perfect_answer

@@ -22,7 +22,7 @@ def item_of(row: Mapping[str, Any], kind: type[Item] | None = None) -> Item:
     """The item that a row is.
 
     Args:
-        row: of `read_rows`, or with the keys of `verl_stvg.data_builders.make_row.ROW_SCHEMA`.
+        row: of `read_rows`, or with the keys of `verl_stvg.data_builders.row_schema.ROW_SCHEMA`.
         kind: of the item; None for that of the row's benchmark, or, if it has none, of what its truth holds.
 
     Raises:

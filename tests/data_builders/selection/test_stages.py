@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from reward_fns import RECIPES
 from tests.support.planted import build_planted
 from verl_stvg.cli.select import app
-from verl_stvg.data_builders.make_row import ROW_SCHEMA
+from verl_stvg.data_builders.row_schema import ROW_SCHEMA
 from verl_stvg.data_builders.selection import (
     boundary_reflection,
     difficulty,
