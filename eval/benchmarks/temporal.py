@@ -59,7 +59,7 @@ def measure(items: Sequence[Item], said: Predictions) -> Values:
     For prompts that ask for several periods set mIoU as well: of all answered periods with all annotated ones.
     """
     table = measure_intervals(items, intervals(said))
-    return table | ({"set mIoU": set_iou(items, said)} if all("times" in item.reward.asks for item in items) else {})
+    return table | ({"set mIoU": set_iou(items, said)} if all(item.reward.asks == {"times"} for item in items) else {})
 
 
 def measure_intervals(items: Sequence[Item], found: np.ndarray) -> Values:
