@@ -29,7 +29,7 @@ from pycocotools import mask as coco
 from benchmarks import Options, Row
 from benchmarks.rewards import TYPICAL, typical
 from verl_stvg.data_builders import check, show
-from verl_stvg.data_builders.make_row import ROW_SCHEMA
+from verl_stvg.data_builders.row_schema import ROW_SCHEMA
 from verl_stvg.data_builders.selection.folder import pool
 from verl_stvg.data_builders.selection.samples import sample_of
 from verl_stvg.eval.benchmarks.items import item_of, read_rows

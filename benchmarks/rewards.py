@@ -77,7 +77,7 @@ for _name, _truth, _answer in (
 ):
     TYPICAL[_name] = (_truth, _answer)
 
-_NO_THINKING = frozenset({"videochat_r1_5", *(name for name in TYPICAL if name.endswith("_nothink"))})
+_NO_THINKING = frozenset(name for name in TYPICAL if "thinking" not in RECIPES[name].asks)
 
 
 def typical(recipe: str, count: int, seed: int) -> list[str]:
@@ -338,7 +338,7 @@ def speed(options: Options, count: int = 4000, rounds: int = 5) -> Iterator[Row]
             if theirs is not None:
                 call = partial(_call_all, original, theirs)
                 other = max(other, count / seconds(call, [typical(recipe, count, seed)]))
-        wanted = not recipe.startswith("stvg_boxes")  # its answer carries eight boxes, which is not the typical one
+        wanted = "boxes" not in RECIPES[recipe].asks  # its answer carries eight boxes, which is not the typical one
         goal = ">= 100,000/s and faster" if wanted else "faster"
         met = (rate >= 100_000 or not wanted) and (theirs is None or rate > other)
         yield Row(f"evaluations/s, {recipe} vs {name}", rate, other or None, rate / other if other else None, goal, met)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pycocotools import mask as coco
 
 from benchmarks import Options, Row
-from verl_stvg.data_builders.make_row import ROW_SCHEMA
+from verl_stvg.data_builders.row_schema import ROW_SCHEMA
 from verl_stvg.rows.answers import Answer, append
 from verl_stvg.video.tracks import Track, Tracks, save, track_name
 

@@ -9,12 +9,11 @@ import functools
 import hashlib
 import json
 import logging
-import math
 import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
@@ -22,68 +21,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_stvg.base.lock import clear, finished, whole
+from verl_stvg.data_builders import job as job_files
 from verl_stvg.data_builders.check_videos import SLACK
-from verl_stvg.data_builders.make_row import CHOICES, ROW_SCHEMA, Drop, Policies, RowMaker, Video
-from verl_stvg.data_builders.read import AnnotationError, json_lines
+from verl_stvg.data_builders.job import Job, files_of
+from verl_stvg.data_builders.make_row import Drop, RowMaker, Video
+from verl_stvg.data_builders.read import AnnotationError
 from verl_stvg.data_builders.records import Entries, Problem, once
-from verl_stvg.data_builders.sets import AnnotationSet
+from verl_stvg.data_builders.row_schema import ROW_SCHEMA
 from verl_stvg.data_builders.templates import TEMPLATES, Template
 from verl_stvg.data_builders.videos import Facts, UnknownVideo, VideoRoot, check_name, probe_all
-from verl_stvg.video.plan import RULES
+from verl_stvg.moved import names_of
 
+__getattr__ = names_of(__name__, {"SPLITS": "verl_stvg.data_builders.job"})
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3  # raise it whenever the same arguments would give other files
-SPLITS = ("train", "val", "test")
 MANIFEST = "manifest.json"
 DURATIONS = "durations.json"
 PAST_END = "have an interval that ends over a second after the video does"
 WITHOUT_TRUTH = "have no public ground truth; they can be answered, but not scored here"
 _SHOWN = 5
 _BATCH = 1000  # rows per row group
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to build.
-
-    Attributes:
-        source: the set.
-        annotations: folder of its files, or the one annotation file of the one split.
-        out: folder that is made.
-        videos: root of the videos; None takes names as they are and looks into nothing.
-        splits: of the set; empty for those whose files are there.
-        template: of the prompts.
-        rule: of frame sampling; None is the template's paper.
-        shown: keys of `verl_stvg.rows.fit` in place of those of the template's paper.
-        policies: see `Policies`.
-        targets: JSON lines with uid and object_id (or object_ids), for templates that ask who.
-        tracks: folder of track files whose IDs are drawn on the frames.
-        marker_style: of `verl_stvg.video.markers`; None is STVG-R1's.
-        probe: look into every video.
-        workers: see `verl_stvg.workers.work`.
-        on_ray: see `verl_stvg.workers.work`.
-    """
-
-    source: AnnotationSet
-    annotations: Path
-    out: Path
-    videos: Path | None = None
-    splits: tuple[str, ...] = ()
-    template: Template | None = None
-    rule: str | None = None
-    policies: Policies = field(default_factory=Policies)
-    targets: Path | None = None
-    tracks: Path | None = None
-    marker_style: str | None = None
-    probe: bool = True
-    workers: int = 1
-    on_ray: bool = False
-    shown: Mapping[str, float | str] = field(default_factory=dict)
-
-    def videos_like(self, template: Template) -> dict:
-        """How videos are shown: the template's keys, and those that were chosen over them."""
-        return {**template.videos, **self.shown, **({"rule": self.rule} if self.rule else {})}
 
 
 def build(job: Job, progress: Callable[[str, int, int], None] = lambda *_: None) -> dict:
@@ -102,12 +60,12 @@ def build(job: Job, progress: Callable[[str, int, int], None] = lambda *_: None)
         ValueError: arguments that do not fit together, or a folder that holds something else.
     """
     template = job.template or TEMPLATES[job.source.template]
-    _check(job, template)
+    job_files.check(job, template)
     files = files_of(job)
     manifest = _manifest(job, template, files)
     if finished(job.out):
         return _kept(job.out, manifest)
-    targets = _targets(job.targets) if job.targets else {}
+    targets = job_files.targets_of(job.targets) if job.targets else {}
     names = _first_pass(job, files, progress)
     with whole(job.out, keep=True) as work:
         if job.out.exists():  # another process has just finished it
@@ -123,7 +81,7 @@ def build(job: Job, progress: Callable[[str, int, int], None] = lambda *_: None)
                 job.policies,
                 job.rule,
                 targets,
-                _tracks(job),
+                job_files.tracks_of(job),
                 job.marker_style,
                 job.videos,
                 next((name for source in job.source.splits[split] for name in source.names if name == DURATIONS), None),
@@ -139,45 +97,6 @@ def build(job: Job, progress: Callable[[str, int, int], None] = lambda *_: None)
     return manifest
 
 
-# --- arguments and files ----------------------------------------------------------------------------------------------
-
-
-def _check(job: Job, template: Template) -> None:
-    chosen = asdict(job.policies) | {"rule": job.videos_like(template)["rule"]}
-    for name, choices in {**CHOICES, "rule": RULES}.items():
-        if chosen[name] is not None and chosen[name] not in choices:
-            raise ValueError(f"{name}={chosen[name]!r} is unknown; choose one of {', '.join(choices)}")
-    if template.needs in ("target", "targets") and job.targets is None:
-        raise ValueError(
-            f"template {template.name} asks for the ID of an object, which annotations do not have; give --targets, or "
-            "choose another template: stvg_boxes asks for boxes, time_r1 for times only"
-        )
-    planned = job.videos_like(template)
-    if planned.get("min_pixels", 0) > planned.get("max_pixels", math.inf):
-        raise ValueError(
-            f"min_pixels={planned['min_pixels']} is over max_pixels={planned['max_pixels']}, and one of the two is the "
-            f"template's ({template.name}); give --min-pixels and --max-pixels"
-        )
-    if job.targets and not job.targets.is_file():
-        raise AnnotationError(f"{job.targets}: no such file of targets; correct --targets")
-    if job.tracks and not job.tracks.is_dir():
-        raise ValueError(f"{job.tracks}: no such folder of track files; correct --tracks")
-    if job.tracks and not job.videos:
-        raise ValueError("--tracks are drawn on videos: give --videos")
-    if job.policies.duration_from == "file" and not (job.videos and job.probe):
-        raise ValueError("duration_from=file needs the files: give --videos, and leave out --no-probe")
-
-
-def files_of(job: Job) -> dict[str, tuple[Path | None, ...]]:
-    """The files of each split of a job, in the order of `SPLITS`.
-
-    Raises:
-        AnnotationError: files that are missing.
-        ValueError: no such split, or one file for several splits.
-    """
-    return {split: _files(job, split) for split in _splits(job)}
-
-
 def videos_of(job: Job) -> dict[str, str]:
     """Every video that the annotation names, by name, with its path below the root; empty where it is unknown.
 
@@ -185,60 +104,6 @@ def videos_of(job: Job) -> dict[str, str]:
         AnnotationError: entries that cannot be used, unknown videos; see `Policies.bad_entries`.
     """
     return _first_pass(job, files_of(job), lambda *_: None)
-
-
-def _splits(job: Job) -> list[str]:
-    unknown = [split for split in job.splits if split not in job.source.splits]
-    if unknown:
-        raise ValueError(f"{job.source.name} has no split {', '.join(unknown)}; it has {', '.join(job.source.splits)}")
-    if not job.annotations.exists():
-        raise AnnotationError(f"{job.annotations}: no such file or folder; correct --annotations")
-    if job.annotations.is_file() and len(job.splits) != 1:
-        raise ValueError(f"{job.annotations} is one file: say which split it is, with --split")
-    if job.splits:
-        return [split for split in SPLITS if split in job.splits]
-    found = [split for split in SPLITS if split in job.source.splits and _present(job, split)]
-    if not found:
-        wanted = "; ".join(f"{split}: {' or '.join(sources[0].names)}" for split, sources in job.source.splits.items())
-        raise AnnotationError(f"{job.annotations}: holds no annotation of {job.source.name} ({wanted})")
-    return found
-
-
-def _present(job: Job, split: str) -> bool:
-    return any((job.annotations / name).exists() for name in job.source.splits[split][0].names)
-
-
-def _files(job: Job, split: str) -> tuple[Path | None, ...]:
-    single, folder = job.annotations.is_file(), job.annotations
-    paths: list[Path | None] = [job.annotations] if single else []
-    folder = folder.parent if single else folder
-    for source in job.source.splits[split][len(paths) :]:
-        found = next((folder / name for name in source.names if (folder / name).exists()), None)
-        if found is None and source.required:
-            wanted = f"{job.source.name} {split} needs {' or '.join(source.names)}"
-            raise AnnotationError(f"{folder}: {wanted}; see `verl-stvg build {job.source.name} --help`")
-        paths.append(found)
-    return tuple(paths)
-
-
-def _targets(path: Path) -> dict[str, dict]:
-    found: dict[str, dict] = {}
-    for number, line in json_lines(path):
-        uid, one, many = line.get("uid"), line.get("object_id"), line.get("object_ids")
-        ids = many if isinstance(many, list) else [one]
-        if not isinstance(uid, str) or not ids or any(type(i) is not int or i < 0 for i in ids):
-            raise AnnotationError(
-                f"{path}: line {number} lacks uid (text), or object_id (integer, not negative; or object_ids, a list)"
-            )
-        target = {"object_id": one, "object_ids": ids, "visible": line.get("visible")}
-        if found.setdefault(uid, target) != target:
-            raise AnnotationError(f"{path}: line {number}: {uid} has two targets; remove one")
-    return found
-
-
-def _tracks(job: Job) -> tuple[Path, str] | None:
-    """The folder of track files, as it is and relative to the root of the videos."""
-    return (job.tracks, Path(os.path.relpath(job.tracks, job.videos)).as_posix()) if job.tracks else None
 
 
 # --- first pass: entries and videos -----------------------------------------------------------------------------------
@@ -412,7 +277,7 @@ def _manifest(job: Job, template: Template, files: dict[str, tuple[Path | None, 
         "video_root": os.path.relpath(job.videos, job.out) if job.videos else None,
         "probed": bool(job.videos and job.probe),
         "targets": _sha256(job.targets) if job.targets else None,
-        "tracks": _tracks(job)[1] if job.tracks else None,
+        "tracks": job_files.tracks_of(job)[1] if job.tracks else None,
         "marker_style": job.marker_style,
         "versions": {"verl_stvg": version("verl-stvg"), "pyarrow": pa.__version__, "python": platform.python_version()},
         "splits": {

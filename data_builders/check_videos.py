@@ -10,7 +10,7 @@ import numpy as np
 
 from verl_stvg.data_builders import tubes
 from verl_stvg.data_builders.check_rows import recorded_clock
-from verl_stvg.data_builders.make_row import counted, hull, misnumbered
+from verl_stvg.data_builders.numbering import counted, hull, misnumbered
 from verl_stvg.data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
 from verl_stvg.data_builders.records import Interval
 from verl_stvg.data_builders.videos import Facts

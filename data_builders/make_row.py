@@ -5,22 +5,27 @@ Everything that decides about a row is here; where records come from and where r
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
+from verl_stvg.data_builders.numbering import counted, hull, misnumbered
 from verl_stvg.data_builders.objects.boxes import TurnedBoxes, annotated_size, scales
 from verl_stvg.data_builders.records import Interval, Record, is_number
 from verl_stvg.data_builders.templates import Template, normalise
 from verl_stvg.data_builders.videos import Facts
+from verl_stvg.moved import names_of
 from verl_stvg.rows.fit import FPS
 from verl_stvg.rows.row import MARK_KEYS, PLAN_KEYS, plan_of
-from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.plan import MAX_FRAMES
 from verl_stvg.video.tracks import find_track
+
+__getattr__ = names_of(
+    __name__,
+    {"ROW_SCHEMA": "verl_stvg.data_builders.row_schema"}
+    | dict.fromkeys(("AGREE", "COUNTS", "MISCOUNT"), "verl_stvg.data_builders.numbering"),
+)
 
 CHOICES = {
     "reversed_intervals": ("drop", "swap", "keep"),
@@ -32,12 +37,6 @@ CHOICES = {
     "unusable_truth": ("keep", "drop"),
 }
 """Values of each policy, see `Policies`."""
-COUNTS = ("num_frames", "frame_count", "img_num")
-"""Names in `Record.extra` of how many frames a video had when it was annotated."""
-AGREE = 1.0
-"""Seconds by which the frames of a tube and its annotated seconds may differ where the rate of a video varies."""
-MISCOUNT = 0.1
-"""Seconds that frames may last by which an annotation and such a video differ: programs miss the last ones."""
 
 
 @dataclass(frozen=True)
@@ -345,52 +344,6 @@ def grid_rate(duration: float, max_frames: int = MAX_FRAMES) -> float:
     return 2 / k
 
 
-def hull(intervals: Sequence[Sequence[float]], begin: float = 0.0) -> Interval | None:
-    """From the first start to the last end, ``begin`` seconds later; None where there are no intervals."""
-    if not intervals:
-        return None
-    return begin + min(start for start, _ in intervals), begin + max(end for _, end in intervals)
-
-
-def misnumbered(
-    clock: FrameClock, tube: tuple[int, int] | None, seconds: Interval | None, count: float | None
-) -> tuple[str, str] | None:
-    """Why annotated frame numbers cannot be those of the file, in general words and with the numbers of this case.
-
-    Looked at are files with times of their own. There a frame number means another time in every copy of a video, and
-    readers of sets have one rate only to turn it into seconds. At a constant rate nothing is found.
-
-    Args:
-        clock: of the file.
-        tube: its first frame, and the one after its last.
-        seconds: of the file in which the tube is, as annotated.
-        count: of frames that the annotation knows of, see `counted`.
-
-    Returns:
-        None: nothing speaks against them.
-    """
-    if clock.times is None:
-        return None
-    if count is not None and abs(count - clock.num_frames) > MISCOUNT * clock.fps:
-        detail = f"the annotation counts {count:g} frames and the file {clock.num_frames}"
-        return "annotated at another number of frames than the video has, whose rate varies", detail
-    if tube is None or seconds is None:
-        return None
-    first, last = map(clock.seconds, tube)
-    if max(abs(first - seconds[0]), abs(last - seconds[1])) <= AGREE:
-        return None
-    detail = (
-        f"frames {tube[0]} to {tube[1] - 1} are on show from {first:.2f} to {last:.2f} s, and the annotation says "
-        f"{seconds[0]:.2f} to {seconds[1]:.2f} s"
-    )
-    return "frame numbers and seconds disagree in a video whose rate varies", detail
-
-
-def counted(extra: Mapping[str, Any]) -> float | None:
-    """How many frames the video had when it was annotated, as far as a set says so; see `COUNTS`."""
-    return next((extra[name] for name in COUNTS if is_number(extra.get(name))), None)
-
-
 def _shown(clip: Interval | None, facts: Facts | None) -> float | None:
     """Seconds of the file that are shown, as far as they are known."""
     if clip:
@@ -410,65 +363,3 @@ _NUMBERS = str.maketrans("", "", "0123456789")
 
 def _without_numbers(text: str) -> str:
     return " ".join(text.partition(";")[0].translate(_NUMBERS).replace(" . ", " ").split())
-
-
-ROW_SCHEMA = pa.schema(
-    {
-        "data_source": pa.string(),
-        "prompt": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
-        "videos": pa.list_(
-            pa.struct(
-                {
-                    "video": pa.string(),
-                    **dict.fromkeys(("rule", "tracks", "marker_style"), pa.string()),
-                    **dict.fromkeys(("fps", "video_start", "video_end"), pa.float64()),
-                    **dict.fromkeys(
-                        ("min_frames", "max_frames", "min_pixels", "max_pixels", "total_pixels"), pa.int64()
-                    ),
-                }
-            )
-        ),
-        "ability": pa.string(),
-        "reward_model": pa.struct(
-            {
-                "style": pa.string(),
-                "ground_truth": pa.struct(
-                    {
-                        "uid": pa.string(),
-                        "duration": pa.float64(),
-                        "start": pa.float64(),
-                        "end": pa.float64(),
-                        "intervals": pa.list_(pa.list_(pa.float64())),
-                        "object_id": pa.int64(),
-                        "object_ids": pa.list_(pa.int64()),
-                        "visible": pa.list_(pa.list_(pa.float64())),
-                        "first_frame": pa.int64(),
-                        "boxes": pa.list_(pa.list_(pa.float32())),
-                        "picture": pa.list_(pa.float64()),
-                        "answer": pa.string(),
-                        "option": pa.string(),
-                    }
-                ),
-            }
-        ),
-        "extra_info": pa.struct(
-            {
-                **dict.fromkeys(("uid", "dataset", "split", "template", "annotation"), pa.string()),
-                "index": pa.int64(),
-                **dict.fromkeys(("query", "sentence"), pa.string()),
-                "options": pa.list_(pa.string()),
-                "duration": pa.float64(),
-                "num_frames": pa.int64(),
-                "source_fps": pa.float64(),
-                **dict.fromkeys(("width", "height"), pa.int64()),
-                "constant_rate": pa.bool_(),
-                "first_frame_of": pa.string(),
-                "frame_times": pa.list_(pa.float64()),
-                "file_end": pa.float64(),
-                "content": pa.string(),
-                "visual_tokens": pa.int64(),
-                "annotated": pa.string(),
-            }
-        ),
-    }
-)

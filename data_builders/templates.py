@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from math import floor
 from typing import Any
 
+from reward_fns import get_recipe
 from reward_fns.perfect import perfect_answer
 
 __all__ = ["LETTERS", "TEMPLATES", "Template", "find", "normalise", "perfect_answer"]
@@ -26,6 +27,9 @@ _STEPS = (
 )
 
 
+_NEEDS = {"object": "target", "objects": "targets", "boxes": "tube", "option": "options"}
+
+
 @dataclass(frozen=True)
 class Template:
     """A prompt and what belongs to it.
@@ -37,8 +41,6 @@ class Template:
         text: of the user's turn, with ``{query}`` and, for questions, ``{options}``; what is said about the video has
             the names of `messages`.
         paper: whose contract it keeps.
-        needs: what a record must have: ``interval``, ``target`` (an object ID), ``targets`` (one or more), ``tube`` or
-            ``options``.
         system: text of the system's turn; None leaves it to the chat template.
         video_first: whether the video stands before the text.
         videos: how frames are sampled, keys of `verl_stvg.video.plan.plan_video`.
@@ -50,7 +52,6 @@ class Template:
     recipe: str
     text: str
     paper: str
-    needs: str = "interval"
     system: str | None = None
     video_first: bool = False
     videos: Mapping[str, Any] = field(default_factory=lambda: _TIME_PIXELS)
@@ -60,6 +61,14 @@ class Template:
     def id(self) -> str:
         """Name and version."""
         return f"{self.name}/{self.version}"
+
+    @property
+    def needs(self) -> str:
+        """What a record must have, by what the recipe asks for: ``interval``, ``target`` (an object ID), ``targets``
+        (one or more), ``tube`` or ``options``.
+        """
+        asks = get_recipe(self.recipe).asks
+        return next((needed for asked, needed in _NEEDS.items() if asked in asks), "interval")
 
     def messages(
         self,
@@ -134,7 +143,6 @@ _TEMPLATES = (
         "seconds with two decimals, in this form: Target ID: [ID], Time range: [start] to [end]. For example: "
         "<answer>Target ID: 3, Time range: 4.25 to 9.75</answer>",
         "STVG-R1",
-        needs="target",
         videos=_STVG_PIXELS,
     ),
     Template(
@@ -147,7 +155,6 @@ _TEMPLATES = (
         "in this form: Target ID: [ID], Time range: [start] to [end]. For example: "
         "<answer>Target ID: 3, Time range: 4.25 to 9.75</answer>",
         "STVG-R1 without reasoning",
-        needs="target",
         videos=_STVG_PIXELS,
     ),
     Template(
@@ -161,7 +168,6 @@ _TEMPLATES = (
         "<answer> </answer>, times in seconds with two decimals. For example: "
         "<answer>Target ID: 3 and 7, Time range: 4.25 to 9.75</answer>",
         "ours, after STVG-R1, for several objects",
-        needs="targets",
         videos=_STVG_PIXELS,
     ),
     Template(
@@ -175,7 +181,6 @@ _TEMPLATES = (
         "[x1, y1, x2, y2] in these pixels by number of the frame. For example: "
         '<answer>{"time": [4.25, 9.75], "boxes": {"{frame}": [30, 40, 90, 200]}}</answer>',
         "ours; the answer has OneThinker's structure",
-        needs="tube",
         videos=_STVG_PIXELS,
     ),
     Template(
@@ -189,7 +194,6 @@ _TEMPLATES = (
         "0 at its top to 1000 at its bottom edge. For example: "
         '<answer>{"time": [4.25, 6.75], "boxes": {"5": [130, 240, 290, 700], "6": [135, 240, 295, 700]}}</answer>',
         "OneThinker's answer; text and reward are ours",
-        needs="tube",
         videos=_STVG_PIXELS,
     ),
     Template("timezero", 1, "timezero", _MOMENT, "TimeZero"),
@@ -236,7 +240,6 @@ _TEMPLATES = (
         'Answer this question about the video: "{query}". Options: {options}. Give the letter of the right one, for '
         'example: <answer>{"option": "B"}</answer>',
         "Temporal-R1; ours, the authors' is not public",
-        needs="options",
         system=_JSON_SYSTEM,
         video_first=True,
         videos=_TEMPORAL_PIXELS,
@@ -249,20 +252,18 @@ _TEMPLATES = (
         "when the video shows it, in seconds, for example: "
         '<answer>{"option": "B", "start_time": "12.54", "end_time": "17.83"}</answer>',
         "Temporal-R1; ours, the authors' is not public",
-        needs="options",
         system=_JSON_SYSTEM,
         video_first=True,
         videos=_TEMPORAL_PIXELS,
     ),
     Template("videochat_r1", 1, "videochat_r1", _MOMENT, "VideoChat-R1"),
-    Template("videochat_r1_gqa", 1, "videochat_r1_gqa", _GROUNDED, "VideoChat-R1", needs="options"),
+    Template("videochat_r1_gqa", 1, "videochat_r1_gqa", _GROUNDED, "VideoChat-R1"),
     Template(
         "videochat_r1_gqa_nothink",
         1,
         "videochat_r1_gqa_nothink",
         _GROUNDED_ONLY,
         "VideoChat-R1",
-        needs="options",
     ),
     Template("videotg_r1", 1, "videotg_r1", _MOMENT, "VideoTG-R1, inferred to be VideoChat-R1's", past_end="clip"),
     Template(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from verl_stvg.data_builders.make_row import MISCOUNT, hull, misnumbered
+from verl_stvg.data_builders.numbering import MISCOUNT, hull, misnumbered
 from verl_stvg.data_builders.objects.boxes import annotated_size, out_of_reach
 from verl_stvg.video.clock import FrameClock
 

@@ -16,6 +16,7 @@ xyxy in pixels of the original video for each frame from there on; for `stvg_box
 height) in which the boxes are pixels. The weights are ours.
 """
 
+import json
 from collections.abc import Mapping
 from functools import lru_cache
 from math import ceil, floor
@@ -25,7 +26,7 @@ from reward_fns import ground_truth as truths
 from reward_fns import measures, parsing
 from reward_fns.formats import think_answer
 from reward_fns.parsing import Interval
-from reward_fns.recipe import Recipe
+from reward_fns.recipe import Reading, Recipe, said_span
 from reward_fns.thinking import optional_parts
 
 _THOUSAND = (1000.0, 1000.0)  # without a picture, which `check` refuses, true boxes are thousandths themselves
@@ -38,6 +39,29 @@ def parse(completion: str) -> tuple[Interval, dict[int, object]] | None:
     """Return ((start, end), key to box) of the first answer block, or None; see `parsing.json_tube`."""
     answer = parsing.first_block(completion, "answer")
     return parsing.json_tube(answer) if answer is not None else None
+
+
+def read(completion: str) -> Reading | None:
+    """Return what the first answer block says, its boxes as they were written, or None."""
+    answer = parse(completion)
+    return Reading((answer[0],), boxes=answer[1]) if answer is not None else None
+
+
+def write(ground_truth: Mapping[str, Any]) -> str:
+    """Return the answer that says the true span and a box for each frame of the true tube."""
+    first = int(ground_truth.get("first_frame") or 0)
+    boxes = ground_truth.get("boxes")
+    return _said(ground_truth, {str(first + k): list(box) for k, box in enumerate(() if boxes is None else boxes)})
+
+
+def write_seconds(ground_truth: Mapping[str, Any]) -> str:
+    """Return the answer that says the true span and a box for each whole second of it."""
+    return _said(ground_truth, boxes_by_second(ground_truth))
+
+
+def _said(ground_truth: Mapping[str, Any], boxes: Mapping[str, list[float]]) -> str:
+    time = [float(bound) for bound in said_span(ground_truth)]
+    return f"<answer>{json.dumps({'time': time, 'boxes': boxes})}</answer>"
 
 
 def parse_span(completion: str) -> Interval | None:
@@ -196,12 +220,18 @@ RECIPES = (
         name="stvg_boxes",
         parts={"temporal_iou": (temporal, 1.0), "tube_iou": (spatial, 1.0), "format": (format, 1.0)},
         check=check_tube,
+        read=read,
+        answer=write,
+        asks=frozenset({"thinking", "time", "boxes"}),
         optional=optional_parts(parse_span),
     ),
     Recipe(
         name="stvg_boxes_seconds",
         parts={"temporal_iou": (temporal, 1.0), "tube_iou": (spatial_seconds, 1.0), "format": (format, 1.0)},
         check=check_tube_and_picture,
+        read=read,
+        answer=write_seconds,
+        asks=frozenset({"thinking", "time", "boxes", "boxes_by_second"}),
         optional=optional_parts(parse_span),
     ),
 )

@@ -7,7 +7,7 @@ of several IDs. Ground truth: `object_id`, `start`, `end`, `duration` (seconds; 
 Source: STVG-R1, sections 1.8 and 2.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from reward_fns import ground_truth as truths
 from reward_fns import measures, parsing
 from reward_fns.formats import answer_only, think_answer
 from reward_fns.parsing import Interval
-from reward_fns.recipe import Recipe
+from reward_fns.recipe import Reading, Recipe, said_span
 from reward_fns.thinking import optional_parts
 
 
@@ -27,6 +27,22 @@ def parse(completion: str) -> tuple[int, float, float] | None:
         return None
     object_id, span = parsing.target_id(answer), parsing.time_range(answer)
     return (object_id, *span) if object_id is not None and span is not None else None
+
+
+def read(completion: str) -> Reading | None:
+    """Return what the last answer block says, or None if ID or time cannot be read."""
+    answer = parse(completion)
+    return Reading((answer[1:],), (answer[0],)) if answer is not None else None
+
+
+def write(ground_truth: Mapping[str, Any]) -> str:
+    """Return the answer that says the true ID and the true span."""
+    return _said([ground_truth["object_id"]], ground_truth)
+
+
+def _said(ids: Iterable[float], ground_truth: Mapping[str, Any]) -> str:
+    start, end = said_span(ground_truth)
+    return f"<answer>Target ID: {' and '.join(str(int(found)) for found in ids)}, Time range: {start} to {end}</answer>"
 
 
 def parse_span(completion: str) -> Interval | None:
@@ -85,6 +101,17 @@ def parse_set(completion: str) -> tuple[frozenset[int], Interval] | None:
     return (ids, span) if ids is not None and span is not None else None
 
 
+def read_set(completion: str) -> Reading | None:
+    """Return what an answer of several IDs says, or None if IDs or time cannot be read. Ours."""
+    answer = parse_set(completion)
+    return Reading((answer[1],), tuple(sorted(answer[0]))) if answer is not None else None
+
+
+def write_set(ground_truth: Mapping[str, Any]) -> str:
+    """Return the answer that says all true IDs and the true span. Ours."""
+    return _said(ground_truth.get("object_ids") or (), ground_truth)
+
+
 def parse_set_span(completion: str) -> Interval | None:
     """Return (start, end) of an answer of several IDs, or None if they or the IDs cannot be read. Ours."""
     answer = parse_set(completion)
@@ -105,30 +132,33 @@ def temporal_set(completion: str, ground_truth: Mapping[str, Any]) -> float:
     return measures.temporal_iou(*answer[1], ground_truth["start"], ground_truth["end"]) if answer is not None else 0.0
 
 
-_THINKING = optional_parts(parse_span)
+_PAPER = Recipe(
+    name="stvg_r1",
+    parts={"temporal_iou": (temporal, 1.0), "id_match": (spatial, 1.0), "format": (format, 1.0)},
+    check=truths.check_object_span,
+    read=read,
+    answer=write,
+    asks=frozenset({"thinking", "time", "object"}),
+    optional=optional_parts(parse_span),
+)
 
 RECIPES = (
-    Recipe(
-        name="stvg_r1",
-        parts={"temporal_iou": (temporal, 1.0), "id_match": (spatial, 1.0), "format": (format, 1.0)},
-        check=truths.check_object_span,
-        optional=_THINKING,
+    _PAPER,
+    _PAPER.without_thinking(
+        {"temporal_iou": (temporal, 1.0), "id_match": (spatial, 1.0), "format": (format_nothink, 1.0)}
     ),
-    Recipe(
-        name="stvg_r1_nothink",
-        parts={"temporal_iou": (temporal, 1.0), "id_match": (spatial, 1.0), "format": (format_nothink, 1.0)},
-        check=truths.check_object_span,
-    ),
-    Recipe(
-        name="stvg_r1_visible",
-        parts={"temporal_iou": (temporal, 1.0), "id_match": (spatial_visible, 1.0), "format": (format, 1.0)},
+    _PAPER.variant(
+        "stvg_r1_visible",
+        {"temporal_iou": (temporal, 1.0), "id_match": (spatial_visible, 1.0), "format": (format, 1.0)},
         check=truths.check_visible_object_span,
-        optional=_THINKING,
     ),
     Recipe(
         name="stvg_r1_multi",
         parts={"temporal_iou": (temporal_set, 1.0), "id_match": (spatial_set, 1.0), "format": (format, 1.0)},
         check=truths.check_objects_span,
+        read=read_set,
+        answer=write_set,
+        asks=frozenset({"thinking", "time", "objects"}),
         optional=optional_parts(parse_set_span),
     ),
 )

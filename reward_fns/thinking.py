@@ -8,6 +8,7 @@ read the last `<think>` block, stripped, and return a share in [0, 1]; without o
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 from reward_fns import measures, parsing
@@ -53,12 +54,14 @@ def consistency(read_answer: Callable[[str], Interval | None]) -> Callable[..., 
     `read_answer` reads the answered (start, end) from a completion or returns None. 0 where either is missing. The
     truth is not looked at, so a consistent wrong answer earns it in full. Ours.
     """
+    return partial(_agreement, read_answer)
 
-    def think_consistency(completion: str, ground_truth: Mapping[str, Any] | None = None) -> float:
-        answered, named = read_answer(completion), parsing.last_pair(reasoning(completion))
-        return measures.temporal_iou(*answered, *named) if answered is not None and named is not None else 0.0
 
-    return think_consistency
+def _agreement(
+    read_answer: Callable[[str], Interval | None], completion: str, ground_truth: Mapping[str, Any] | None = None
+) -> float:
+    answered, named = read_answer(completion), parsing.last_pair(reasoning(completion))
+    return measures.temporal_iou(*answered, *named) if answered is not None and named is not None else 0.0
 
 
 def optional_parts(read_answer: Callable[[str], Interval | None]) -> dict[str, Callable[..., float]]:

@@ -8,6 +8,7 @@ the completion before when the hull is zero, cannot exist in a function of one c
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from reward_fns import measures, parsing
 from reward_fns.formats import answer_only, think_answer
 from reward_fns.ground_truth import check_span
 from reward_fns.parsing import Interval
-from reward_fns.recipe import Recipe
+from reward_fns.recipe import Reading, Recipe, reading_of, said_span
 from reward_fns.thinking import optional_parts
 
 
@@ -24,6 +25,17 @@ def parse(completion: str) -> Interval | None:
     """Return (start, end), the last `NUM to|and NUM` of the last answer block, or None."""
     answer = parsing.last_block(completion, "answer")
     return parsing.last_pair(answer) if answer is not None else None
+
+
+def read(completion: str) -> Reading | None:
+    """Return the interval that is answered, or None."""
+    return reading_of(parse(completion))
+
+
+def write(ground_truth: Mapping[str, Any]) -> str:
+    """Return the answer that says the true span."""
+    start, end = said_span(ground_truth)
+    return f"<answer>{start} to {end}</answer>"
 
 
 def iou(completion: str, ground_truth: Mapping[str, Any]) -> float:
@@ -64,30 +76,29 @@ def iou_batch(completions: Iterable[str], spans: Iterable[Sequence[float]]) -> l
     return rewards
 
 
-_THINKING = optional_parts(parse)
-
-
 def format_nothink(completion: str, ground_truth: Mapping[str, Any] | None = None) -> float:
     """Return 1.0 if the stripped completion is an answer block, else 0.0. Ours, for prompts without reasoning."""
     return answer_only(completion)
 
 
+_THINKING = optional_parts(parse)
+_POST_TRAINING = Recipe(
+    name="time_r1",
+    parts={"temporal_iou_v2": (iou_v2, 1.0), "format": (format, 1.0)},
+    check=check_span,
+    read=read,
+    answer=write,
+    asks=frozenset({"thinking", "time"}),
+    optional={"temporal_iou": iou, **_THINKING},
+)
+
 RECIPES = (
-    Recipe(
-        name="time_r1",
-        parts={"temporal_iou_v2": (iou_v2, 1.0), "format": (format, 1.0)},
-        check=check_span,
-        optional={"temporal_iou": iou, **_THINKING},
-    ),
-    Recipe(
-        name="time_r1_nothink",
-        parts={"temporal_iou_v2": (iou_v2, 1.0), "format": (format_nothink, 1.0)},
-        check=check_span,
-    ),
-    Recipe(
+    _POST_TRAINING,
+    _POST_TRAINING.without_thinking({"temporal_iou_v2": (iou_v2, 1.0), "format": (format_nothink, 1.0)}),
+    replace(
+        _POST_TRAINING,
         name="timezero",
         parts={"temporal_iou": (iou, 1.0), "format": (format, 1.0)},
-        check=check_span,
         optional={"temporal_iou_v2": iou_v2, **_THINKING},
     ),
 )

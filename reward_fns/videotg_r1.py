@@ -13,7 +13,7 @@ from reward_fns.formats import answer_only, strict_think_answer
 from reward_fns.ground_truth import check_span
 from reward_fns.recipe import Recipe
 from reward_fns.thinking import optional_parts
-from reward_fns.videochat_r1 import format, iou, parse
+from reward_fns.videochat_r1 import format, iou, parse, read, write
 
 
 def format_nothink(completion: str, ground_truth: Mapping[str, Any] | None = None) -> float:
@@ -34,24 +34,18 @@ def format_strict(completion: str, ground_truth: Mapping[str, Any] | None = None
     return strict_think_answer(completion)
 
 
-_THINKING = optional_parts(parse)
+_PAPER = Recipe(
+    name="videotg_r1",
+    parts={"temporal_iou": (iou, 1.0), "format": (format, 1.0)},
+    check=check_span,
+    read=read,
+    answer=write,
+    asks=frozenset({"thinking", "time"}),
+    optional=optional_parts(parse),
+)
 
 RECIPES = (
-    Recipe(
-        name="videotg_r1",
-        parts={"temporal_iou": (iou, 1.0), "format": (format, 1.0)},
-        check=check_span,
-        optional=_THINKING,
-    ),
-    Recipe(
-        name="videotg_r1_nothink",
-        parts={"temporal_iou": (iou, 1.0), "format": (format_nothink, 1.0)},
-        check=check_span,
-    ),
-    Recipe(
-        name="videotg_r1_strict",
-        parts={"temporal_iou": (iou_strict, 1.0), "format": (format_strict, 1.0)},
-        check=check_span,
-        optional=_THINKING,
-    ),
+    _PAPER,
+    _PAPER.without_thinking({"temporal_iou": (iou, 1.0), "format": (format_nothink, 1.0)}),
+    _PAPER.variant("videotg_r1_strict", {"temporal_iou": (iou_strict, 1.0), "format": (format_strict, 1.0)}),
 )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from reward_fns import stvg_r1, temporal_r1, time_r1, videochat_r1
-from verl_stvg.eval.metrics import answers, gqa, readers, shards, temporal, videomind
+from verl_stvg.eval.metrics import answers, gqa, readers, temporal, videomind
 from verl_stvg.video import plan
 
 TOLERANCE = 1e-6
@@ -95,6 +95,31 @@ def _videomind_iou_iop(pred: list[list[float]], span: list[list[float]]) -> dict
     return {**tops, "iop_top1": float(iop[0])}
 
 
+def _nextgqa_eval_ground(
+    gt: dict[str, dict[str, Any]], pred: dict[str, list[float]], qa: dict[str, dict[str, Any]]
+) -> dict[str, float]:
+    """The script's table, from the values of our columns (NExT-GQA)."""
+    spans = {f"{video}_{key}": found for video, one in gt.items() for key, found in one["location"].items()}
+    right = [qa[key]["answer"] == qa[key]["prediction"] for key in spans]
+    values = gqa.grounded_qa([pred[key] for key in spans], list(spans.values()), right, point_rule="nextgqa")
+    table = {"Acc@GQA": values["Acc@GQA"], "mIoP": values["IoP"], "mIoU": values["IoU"]}
+    table |= {f"{name}@{m}": temporal.reaches(values[name], m) for name in ("IoP", "IoU") for m in (0.3, 0.5)}
+    return {name: round(100 * float(found.mean()), 1) for name, found in table.items()}
+
+
+def _rextime_eval_submission(submission: list[dict[str, Any]], gt: list[dict[str, Any]]) -> dict[str, float]:
+    """The script's table, from the values of our columns."""
+    windows = [row["pred_relevant_windows"][0] for row in submission]
+    right = [row.get("ans") == truth["ans"] for row, truth in zip(submission, gt, strict=True)]
+    values = gqa.grounded_qa(windows, [row["relevant_windows"] for row in gt], right)
+    table = {f"MR-full-R1@{m}": temporal.reaches(values["IoU"], m) for m in (0.3, 0.5)} | {
+        "MR-full-mIoU": values["IoU"]
+    }
+    percent = {name: round(100 * float(found.mean()), 2) for name, found in table.items()}
+    answered = {"VQA": values["Acc@QA"], "VQA,mIoU@0.5": values["Acc@IoU"]} if "ans" in submission[0] else {}
+    return percent | {name: float(found.mean()) for name, found in answered.items()}
+
+
 def _rextime_iou(pred: list[float], gt: list[float]) -> float:
     return float(temporal.iou_hull([pred], [gt])[0])
 
@@ -135,10 +160,6 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         lambda text: list(readers.parse_timestamp_output(text) or (None, None)),
         (),
     ),
-    "videochat_r1.split_data": (
-        _or_error(lambda n, num_gpus: list(map(list, shards.contiguous(n, num_gpus)))),
-        ERROR,
-    ),
     "eval_r1_extract_timestamps": (lambda completion, truth: readers.extract_timestamps(completion), ()),
     "eval_r1_row_iou": (_eval_r1_row_iou, NOTHING),
     "eval_extract_time": (lambda completion, truth: readers.extract_time(completion), ([],)),
@@ -146,23 +167,27 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "extract_time": (readers.extract_time, ([],)),
     "eval_custom_row_iou": (lambda completion, truth: float(_eval_iou([completion], [truth])[0]), NOTHING),
     "eval_tvg_metrics": (_eval_tvg_metrics, NOTHING),
-    "eval_r1_extract_option": (lambda completion, truth: answers.extract_option(completion), ()),
-    "eval_mvbench_mcq": (lambda completion, truth: float(answers.mvbench_correct(completion, truth)), ()),
-    "nextgqa.get_tIoU": (lambda gt, pred: gqa.nextgqa_iou_iop(gt, pred), ()),
-    "nextgqa.eval_ground": (_or_error(gqa.nextgqa_eval_ground), ERROR),
+    "nextgqa.eval_ground": (_nextgqa_eval_ground, ERROR),
     "rextime.temporal_iou_paired": (_rextime_iou, NOTHING),
-    "rextime.eval_submission": (_or_error(gqa.rextime_eval_submission), ERROR),
+    "rextime.eval_submission": (_rextime_eval_submission, ERROR),
     "videomind.check_ans": (answers.check_ans, (None,)),
     "videomind.eval_auto": (_or_error(videomind.eval_auto), ERROR),
     "videomind.iou_iop": (_or_error(_videomind_iou_iop), ERROR),
-    "videomind.parse_query": (readers.parse_query, ()),
-    "videomind.parse_span": (readers.parse_span, ()),
-    "videomind.shard": (_or_error(lambda n, chunk: list(map(list, shards.strided(n, chunk)))), ERROR),
     "videomind.smart_nframes": (_smart_nframes(videomind.smart_nframes), ERROR),
 }
 
-# Names in the files that have no function yet; they are skipped.
-PENDING: frozenset[str] = frozenset()
+# Names in the files that have no function here, because no command needs one; they are skipped.
+PENDING: frozenset[str] = frozenset(
+    {
+        "eval_mvbench_mcq",
+        "eval_r1_extract_option",
+        "nextgqa.get_tIoU",
+        "videochat_r1.split_data",
+        "videomind.parse_query",
+        "videomind.parse_span",
+        "videomind.shard",
+    }
+)
 
 
 def run_case(case: dict[str, Any]) -> Any:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_stvg.base.lock import finished, turn, write_whole
-from verl_stvg.data_builders.make_row import counted, hull, misnumbered
+from verl_stvg.data_builders.numbering import counted, hull, misnumbered
 from verl_stvg.data_builders.objects.boxes import Box, TurnedBoxes, annotated_size, scaled
 from verl_stvg.data_builders.objects.detector import Detector, wanted
 from verl_stvg.data_builders.objects.frames import VideoFrames
@@ -314,7 +314,7 @@ def _target(record: Record, tracks: Tracks, rule: Rule, clock: FrameClock | None
 
 
 def _misnumbered(record: Record, clock: FrameClock) -> str | None:
-    """Why the annotated frames cannot be those of the file, see `verl_stvg.data_builders.make_row.misnumbered`."""
+    """Why the annotated frames cannot be those of the file, see `verl_stvg.data_builders.numbering.misnumbered`."""
     tube = record.tube and (record.tube.first_frame, record.tube.first_frame + len(record.tube.boxes))
     begin = _seconds(record.clip[0], record.unit, clock) if record.clip else 0.0
     seconds = hull(record.intervals, begin) if record.unit == "seconds" else None

@@ -3,13 +3,14 @@
 Replies are read by the parsers of the row's own reward, so that "hard" means that this policy earns little.
 """
 
+import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reward_fns import measures, parsing, stvg_boxes, stvg_r1, temporal_r1, time_r1, videochat_r1
+from reward_fns import get_recipe, measures
 from verl_stvg.rows.row import Row
 
 Interval = tuple[float, float]
@@ -81,15 +82,16 @@ def read_intervals(text: str, recipe: str) -> list[Interval] | None:
     Raises:
         ValueError: the reward reads no times.
     """
-    if recipe not in _READERS:
+    reward = get_recipe(recipe)
+    if not reward.asks & {"time", "times"}:
         raise ValueError(
             f"the reward {recipe!r} reads no times, so its rows have no interval to compare; leave them out, or select "
             "them by variance"
         )
-    found = _READERS[recipe](text)
-    if found is None or not all(map(math.isfinite, (time for interval in found for time in interval))):
+    said = reward.read(text)
+    if said is None or said.intervals is None or not all(map(math.isfinite, itertools.chain(*said.intervals))):
         return None
-    return found
+    return list(said.intervals)
 
 
 def first_two_numbers(text: str) -> list[Interval] | None:
@@ -119,36 +121,4 @@ def _forward(intervals) -> list[Interval]:
     return [(start, end) for start, end in intervals if start <= end]
 
 
-def _one(read: Callable[[str], Interval | None]) -> Callable[[str], list[Interval] | None]:
-    def read_one(text: str) -> list[Interval] | None:
-        found = read(text)
-        return [(found[0], found[1])] if found is not None else None
-
-    return read_one
-
-
-def _glue(text: str) -> list[Interval] | None:
-    found = videochat_r1.parse_glue(text)
-    return list(found) if found is not None else None
-
-
-def _tuples(text: str) -> list[Interval] | None:
-    block = parsing.first_block(text, "answer")
-    return parsing.interval_list(block) if block is not None else None
-
-
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
-_READERS: dict[str, Callable[[str], list[Interval] | None]] = {
-    **dict.fromkeys(("stvg_r1", "stvg_r1_nothink", "stvg_r1_visible"), _one(stvg_r1.parse_span)),
-    "stvg_r1_multi": _one(stvg_r1.parse_set_span),
-    **dict.fromkeys(("stvg_boxes", "stvg_boxes_seconds"), _one(stvg_boxes.parse_span)),
-    **dict.fromkeys(("timezero", "time_r1", "time_r1_nothink"), _one(time_r1.parse)),
-    **dict.fromkeys(
-        ("temporal_r1", "temporal_r1_strict", "temporal_r1_nothink", "temporal_r1_gqa"), _one(temporal_r1.parse)
-    ),
-    **dict.fromkeys(
-        ("videochat_r1", "videotg_r1", "videotg_r1_nothink", "videotg_r1_strict"), _one(videochat_r1.parse)
-    ),
-    **dict.fromkeys(("videochat_r1_gqa", "videochat_r1_gqa_nothink"), _glue),
-    "videochat_r1_5": _tuples,
-}

@@ -7,7 +7,7 @@ and ranks are ours, the authors' are not public.
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -66,8 +66,8 @@ def judged(sample: Sample, answer: Answer, rules: Rules) -> dict[str, Any]:
         SelectionError: fewer than two answers.
     """
     recipe = get_recipe(sample.recipe)
-    parts = {name: part for name, (part, _) in recipe.parts.items() if not name.startswith("format")}
-    task = task_of(parts)
+    parts = {name: part for name, (part, _) in recipe.parts.items() if name != "format"}
+    task = task_of(recipe.asks)
     if answer.error:
         nothing = {"task": task, "parse_ok": False, "rewards": {}, "mean": None, "std": None, "rank": None}
         return nothing | {"drop_reason": "video_error", "kept": False}
@@ -90,12 +90,12 @@ def judged(sample: Sample, answer: Answer, rules: Rules) -> dict[str, Any]:
     }
 
 
-def task_of(parts: Iterable[str]) -> str:
-    """The task that a reward with these parts is for, one of `TASKS`."""
-    overlaps = [name for name in parts if name in _OVERLAPS]
-    if "id_match" in parts or "tube_iou" in overlaps:
+def task_of(asks: Collection[str]) -> str:
+    """The task of a prompt that asks for these (`Recipe.asks`), one of `TASKS`."""
+    if not {"object", "objects", "boxes"}.isdisjoint(asks):
         return "stvg"
-    return "mcq" if not overlaps else "tvg" if len(overlaps) == len(list(parts)) else "gqa"
+    timed = not {"time", "times"}.isdisjoint(asks)
+    return "mcq" if not timed else "gqa" if "option" in asks else "tvg"
 
 
 def _varies(part: str, values: Sequence[float], rules: Rules) -> bool:

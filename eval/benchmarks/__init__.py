@@ -10,7 +10,7 @@
     rows         parquet files, read column by column
     items        a row as an item of its kind; an answer as the values read from it
 
-A kind has its type of items, the readers of its answers, and its metrics in one module.
+A kind has its type of items and its metrics in one module. Its answers are read by the recipe of the row.
 
 Rows come from ``verl-stvg build SET``; a benchmark is found by the set that its rows name. A set that is no published
 benchmark (your own, say) is scored by what its rows hold.

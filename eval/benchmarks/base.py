@@ -6,7 +6,7 @@ Each kind has a type of its own below `Item`, which says how its truth is read f
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from reward_fns import RECIPES, Recipe
 from verl_stvg.data_builders.objects.boxes import Size, annotated_size
 from verl_stvg.eval.metrics.tubes import as_arrays
 from verl_stvg.rows.answers import Answer
@@ -38,7 +39,7 @@ class Item:
         uid: of the row.
         dataset: name of the annotation set.
         split: of the set.
-        recipe: reward that reads the answers, which the prompt goes with.
+        recipe: name of the reward that reads the answers, which the prompt goes with.
         video: path as the row has it; rows of one video succeed and fail together.
         query: sentence or question.
         duration: of what is shown, seconds.
@@ -85,6 +86,11 @@ class Item:
     def counted_in_file(self, first_frame_of: str | None) -> "Item":
         """The item with its frames counted in the file, whatever the row says that they are counted in."""
         return self
+
+    @property
+    def reward(self) -> Recipe:
+        """The recipe that reads the answers."""
+        return RECIPES[self.recipe]
 
     @cached_property
     def extra(self) -> Mapping[str, Any]:
@@ -253,7 +259,3 @@ class Prediction:
 @dataclass(frozen=True)
 class Stored(Answer):
     """A reply of another program, which its script reads as it stands in the file (lmms-eval)."""
-
-
-Reader = Callable[[Item, str, int], Prediction | None]
-"""Reads an answer: of an item, its text, and the number of options, of which letters beyond are none."""

@@ -8,21 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from verl_stvg.eval.benchmarks import BENCHMARKS, masks, questions, temporal, tubes
+from verl_stvg.eval.benchmarks import BENCHMARKS, questions, temporal, tubes
 from verl_stvg.eval.benchmarks.base import Box, Interval, Item, Prediction, Stored
 from verl_stvg.eval.benchmarks.rows import read_rows
+from verl_stvg.eval.metrics.answers import read_option
 from verl_stvg.rows.row import Row
 
 __all__ = ["Box", "Interval", "Item", "Prediction", "Stored", "item_of", "read_answer", "read_rows"]
-
-_READERS = temporal.READERS | tubes.READERS | masks.READERS | questions.READERS
 
 
 def item_of(row: Mapping[str, Any], kind: type[Item] | None = None) -> Item:
     """The item that a row is.
 
     Args:
-        row: of `read_rows`, or with the keys of `verl_stvg.data_builders.make_row.ROW_SCHEMA`.
+        row: of `read_rows`, or with the keys of `verl_stvg.data_builders.row_schema.ROW_SCHEMA`.
         kind: of the item; None for that of the row's benchmark, or, if it has none, of what its truth holds.
 
     Raises:
@@ -79,13 +78,20 @@ def read_answer(item: Item, text: str, num_options: int | None = None) -> Predic
     """What an answer says, read as the reward of the item's prompt reads it; None if nothing can be read.
 
     An answer that lacks a part (a letter, say) keeps the others where its reward keeps them. Times that are not finite
-    are not read.
+    are not read. Options are read by `answers.read_option`, which does not take the D of "Definitely A" for one, as a
+    paper's reward may.
 
     Args:
         item: that was answered.
         text: of the answer.
         num_options: of the question; None for what the item says.
     """
-    form = item.recipe.removesuffix("_nothink").removesuffix("_strict").removesuffix("_visible")
-    found = _READERS[form](item, text, item.num_options if num_options is None else num_options)
-    return found if found is None or found.tube is not None else found.finite()  # boxes are read as finite ones
+    asks, said = item.reward.asks, item.reward.read(text)
+    option = None
+    if "option" in asks:
+        option = read_option(text, item.num_options if num_options is None else num_options)
+    if said is None:
+        return Prediction(option=option).finite()
+    if said.boxes is not None:
+        return tubes.prediction(item, said)
+    return Prediction(said.intervals or (), said.object_ids, option).finite()

@@ -8,10 +8,9 @@ from typing import ClassVar
 import numpy as np
 from pycocotools import mask as coco
 
-from reward_fns import stvg_r1
 from verl_stvg.data_builders.records import Record
 from verl_stvg.data_builders.sets import find
-from verl_stvg.eval.benchmarks.base import Item, Prediction, Predictions, Reader, Values
+from verl_stvg.eval.benchmarks.base import Item, Prediction, Predictions, Values
 from verl_stvg.eval.benchmarks.tracked import Library, Masks, Sources, Tracked, identity
 from verl_stvg.eval.metrics.masks import j_f
 from verl_stvg.video.rle import encoded
@@ -30,15 +29,6 @@ class Referred(Tracked):
     @classmethod
     def measure(cls, items: Sequence[Tracked], said: Predictions, sources: Sources) -> tuple[Values, list[str]]:
         return measure(items, said, sources.library, sources.masks)
-
-
-def _targets(item: Item, text: str, num_options: int) -> Prediction | None:
-    found = stvg_r1.parse_set(text)
-    return Prediction((found[1],), tuple(sorted(found[0]))) if found is not None else None
-
-
-READERS: dict[str, Reader] = {"stvg_r1_multi": _targets}
-"""How answers are read, by the reward that reads them in training."""
 
 
 def annotated(dataset: str, split: str, folder: Path) -> dict[str, Masks]:

@@ -1,15 +1,15 @@
 """Grounded questions: the right option, for the right part of the video."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from reward_fns import temporal_r1, videochat_r1
+from reward_fns import videochat_r1
 from reward_fns.measures import intervals_iou
 from reward_fns.parsing import first_block
-from verl_stvg.eval.benchmarks.base import Item, Prediction, Predictions, Reader, Values
+from verl_stvg.eval.benchmarks.base import Item, Prediction, Predictions, Values
 from verl_stvg.eval.benchmarks.temporal import intervals, read_leniently, set_iou, truths
 from verl_stvg.eval.benchmarks.tracked import Sources
 from verl_stvg.eval.metrics import videomind
@@ -18,7 +18,6 @@ from verl_stvg.eval.metrics.gqa import grounded_qa
 from verl_stvg.eval.metrics.temporal import as_intervals, reaches
 
 THRESHOLDS = (0.3, 0.5)
-_ASKING = ("videochat_r1_gqa", "temporal_r1_gqa", "temporal_r1_mcq", "r1v")
 
 
 @dataclass(frozen=True)
@@ -66,31 +65,6 @@ class Question(Item):
         return ", random option", drawn
 
 
-def _option(item: Item, text: str, num_options: int) -> Prediction | None:
-    letter = read_option(text, num_options)
-    return Prediction(option=letter) if letter is not None else None
-
-
-def _option_and(parse: Callable[[str], tuple | None], several: bool) -> Reader:
-    def read(item: Item, text: str, num_options: int) -> Prediction | None:
-        letter, found = read_option(text, num_options), parse(text)
-        if letter is None and not found:
-            return None
-        return Prediction((found if several else (found,)) if found else (), option=letter)
-
-    return read
-
-
-READERS: dict[str, Reader] = {
-    "temporal_r1_mcq": _option,
-    "temporal_r1_gqa": _option_and(temporal_r1.parse, several=False),
-    "r1v": _option,
-    "videochat_r1_gqa": _option_and(videochat_r1.parse_glue, several=True),
-}
-"""How answers are read, by the reward that reads them in training. Option letters are read by
-`verl_stvg.eval.metrics.answers.read_option`, which does not take the D of "Definitely A" for one."""
-
-
 def measure(items: Sequence[Question], said: Predictions) -> Values:
     """Return IoU, IoP and accuracies per item, (N,), every question in the denominator and a point worth nothing.
 
@@ -112,9 +86,7 @@ def measure(items: Sequence[Question], said: Predictions) -> Values:
 
 def asked(items: Sequence[Question], said: Predictions) -> bool:
     """Whether the prompt asks for an option, or an answer has one all the same."""
-    return any(item.recipe.removesuffix("_nothink") in _ASKING for item in items) or any(
-        one and one.option for one in said
-    )
+    return any("option" in item.reward.asks for item in items) or any(one and one.option for one in said)
 
 
 def variants(items: Sequence[Question], said: Predictions, texts: Sequence[str | None]) -> Values:
@@ -173,7 +145,7 @@ def lenient(items: Sequence[Question], said: Predictions, texts: Sequence[str | 
 
 
 def _is_videochat(item: Question) -> bool:
-    return item.recipe.removesuffix("_nothink") == "videochat_r1_gqa"
+    return item.reward.form == "videochat_r1_gqa"
 
 
 def _videochat_r1_iou(item: Question, one: Prediction | None, text: str | None) -> float:

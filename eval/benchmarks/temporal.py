@@ -6,9 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from reward_fns import parsing, temporal_r1, time_r1, videochat_r1
 from reward_fns.measures import intervals_iou
-from verl_stvg.eval.benchmarks.base import Interval, Item, Prediction, Predictions, Reader, Values
+from verl_stvg.eval.benchmarks.base import Interval, Item, Prediction, Predictions, Values
 from verl_stvg.eval.benchmarks.tracked import Sources
 from verl_stvg.eval.metrics import readers
 from verl_stvg.eval.metrics.lenient import is_plain, read_time
@@ -32,9 +31,7 @@ _SCRIPTS = {
     "videochat_r1": ("VideoChat-R1", at_least),
     "videotg_r1": ("VideoChat-R1", at_least),
 }
-"""By reward that reads `NUM to NUM`: the script that scores its answers, and what it counts at a threshold."""
-
-_SEVERAL = ("videochat_r1_5",)  # rewards that read several periods as one answer
+"""By form of answers `NUM to NUM`: the script that scores them, and what it counts at a threshold."""
 
 
 @dataclass(frozen=True)
@@ -56,38 +53,13 @@ class Moment(Item):
         return "", measure_intervals(items, times)
 
 
-def _span(parse: Callable[[str], Interval | None]) -> Reader:
-    def read(item: Item, text: str, num_options: int) -> Prediction | None:
-        found = parse(text)
-        return Prediction((found,)) if found is not None else None
-
-    return read
-
-
-def _spans(item: Item, text: str, num_options: int) -> Prediction | None:
-    answer = parsing.first_block(text, "answer")
-    found = parsing.interval_list(answer) if answer is not None else None
-    return Prediction(tuple(found)) if found else None
-
-
-READERS: dict[str, Reader] = {
-    "timezero": _span(time_r1.parse),
-    "time_r1": _span(time_r1.parse),
-    "temporal_r1": _span(temporal_r1.parse),
-    "videochat_r1": _span(videochat_r1.parse),
-    "videochat_r1_5": _spans,
-    "videotg_r1": _span(videochat_r1.parse),
-}
-"""How answers are read, by the reward that reads them in training."""
-
-
 def measure(items: Sequence[Item], said: Predictions) -> Values:
     """Return mIoU and R1@m per item, (N,): IoU over the union, the best over the annotated intervals, at least m.
 
     For prompts that ask for several periods set mIoU as well: of all answered periods with all annotated ones.
     """
     table = measure_intervals(items, intervals(said))
-    return table | ({"set mIoU": set_iou(items, said)} if all(item.recipe in _SEVERAL for item in items) else {})
+    return table | ({"set mIoU": set_iou(items, said)} if all(item.reward.asks == {"times"} for item in items) else {})
 
 
 def measure_intervals(items: Sequence[Item], found: np.ndarray) -> Values:
@@ -123,7 +95,7 @@ def variants(
         None if text is not None and one is not None and is_plain(text) else text
         for one, text in zip(said, texts, strict=True)
     ]
-    forms = {item.recipe.removesuffix("_nothink").removesuffix("_strict") for item in items}
+    forms = {item.reward.form for item in items}
     scripts = {_SCRIPTS.get(form) for form in forms}
     if len(scripts) == 1 and None not in scripts:
         [(name, counts)] = scripts
@@ -149,7 +121,7 @@ def _of_temporal_r1(item: Item, one: Prediction | None, text: str | None, stored
     if stored is None:
         if text is None:
             return one and one.interval
-        stored = text if item.recipe.endswith("_nothink") else readers.extract_timestamps(text)
+        stored = readers.extract_timestamps(text) if "thinking" in item.reward.asks else text
     return next(iter(readers.extract_time(stored)), None)
 
 

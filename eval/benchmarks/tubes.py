@@ -4,7 +4,7 @@ An ID becomes a tube through the tracks of its video, unfiltered if they are giv
 where its number was hidden. Plain, a frame in which the object is not seen counts as answered without a box; repaired,
 it gets the box that STVG-R1's evaluation would take. Frames that are answered outside of the video count as well.
 
-Answered boxes have numbers of frames in what is shown, or whole seconds as OneThinker's have; `_tube` turns
+Answered boxes have numbers of frames in what is shown, or whole seconds as OneThinker's have; `prediction` turns
 both into frames of the file. All frames of the answered time and all frames with a box count as answered, and boxes are
 compared within the answered time. Boxes without a time answer the frames that they name, and no others.
 """
@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from reward_fns import parsing, stvg_boxes, stvg_r1
+from reward_fns import parsing, stvg_boxes
+from reward_fns.recipe import Reading
 from verl_stvg.data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
 from verl_stvg.data_builders.objects.boxes import out_of_reach as out_of_reach_boxes
 from verl_stvg.data_builders.objects.target import tube_of
-from verl_stvg.eval.benchmarks.base import Interval, Item, Prediction, Predictions, Reader, Values
+from verl_stvg.eval.benchmarks.base import Interval, Item, Prediction, Predictions, Values
 from verl_stvg.eval.benchmarks.temporal import read_leniently
 from verl_stvg.eval.benchmarks.tracked import Library, Objects, Sources, Tracked, identity
 from verl_stvg.eval.metrics.temporal import exceeds, iou_hull, reaches
@@ -37,7 +38,6 @@ __getattr__ = names_of(
 )
 
 _NO_BOX = (0.0, 0.0, 0.0, 0.0)
-_BY_SECOND = "stvg_boxes_seconds"
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,7 @@ class Tube(Tracked):
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def _target(item: Item, text: str, num_options: int) -> Prediction | None:
-    found = stvg_r1.parse(text)
-    return Prediction((found[1:],), (found[0],)) if found is not None else None
-
-
-def _tube(item: Item, text: str, num_options: int) -> Prediction | None:
+def prediction(item: Item, said: Reading) -> Prediction:
     """Answered boxes by frame of the file, in pixels of the annotation.
 
     Keys are frames of what is shown or whole seconds (`_is_by_second`); the boxes of `stvg_boxes_seconds` are
@@ -127,13 +122,10 @@ def _tube(item: Item, text: str, num_options: int) -> Prediction | None:
     Raises:
         ValueError: thousandths of a picture whose size the row does not say.
     """
-    found = stvg_boxes.parse(text)
-    if found is None:
-        return None
-    span, boxes = found
+    (span,), boxes = said.intervals, said.boxes
     if not _all_boxes(boxes):  # what is no box counts as a frame without overlap, as in the reward
         boxes = {frame: parsing.box(box) or _NO_BOX for frame, box in boxes.items()}
-    if item.recipe == _BY_SECOND:
+    if "boxes_by_second" in item.reward.asks:
         picture = item.answered_size()
         if picture is None:
             raise ValueError(f"row {item.uid}: boxes are thousandths of the picture, whose size the row does not say")
@@ -156,13 +148,14 @@ def _is_by_second(item: Item, span: Interval, boxes: Mapping[int, Box]) -> bool:
     first = item.clock.first_shown(item.shown)
     start, end = (bound - first for bound in item.frames(span))
     low, high = stvg_boxes.whole_seconds(span)
+    by_second = "boxes_by_second" in item.reward.asks
     as_frames = sum(start <= key <= end for key in boxes)
     as_seconds = sum(low <= key <= high for key in boxes)
-    if as_frames == len(boxes) == end - start + 1 and item.recipe != _BY_SECOND:  # one for each frame
+    if as_frames == len(boxes) == end - start + 1 and not by_second:  # one for each frame
         return False
     if as_frames != as_seconds:
         return as_seconds > as_frames
-    return item.recipe == _BY_SECOND or 0 < len(boxes) == as_seconds == high - low + 1
+    return by_second or 0 < len(boxes) == as_seconds == high - low + 1
 
 
 def _by_frame(item: Item, span: Interval, boxes: Mapping[int, Box]) -> dict[int, Box]:
@@ -184,10 +177,6 @@ def _all_boxes(boxes: Mapping[int, object]) -> bool:
     except (ValueError, TypeError, OverflowError):
         return False
     return sides.shape == (len(boxes), 4) and bool(np.isfinite(sides).all())
-
-
-READERS: dict[str, Reader] = {"stvg_r1": _target, "stvg_boxes": _tube, _BY_SECOND: _tube}
-"""How answers are read, by the reward that reads them in training."""
 
 
 # --- clean ------------------------------------------------------------------------------------------------------------

@@ -112,26 +112,20 @@ def process_results(doc: dict, results: list[str]) -> dict[str, float]:
     """
     item = item_of(doc)
     said = read_answer(item, results[0])
-    library = _library(_track_file(item)) if _form(item) in _NUMBERED else Library()
+    library = _library(_track_file(item)) if "object" in item.reward.asks else Library()
     values = temporal.measure([item], [said]) | tubes.measure([item], [said], library)[0]
-    names = METRICS + PLACED_METRICS if _form(item) in _PLACED else METRICS
+    names = METRICS + PLACED_METRICS if item.reward.asks & _PLACED else METRICS
     return {name: float(values[name][0]) if name in values else 0.0 for name in names}
 
 
 METRICS = ("m_tIoU", "R1@0.3", "R1@0.5", "R1@0.7")
 PLACED_METRICS = ("m_vIoU", "vIoU@0.3", "vIoU@0.5", "m_vIoU_repaired")
 
+_PLACED = {"object", "boxes"}
+"""What prompts ask for that ask where."""
+
 _PARTS = 2
 """Version of the parts of videos; those of version 1 had a constant rate whatever the video has."""
-
-_NUMBERED = {"stvg_r1"}
-_PLACED = _NUMBERED | {"stvg_boxes", "stvg_boxes_seconds"}
-_TEMPORAL = {"timezero", "time_r1", "temporal_r1", "videochat_r1", "videotg_r1"}
-
-
-def _form(item: Item) -> str:
-    """Name of the reward that reads the answers, without its variants."""
-    return item.recipe.removesuffix("_nothink").removesuffix("_strict").removesuffix("_visible")
 
 
 @lru_cache(maxsize=4)
@@ -144,14 +138,16 @@ def _library(track_file: Path) -> Library:
 
 
 def _check(item: Item) -> None:
-    form = _form(item)
-    if form not in _TEMPORAL | _PLACED:
-        raise ValueError(f"{item.uid}: answers for the reward {form} give no single time; build with another template")
+    asks = item.reward.asks
+    if "time" not in asks or asks & {"option", "objects"}:
+        raise ValueError(
+            f"{item.uid}: answers for the reward {item.reward.form} give no single time; build with another template"
+        )
     if not item.intervals:
         raise ValueError(f"{item.uid}: has no ground truth; build with --unusable-truth drop")
-    if form in _PLACED and item.boxes is None:
+    if asks & _PLACED and item.boxes is None:
         raise ValueError(f"{item.uid}: has no annotated boxes; build with a temporal template, such as time_r1")
-    if form in _NUMBERED:
+    if "object" in asks:
         _track_file(item)
     _video(item)
 
@@ -181,7 +177,7 @@ def _row_file(dataset: str) -> Path:
 def _video(item: Item) -> Path:
     """The file that a row is about; with the IDs drawn, if the answer is to give one."""
     root = root_of(_row_file(item.dataset), os.environ.get("VERL_STVG_VIDEOS"))
-    if _form(item) in _NUMBERED:
+    if "object" in item.reward.asks:
         folder = _folder("VERL_STVG_NUMBERED", "the videos with IDs, which `verl-stvg objects render` writes")
         path, remedy = find_numbered(folder, item.video, root), "run `verl-stvg objects render`"
     else:

@@ -19,7 +19,6 @@ _SENTENCE_END = re.compile(r"[!?\n]")
 _SENTENCE_NUMBER = re.compile(r"\b(?:\d+\.\d+|\d+)\b")
 _KEYWORDS = ("start", "end", "happen")
 _CAPITAL_SEPARATOR = re.compile(r" (?!to |and )(?i:to|and)(?= )")
-_BLANKS = re.compile(r"\s+")
 
 
 def extract_timestamps(text: str) -> str:
@@ -118,34 +117,3 @@ def parse_timestamp_output(text: str) -> Interval | None:
     Source: VideoChat-R1 `evaluate_grounding.py`; Time-R1 `evaluate.py`.
     """
     return last_pair(_CAPITAL_SEPARATOR.sub(" -", text))
-
-
-def parse_span(span: Interval, duration: float, min_len: float = -1) -> Interval:
-    """Return an interval clamped to a video, sorted, and widened around its centre to a least length.
-
-    Seconds. The widened interval is shifted into the video; a video shorter than `min_len` is taken whole.
-    Source: VideoMind `utils/parser.py`.
-
-    Args:
-        span: start and end.
-        duration: of the video.
-        min_len: -1 for no least length.
-    """
-
-    def clamped(start: float, end: float) -> Interval:
-        return min(duration, max(0, start)), min(duration, max(0, end))
-
-    start, end = sorted(clamped(*span))
-    if min_len != -1 and end - start < min_len:
-        half = min_len / 2
-        centre = min(duration - half, max(half, (start + end) / 2))
-        start, end = centre - half, centre + half
-    return clamped(start, end)
-
-
-def parse_query(query: str) -> str:
-    """Return a query on one line, runs of blanks made one, without blanks and full stops at its ends.
-
-    Source: VideoMind `utils/parser.py`.
-    """
-    return _BLANKS.sub(" ", query).strip().strip(".").strip()

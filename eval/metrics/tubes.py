@@ -181,24 +181,3 @@ def summary(
     counts = exceeds if strict else reaches
     means = {"m_tIoU": float(times.mean()), "m_vIoU": float(found.mean())}
     return means | {f"vIoU@{r:g}": float(counts(found, r).mean()) for r in thresholds}
-
-
-def summary_by(
-    kinds: Sequence[str],
-    tiou: ArrayLike,
-    viou: ArrayLike,
-    thresholds: Sequence[float] = THRESHOLDS,
-    strict: bool = True,
-) -> dict[str, dict[str, float]]:
-    """Return a `summary` for each kind of item: VidSTG reports declarative and interrogative sentences apart.
-
-    Raises:
-        ValueError: as many kinds as not items, or as `summary`.
-    """
-    times, found = np.asarray(tiou, dtype=np.float64), np.asarray(viou, dtype=np.float64)
-    if len(kinds) != len(found):
-        raise ValueError(f"{len(kinds)} kinds for {len(found)} items")
-    names = np.asarray(kinds)
-    return {
-        kind: summary(times[names == kind], found[names == kind], thresholds, strict) for kind in sorted(set(kinds))
-    }

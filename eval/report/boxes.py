@@ -87,17 +87,17 @@ def named_boxes(
     then the last voice.
     """
     order = [kind for kind in ("truth", *reversed([k for k in replies if k != "truth"])) if kind in inside]
-    true_ids = replies["truth"].objects if "truth" in replies else ()
+    true_ids = replies["truth"].object_ids if "truth" in replies else ()
     found = []
     for kind in order:
         reply = replies[kind]
-        own = boxes.get(None) if kind == "truth" else reply.tube.get(index)
+        own = boxes.get(None) if kind == "truth" else (reply.tube or {}).get(index)
         if own is not None:
             own = factors and [side * factor for side, factor in zip(own, factors * 2, strict=True)]
         if own is not None:
             found.append(Named(kind, tuple(true_ids[:1]), own))
         else:
-            found += [Named(kind, (number,), boxes[number]) for number in reply.objects if number in boxes]
+            found += [Named(kind, (number,), boxes[number]) for number in reply.object_ids if number in boxes]
     return found
 
 

@@ -152,7 +152,7 @@ def draw(clips: Sequence[Clip], voices: Sequence[Voice], rows: Rows, budget: int
                 turned.append(f"{clip.uid}: {error}")
             except ValueError as error:  # of the video, its tracks, or a plan that cannot be made of them
                 unseen.append(str(error).replace(str(video), video.name))
-        if frames and clip.truth is not None and clip.truth.objects and objects is None:
+        if frames and clip.truth is not None and clip.truth.object_ids and objects is None:
             untracked.append(clip.uid)
         _mark(frames, size, clip, objects, factors)
         one = _drawn(clip, voices, row, objects)
@@ -285,10 +285,10 @@ def _lane(voice: Voice, said: Said, truth: Reply | None, duration: float | None,
     if said.reply is None:
         return lane | {"bars": [], "who": said.error or "unreadable", "when": ""}
     reply = said.reply
-    if truth is not None and (truth.objects or truth.option):
-        lane["verdict"] = "right" if (reply.objects, reply.option) == (truth.objects, truth.option) else "wrong"
+    if truth is not None and (truth.object_ids or truth.option):
+        lane["verdict"] = "right" if (reply.object_ids, reply.option) == (truth.object_ids, truth.option) else "wrong"
     notes = [_note(start, end, duration) for start, end in reply.intervals]
-    if objects is not None and objects.ids and not set(reply.objects) <= objects.ids:
+    if objects is not None and objects.ids and not set(reply.object_ids) <= objects.ids:
         notes.append("no such object")
     lane["note"] = next((note for note in notes if note), "")
     return lane | {"bars": _bars(reply, duration), "who": _who(reply), "when": _when(reply)}
@@ -313,7 +313,7 @@ def _bars(reply: Reply, duration: float | None) -> list[dict]:
 
 
 def _who(reply: Reply) -> str:
-    ids = ", ".join(text if len(text) < 9 else f"{text[:8]}…" for text in map(str, reply.objects))
+    ids = ", ".join(text if len(text) < 9 else f"{text[:8]}…" for text in map(str, reply.object_ids))
     option = reply.option or ""
     parts = [f"ID {ids}" if ids else "", option if len(option) > 1 else option and f"option {option}"]
     return ", ".join(part if len(part) < 60 else f"{part[:58]}…" for part in parts if part)

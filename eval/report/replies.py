@@ -4,31 +4,18 @@ Of a scored evaluation it is what ``items.jsonl`` holds. Dumps of a training run
 the parsers that score them, so that a page shows what was scored and nothing that only an eye would read.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from verl_stvg.eval.benchmarks.items import Interval, Item, item_of, read_answer
+from verl_stvg.eval.benchmarks.items import Item, Prediction, item_of, read_answer
 from verl_stvg.rows.row import Row
 
 _LETTERS = 26
 
-
-@dataclass(frozen=True)
-class Reply:
-    """What is said about a clip.
-
-    Attributes:
-        intervals: seconds of what is shown.
-        objects: IDs, ascending.
-        option: letter, or the text of an answer without options.
-        tube: boxes xyxy by zero-based frame of the file.
-    """
-
-    intervals: tuple[Interval, ...] = ()
-    objects: tuple[int, ...] = ()
-    option: str | None = None
-    tube: Mapping[int, Sequence[float]] = field(default_factory=dict, hash=False)
+Reply = Prediction
+"""Intervals in seconds of what is shown, IDs, an option (or the text of an answer without options), and boxes by
+zero-based frame of the file."""
 
 
 def of_record(record: Mapping[str, Any]) -> Reply | None:
@@ -42,7 +29,7 @@ def of_record(record: Mapping[str, Any]) -> Reply | None:
         tuple((float(start), float(end)) for start, end in intervals or ()),
         tuple(sorted(int(one) for one in objects)),
         str(option).strip().strip("()") if option else None,
-        {int(frame): box for frame, box in (record.get("tube") or {}).items()},
+        {int(frame): box for frame, box in record["tube"].items()} if record.get("tube") else None,
     )
     return reply if reply != Reply() else None
 
@@ -61,7 +48,4 @@ def read(recipe: str, text: str, num_options: int = 0, row: Mapping[str, Any] | 
     if row is not None and (known := Row.of(row)).uid is not None and known.duration:
         source = f"{recipe}/{known.data_source}"  # which may name no recipe
         item = item_of(replace(known, raw={**known, "data_source": source}))
-    found = read_answer(item, text, num_options or _LETTERS)
-    if found is None:
-        return None
-    return Reply(found.intervals, tuple(sorted(found.object_ids)), found.option, found.tube or {})
+    return read_answer(item, text, num_options or _LETTERS)

@@ -15,7 +15,7 @@ from benchmarks import fuzz
 from reward_fns import stvg_boxes
 from tests.data_builders.test_build import run
 from verl_stvg.data_builders import check, show
-from verl_stvg.data_builders.make_row import ROW_SCHEMA
+from verl_stvg.data_builders.row_schema import ROW_SCHEMA
 from verl_stvg.data_builders.selection.folder import SelectionError, pool
 from verl_stvg.eval.benchmarks.items import item_of, read_rows
 from verl_stvg.eval.benchmarks.tubes import Tube

@@ -16,6 +16,7 @@ from reward_fns import RECIPES
 from reward_fns.registry import find_recipe
 from verl_stvg.cli.app import app
 from verl_stvg.data_builders import build, check, check_pairs, check_videos, make_row, templates
+from verl_stvg.data_builders.job import SPLITS
 from verl_stvg.data_builders.records import Record
 from verl_stvg.data_builders.sets import NAMES, all_sets
 from verl_stvg.data_builders.videos import UnknownVideo, VideoRoot
@@ -456,7 +457,7 @@ def test_names_of_sets_are_those_of_their_modules():
     assert list(all_sets()) == list(NAMES) == sorted(NAMES)
     for name, source in all_sets().items():
         assert source.name == name and source.template in templates.TEMPLATES
-        assert set(source.splits) <= set(build.SPLITS) and source.title and source.home
+        assert set(source.splits) <= set(SPLITS) and source.title and source.home
 
 
 def test_the_documentation_knows_every_set_template_and_policy():

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tests.video.test_decode import write_counting_video
 from verl_stvg.cli.app import app
-from verl_stvg.data_builders import check, check_videos, make_row, show, templates
+from verl_stvg.data_builders import check, check_videos, make_row, numbering, row_schema, show, templates
 from verl_stvg.data_builders.records import Record
 from verl_stvg.data_builders.selection import boundary_reflection
 from verl_stvg.data_builders.videos import Facts
@@ -64,7 +64,7 @@ def video(tmp_path_factory):
 
 
 def write(rows: list[dict], path) -> None:
-    pq.write_table(pa.Table.from_pylist(rows, make_row.ROW_SCHEMA), path)
+    pq.write_table(pa.Table.from_pylist(rows, row_schema.ROW_SCHEMA), path)
 
 
 def findings(rows: list[dict], folder) -> list[check.Finding]:
@@ -127,7 +127,7 @@ def test_frame_numbers_that_contradict_seconds_are_refused_where_the_rate_varies
     assert made(record(tube=tube(15, 30), unit="frames", intervals=((15, 45),)))
 
 
-@pytest.mark.parametrize("name", make_row.COUNTS)
+@pytest.mark.parametrize("name", numbering.COUNTS)
 def test_an_annotation_of_other_frames_is_refused_where_the_rate_varies(name):
     one = record(tube=tube(15, 30), intervals=((0.5, 4.0),), extra={name: 75, "fps": 12.5})
     assert made(one, STEADY) and made(one.model_copy(update={"tube": None}))
@@ -236,11 +236,11 @@ def loaded(folder, *tables: pa.Table) -> list[datasets.Dataset]:
 
 
 def test_rows_of_an_older_version_can_be_mixed_with_new_ones(tmp_path):
-    new = pa.Table.from_pylist([made(record(), STEADY)], make_row.ROW_SCHEMA)
-    info = make_row.ROW_SCHEMA.field("extra_info").type
+    new = pa.Table.from_pylist([made(record(), STEADY)], row_schema.ROW_SCHEMA)
+    info = row_schema.ROW_SCHEMA.field("extra_info").type
     fields = [field for field in info if field.name not in ("constant_rate", "frame_times", "file_end")]
     old = pa.Table.from_pylist(
-        [made(record(), STEADY)], make_row.ROW_SCHEMA.set(5, pa.field("extra_info", pa.struct(fields)))
+        [made(record(), STEADY)], row_schema.ROW_SCHEMA.set(5, pa.field("extra_info", pa.struct(fields)))
     )
     other = old.append_column("weight", pa.array([2.0])).drop_columns(["ability"])
     rows = joined(loaded(tmp_path, new, old, other), ["new", "old", "other"])

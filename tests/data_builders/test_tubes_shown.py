@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reward_fns import RECIPES
 from reward_fns.perfect import perfect_answer
 from tests.video.test_decode import write_counting_video
-from verl_stvg.data_builders import check, make_row, show, templates, tubes
+from verl_stvg.data_builders import check, make_row, row_schema, show, templates, tubes
 from verl_stvg.data_builders.check_rows import row_problems
 from verl_stvg.data_builders.objects.boxes import out_of_reach
 from verl_stvg.data_builders.records import Record
@@ -156,7 +156,7 @@ def test_boxes_are_drawn_on_the_frames_of_the_file(video):
     first = info.clock.in_file(truth["first_frame"], 1.0, extra["first_frame_of"])
     drawn = show._boxes(truth["boxes"], first, None, [49, 50, 59, 60], info)
     assert [box is not None for box in drawn] == [False, True, True, False]
-    pq.write_table(pa.Table.from_pylist([found], make_row.ROW_SCHEMA), video.parent / "train.parquet")
+    pq.write_table(pa.Table.from_pylist([found], row_schema.ROW_SCHEMA), video.parent / "train.parquet")
     assert show.write([video.parent / "train.parquet"], video.parent / "rows.html") == 1
     rows = clips.Rows([video.parent / "train.parquet"])
     one = rows[extra["uid"]]
@@ -352,7 +352,7 @@ def test_rows_that_do_not_record_their_file_are_compared_with_it(video):
     boxes = ((0.0, 0.0, 28.0, 28.0),) * 25
     known = {"duration": 4.0, "extra": {"fps": 25.0, "width": 56, "height": 56}}
     found = made(record(75, boxes, 1.0, 2.0, **known), split="train", facts=None)
-    pq.write_table(pa.Table.from_pylist([found], make_row.ROW_SCHEMA), video.parent / "plain.parquet")
+    pq.write_table(pa.Table.from_pylist([found], row_schema.ROW_SCHEMA), video.parent / "plain.parquet")
     told = check.check([video.parent / "plain.parquet"], decode=False)[0]
     assert [(one.problem, one.serious) for one in told if "no frame in common" in one.detail] == [("tube", True)]
 

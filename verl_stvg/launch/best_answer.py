@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from heapq import heappush, heappushpop
 from typing import Any
 
-from reward_fns.perfect import THOUGHT, perfect_answer
+from reward_fns.recipe import THOUGHT, Recipe
 from verl_stvg.rows.row import Row
 from verl_stvg.training.reward import compute_score
 
@@ -46,20 +46,20 @@ class BestAnswers:
         recipe = row.recipe(self.options.get("recipe"))
         if recipe.name not in self._longest:
             self._longest[recipe.name] = []
-            if problem := self._lost(recipe.name, row):
+            if problem := self._lost(recipe, row):
                 self.unpaid[recipe.name] = f"row {index} (uid {row.name}): {problem}"
-        answer = shortest(perfect_answer(recipe.name, row.truth))
+        answer = shortest(recipe.write(row.truth))
         longest, one = self._longest[recipe.name], (len(answer.encode()), -index, row.name, answer)
         if len(longest) < _COUNTED:
             heappush(longest, one)
         else:
             heappushpop(longest, one)
 
-    def _lost(self, recipe: str, row: Row) -> str | None:
+    def _lost(self, recipe: Recipe, row: Row) -> str | None:
         def score(text: str) -> dict[str, float]:
             return compute_score(row.data_source, text, row.truth, row.extra, **self.options)
 
-        answer, opened = perfect_answer(recipe, row.truth), self._opened(row)
+        answer, opened = recipe.write(row.truth), self._opened(row)
         best = score(answer)
         if not opened:
             return None
@@ -71,11 +71,10 @@ class BestAnswers:
             for name in best
             if name != "score" and got[name] < best[name] - _ENOUGH
         )
-        thinking = f", or a recipe with reasoning (such as {recipe.removesuffix('_nothink')})" * (
-            recipe.endswith("_nothink")
-        )
+        without = recipe.variant_of is not None and "thinking" not in recipe.asks
+        thinking = f", or a recipe with reasoning (such as {recipe.variant_of})" if without else ""
         return (
-            f"the chat template ends the prompt with {opened!r}, and recipe {recipe} then pays at most "
+            f"the chat template ends the prompt with {opened!r}, and recipe {recipe.name} then pays at most "
             f"{got['score']:g} of {best['score']:g} ({parts}); set "
             f"+data.apply_chat_template_kwargs.enable_thinking=false if the template knows it{thinking}, or use a "
             "model that does not think"

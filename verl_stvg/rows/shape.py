@@ -140,7 +140,7 @@ def row_shape_problems(row: Mapping[str, Any]) -> list[str]:
     """What keeps a row from being looked at, one problem for each of its fields; nothing: all may be relied on.
 
     A row has a data source (text), a prompt (a list of turns, ``role`` and ``content``, both text) and ``extra_info``.
-    What else it has of `verl_stvg.data_builders.make_row.ROW_SCHEMA` has the type given there, and numbers are finite
+    What else it has of `verl_stvg.data_builders.row_schema.ROW_SCHEMA` has the type given there, and numbers are finite
     and no larger than `FAR`. A ground truth that is no object is none, which is said elsewhere.
 
     Args:

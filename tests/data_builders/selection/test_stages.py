@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from reward_fns import RECIPES
 from tests.support.planted import build_planted
 from verl_stvg.cli.select import app
-from verl_stvg.data_builders.make_row import ROW_SCHEMA
+from verl_stvg.data_builders.row_schema import ROW_SCHEMA
 from verl_stvg.data_builders.selection import (
     boundary_reflection,
     difficulty,
@@ -381,9 +381,11 @@ def test_ranks_of_the_notes():
         variance.Rules(),
     )
     assert line["rank"] == pytest.approx(1.0)
-    assert variance.task_of(RECIPES["stvg_r1"].parts.keys() - {"format"}) == "stvg"
-    assert variance.task_of(RECIPES["stvg_boxes"].parts.keys() - {"format"}) == "stvg"
-    assert variance.task_of(RECIPES["time_r1"].parts.keys() - {"format"}) == "tvg"
+    tasks = {variance.task_of(recipe.asks): name for name, recipe in RECIPES.items()}
+    assert tasks.keys() == set(variance.TASKS)
+    assert variance.task_of(RECIPES["stvg_r1"].asks) == "stvg"
+    assert variance.task_of(RECIPES["stvg_boxes"].asks) == "stvg"
+    assert variance.task_of(RECIPES["time_r1"].asks) == "tvg"
 
 
 def test_quotas_keep_the_most_varied_and_break_ties_by_uid():

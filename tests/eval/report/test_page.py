@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from reward_fns import RECIPES
-from verl_stvg.data_builders.make_row import ROW_SCHEMA
+from verl_stvg.data_builders.row_schema import ROW_SCHEMA
 from verl_stvg.data_builders.sets import synthetic
 from verl_stvg.eval.benchmarks.items import Prediction, read_rows
 from verl_stvg.eval.metrics.intervals import bootstrap
