@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from verl_stvg.base import nesting
+from verl_stvg.base.lock import replacing
 from verl_stvg.video import rle
 from verl_stvg.video.clock import FrameClock
 from verl_stvg.video.identity import ENDINGS
@@ -305,11 +306,8 @@ def save(tracks: Tracks, path: Path) -> None:
     text = json.dumps(record, separators=(",", ":")).encode()
     if len(text) > MAX_BYTES or text.count(b",") > MAX_VALUES:
         raise TrackError(f"{path}: too many masks for one file; cut the video, or look for fewer classes")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+    with replacing(path) as partial, partial.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
         file.write(text)
-    temporary.rename(path)
 
 
 def load(path: Path) -> Tracks:
