@@ -29,7 +29,7 @@ from verl_stvg.data_builders.records import Entries, Problem, once
 from verl_stvg.data_builders.sets import AnnotationSet
 from verl_stvg.data_builders.templates import TEMPLATES, Template
 from verl_stvg.data_builders.videos import Facts, UnknownVideo, VideoRoot, check_name, probe_all
-from verl_stvg.video.plan import RULES
+from verl_stvg.video.frame_rules import RULES
 
 logger = logging.getLogger(__name__)
 

@@ -22,15 +22,11 @@ from verl_stvg.data_builders.selection import difficulty, draw
 from verl_stvg.data_builders.selection.folder import (
     JUDGED,
     MANIFEST,
-    Pool,
-    SelectionError,
-    pool,
     read_judged,
     some,
-    with_fields,
     write_json,
-    write_rows,
 )
+from verl_stvg.data_builders.selection.pool import Pool, SelectionError, pool, with_fields, write_rows
 
 UIDS, TRAIN = "uids.txt", "train.parquet"
 FORMAT_VERSION = 1  # raise it whenever the same arguments would give other files

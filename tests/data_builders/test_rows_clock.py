@@ -17,7 +17,7 @@ from verl_stvg.data_builders import check, make_row, show, templates
 from verl_stvg.data_builders.records import Record
 from verl_stvg.data_builders.selection import boundary_reflection
 from verl_stvg.data_builders.videos import Facts
-from verl_stvg.launch.capacity import read_rows
+from verl_stvg.launch.row_sizes import read_rows
 from verl_stvg.rows.row import ROOT_KEY, RowError, plan_of, recorded_info
 from verl_stvg.training.dataset import VideoGroundingDataset, joined
 from verl_stvg.video.decode import probe

@@ -151,7 +151,7 @@ def check_rows(config: DictConfig) -> None:
     from verl_stvg.launch.best_answer import BestAnswers
     from verl_stvg.rows.chat_template import settle
     from verl_stvg.rows.row import RowError, row_uid
-    from verl_stvg.video.plan import MERGE, PATCH, QWEN3_PATCH
+    from verl_stvg.video.frame_rules import MERGE, PATCH, QWEN3_PATCH
     from verl_stvg.video.positions import writes_times
 
     model = config.actor_rollout_ref.model.get("tokenizer_path") or config.actor_rollout_ref.model.path
