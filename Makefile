@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CACHE ?= .cache
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help install demo learn test quick long lint format doctor clean
+.PHONY: help install demo learn test quick long lint types format doctor clean
 
 help:
 	@echo "make demo    train a tiny video model with GRPO on the real engine, on a CPU, and show what it learned (15 minutes)"
@@ -47,6 +47,10 @@ long: $(VENV)/.ready
 lint: $(VENV)/.ready
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+# The errors that are known stand in .basedpyright/baseline.json; `--writebaseline` writes them anew.
+types: $(VENV)/.ready
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.ready
 	@$(BIN)/ruff check --fix .

@@ -46,7 +46,7 @@ OBJECTS = [*DATA, "sam2", "supervision", "torch", "torchvision", "transformers"]
 # decord: verl's own data path, which the benchmarks run beside ours; imageio-ffmpeg as in DEV
 BENCH = [*EVAL, "decord", "imageio-ffmpeg"]
 # the tests take videos of other programs; imageio-ffmpeg brings an ffmpeg where the system has none
-DEV = ["grimp", "hypothesis", "imageio-ffmpeg", "pre-commit", "pytest", "pytest-xdist", "ruff"]
+DEV = ["basedpyright==1.40.2", "grimp", "hypothesis", "imageio-ffmpeg", "pre-commit", "pytest", "pytest-xdist", "ruff"]
 
 setup(
     name="verl-stvg",
@@ -60,9 +60,10 @@ setup(
     packages=find_packages(include=["verl_stvg*", "reward_fns*"]),
     package_data={
         "reward_fns": ["py.typed"],
+        "verl_stvg": ["py.typed"],
         "verl_stvg.recipes": ["*.yaml", "*.sh", "*/*.yaml", "*/*.md", "*/*.sh"],
-        "verl_stvg.eval": ["report/*.html", "lmms_eval_tasks/*.yaml", "lmms_eval_tasks/_template"],
-        "verl_stvg.data_builders": ["*.html", "selection/*.html"],
+        "verl_stvg.eval": ["py.typed", "report/*.html", "lmms_eval_tasks/*.yaml", "lmms_eval_tasks/_template"],
+        "verl_stvg.data_builders": ["py.typed", "*.html", "selection/*.html"],
     },
     install_requires=[],
     extras_require={

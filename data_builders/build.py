@@ -6,7 +6,6 @@ The folder appears when all of it is written; until then what was found out abou
 """
 
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -20,6 +19,7 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from verl_stvg.base.digest import sha256
 from verl_stvg.base.lock import clear, finished, whole
 from verl_stvg.data_builders import job as job_files
 from verl_stvg.data_builders.check_videos import SLACK
@@ -89,7 +89,7 @@ def build(job: Job, progress: Callable[[str, int, int], None] = lambda *_: None)
             )
             path = work / f"{split}.parquet"
             counts = _write(path, maker, once(job.source.read(paths, split)), videos, unusable, progress)
-            manifest["splits"][split].update(counts, sha256=_sha256(path))
+            manifest["splits"][split].update(counts, sha256=sha256(path))
         manifest["unusable_videos"] = unusable
         journal.unlink(missing_ok=True)
         _write_text(work / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
@@ -263,7 +263,7 @@ def _rows(maker: RowMaker, entries: Entries, videos: dict, drops: Counter) -> It
 
 def _manifest(job: Job, template: Template, files: dict[str, tuple[Path | None, ...]]) -> dict:
     policies = asdict(job.policies) | {"past_end": job.policies.past_end or template.past_end}
-    digest = functools.cache(_sha256)  # splits share folders
+    digest = functools.cache(sha256)  # splits share folders
     return {
         "format_version": FORMAT_VERSION,
         "dataset": job.source.name,
@@ -276,7 +276,7 @@ def _manifest(job: Job, template: Template, files: dict[str, tuple[Path | None, 
         "policies": policies,
         "video_root": os.path.relpath(job.videos, job.out) if job.videos else None,
         "probed": bool(job.videos and job.probe),
-        "targets": _sha256(job.targets) if job.targets else None,
+        "targets": sha256(job.targets) if job.targets else None,
         "tracks": job_files.tracks_of(job)[1] if job.tracks else None,
         "marker_style": job.marker_style,
         "versions": {"verl_stvg": version("verl-stvg"), "pyarrow": pa.__version__, "python": platform.python_version()},
@@ -304,7 +304,7 @@ def _kept(out: Path, manifest: dict) -> dict:
             f"{out} was built from something else ({', '.join(differs)}); remove it, or choose another --out"
         )
     for split, part in found["splits"].items():
-        if _sha256(out / f"{split}.parquet") != part["sha256"]:
+        if sha256(out / f"{split}.parquet") != part["sha256"]:
             raise ValueError(f"{out / split}.parquet is damaged; remove {out} and build again")
     logger.info("%s: complete already", out)
     return found
@@ -349,16 +349,3 @@ def card(manifest: dict) -> str:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _sha256(path: Path) -> str:
-    """Of a file, or of all files of a folder with their names."""
-    digest = hashlib.sha256()
-    if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if p.is_file()):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{_sha256(file)}".encode())
-        return digest.hexdigest()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -18,7 +18,7 @@ from verl_stvg.data_builders.videos import Facts
 from verl_stvg.moved import names_of
 from verl_stvg.rows.fit import FPS
 from verl_stvg.rows.row import MARK_KEYS, PLAN_KEYS, plan_of
-from verl_stvg.video.plan import MAX_FRAMES
+from verl_stvg.video.frame_rules import MAX_FRAMES
 from verl_stvg.video.tracks import find_track
 
 __getattr__ = names_of(

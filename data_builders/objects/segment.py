@@ -27,8 +27,9 @@ from torch.nn.functional import interpolate
 
 from verl_stvg.base.models import located
 from verl_stvg.data_builders.objects.detector import ModelError, imported
-from verl_stvg.data_builders.objects.track import Box, Segmenter, encode
+from verl_stvg.data_builders.objects.track import Box, Segmenter
 from verl_stvg.video.markers import RLE
+from verl_stvg.video.rle import encode
 
 CONFIG = "configs/sam2.1/sam2.1_hiera_l.yaml"
 MODEL = "facebook/sam2.1-hiera-large"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from pycocotools import mask as coco
 
+from reward_fns.measures import box_iou
 from verl_stvg.video.markers import rle_area
 from verl_stvg.video.rle import RLE, MaskError, encoded
 from verl_stvg.video.tracks import Track, Tracks
@@ -84,14 +85,9 @@ def tube_iou(annotated: Box, found: Box, faithful: bool = False) -> float:
         found: of `Tracks.boxes`.
         faithful: STVG-R1's way: the object's last pixel instead of its far edge, and 1 added to all widths and heights.
     """
-    add = int(faithful)
-    x1, y1, x2, y2 = found[0], found[1], found[2] - add, found[3] - add
-    width = min(annotated[2], x2) - max(annotated[0], x1) + add
-    height = min(annotated[3], y2) - max(annotated[1], y1) + add
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(b[2] - b[0] + add) * (b[3] - b[1] + add) for b in (annotated, (x1, y1, x2, y2))]
-    return width * height / (sum(areas) - width * height)
+    if faithful:  # one pixel is taken off the object's far edge, and 1 is added to it again
+        annotated = (annotated[0], annotated[1], annotated[2] + 1, annotated[3] + 1)
+    return box_iou(annotated, found)
 
 
 def match_masks(

@@ -39,6 +39,7 @@ from pycocotools import mask as coco
 from verl_stvg.data_builders.objects.detector import Detection, Detector, wanted
 from verl_stvg.data_builders.objects.frames import Frames, VideoFrames, walk
 from verl_stvg.video.markers import RLE, rle_area
+from verl_stvg.video.rle import encode
 from verl_stvg.video.tracks import Track, Tracks
 
 Box = tuple[float, float, float, float]
@@ -241,12 +242,6 @@ def paint(below: Mapping[int, RLE], above: Mapping[int, RLE]) -> dict[int, RLE]:
 
 def _without(mask: RLE, others: list[RLE]) -> RLE:
     return encode(coco.decode(mask) & ~coco.decode(coco.merge(others)))
-
-
-def encode(mask: np.ndarray) -> RLE:
-    """Run lengths of a mask, bool or of 0 and 1, (H, W)."""
-    found = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": list(found["size"]), "counts": found["counts"].decode("ascii")}
 
 
 # --- tracking ---------------------------------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ from verl_stvg.data_builders.selection.boundary_reflection import clipped
 from verl_stvg.data_builders.selection.folder import Stage
 from verl_stvg.data_builders.selection.samples import Sample, first_two_numbers, overlap, read_intervals
 from verl_stvg.rows.answers import Answer
+from verl_stvg.rows.masks import BINS
 
 NAME = "difficulty"
 MODES = ("threshold", "quantile")
-BINS = ("hard", "normal", "easy")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ is compared with it. Files appear whole or not at all: a run that is killed and 
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 from collections import Counter, defaultdict
@@ -24,22 +23,20 @@ import pyarrow.parquet as pq
 
 from verl_stvg.base.lock import alone, replacing, write_whole
 from verl_stvg.data_builders.read import json_lines
+from verl_stvg.data_builders.selection.pool import SelectionError, as_read, pool, with_fields
 from verl_stvg.data_builders.selection.samples import Sample, sample_of
+from verl_stvg.moved import names_of
 from verl_stvg.rows import answers
 from verl_stvg.rows.answers import Answer
-from verl_stvg.rows.files import COLUMNS, read_rows, root_of, schema_of
+from verl_stvg.rows.files import read_rows
 from verl_stvg.rows.row import entries_of
-from verl_stvg.rows.shape import row_shape_problems
+
+__getattr__ = names_of(__name__, dict.fromkeys(("Pool", "write_rows"), "verl_stvg.data_builders.selection.pool"))
 
 ROWS, MANIFEST, ANSWERS, JUDGED, SUMMARY = "rows.parquet", "manifest.json", "answers", "judged.jsonl", "summary.json"
 FORMAT_VERSION = 1  # raise it whenever the same arguments would give other files
-_BATCH = 1000  # rows per row group
 _SHOWN = 5
 _PLAN_TYPES = {"rule": pa.string(), "fps": pa.float64()}
-
-
-class SelectionError(ValueError):
-    """Rows, answers or judgements that do not fit together; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
@@ -69,103 +66,6 @@ class Stage:
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Rows of some files under one root.
-
-    Attributes:
-        files: parquet files.
-        root: folder that all paths of videos start from.
-        roots: the root of each file.
-    """
-
-    files: tuple[Path, ...]
-    root: Path
-    roots: tuple[Path, ...]
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Columns of all files together.
-
-        Raises:
-            SelectionError: they contradict each other.
-        """
-        found = [_with_entries(schema_of(file)) for file in self.files]
-        try:
-            return pa.unify_schemas(found, promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            raise SelectionError(
-                f"{', '.join(map(str, self.files))}: columns do not fit ({error}); build them again"
-            ) from error
-
-    def rows(self) -> Iterator[dict]:
-        """Rows in the order of files, paths relative to the common root.
-
-        Raises:
-            SelectionError: two rows have one uid, or a row is none (`row_shape_problems`).
-        """
-        seen: set[str] = set()
-        for file, root in zip(self.files, self.roots, strict=True):
-            prefix = Path(os.path.relpath(root, self.root))
-            for row in read_rows(file, root, None, needed=COLUMNS):
-                if wrong := row_shape_problems(row):
-                    raise SelectionError(f"{row.where}: {wrong[0]}")
-                if not isinstance(row.uid, str):
-                    raise SelectionError(f"{row.where}: has no extra_info.uid; build the rows again")
-                if row.uid in seen:
-                    raise SelectionError(f"{file}: uid {row.uid!r} is there twice; remove one of the rows or files")
-                seen.add(row.uid)
-                for video in row.entries if root != self.root else ():
-                    video.update((key, (prefix / video[key]).as_posix()) for key in ("video", "tracks") if key in video)
-                yield {**row, "videos": None if row["videos"] is None else row.entries}
-
-
-def _with_entries(schema: pa.Schema) -> pa.Schema:
-    """A schema whose ``videos`` are entries, as `Pool.rows` has them, where they are names alone."""
-    index = schema.get_field_index("videos")
-    kind = schema.field(index).type if index >= 0 else pa.null()
-    if not pa.types.is_list(kind) or pa.types.is_struct(kind.value_type):
-        return schema
-    return schema.set(index, pa.field("videos", pa.list_(pa.struct({"video": pa.string()}))))
-
-
-def pool(files: Iterable[Path], video_root: Path | None = None) -> Pool:
-    """The rows of some parquet files.
-
-    Args:
-        files: as training reads them.
-        video_root: see `verl_stvg.rows.files.root_of`.
-
-    Raises:
-        ValueError: no files, or one that is missing.
-    """
-    files = tuple(files)
-    if missing := [file for file in files if not file.is_file()] or not files:
-        raise SelectionError(
-            f"{missing[0] if files else 'rows'}: no such file; build the rows first, or correct the path"
-        )
-    roots = tuple(root_of(file, video_root) for file in files)
-    return Pool(files, Path(os.path.commonpath(roots)), roots)
-
-
-def with_fields(schema: pa.Schema, column: str, fields: Mapping[str, pa.DataType]) -> pa.Schema:
-    """A schema whose struct column (or list of structs) has further fields; those of the same name are replaced."""
-    if not fields:
-        return schema
-    index = schema.get_field_index(column)
-    old = schema.field(index).type
-    struct = old.value_type if pa.types.is_list(old) else old
-    kept = {struct.field(k).name: struct.field(k).type for k in range(struct.num_fields)}
-    new = pa.struct({**kept, **fields})
-    return schema.set(index, pa.field(column, pa.list_(new) if pa.types.is_list(old) else new))
-
-
-def write_rows(path: Path, rows: Iterable[dict], schema: pa.Schema) -> int:
-    """Write rows to a parquet file and return their number."""
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        return sum(1 for _ in _as_read(rows, schema, writer))
 
 
 def prepare(
@@ -207,7 +107,7 @@ def prepare(
         there = out / MANIFEST
         frozen = there.is_file()
         with contextlib.nullcontext() if frozen else _new_rows(out / ROWS, schema) as writer:
-            hashed = answers.hash_rows(_as_read(asked(), schema, writer))
+            hashed = answers.hash_rows(as_read(asked(), schema, writer))
             if not datasets:
                 raise SelectionError(f"{', '.join(map(str, source.files))}: no rows; build them again")
         manifest = {
@@ -230,18 +130,6 @@ def prepare(
 def _new_rows(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     with replacing(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
         yield writer
-
-
-def _as_read(rows: Iterable[dict], schema: pa.Schema, writer: pq.ParquetWriter | None) -> Iterator[dict]:
-    """Rows as they will be read again, written on the way if there is a writer."""
-    rows = iter(rows)
-    while True:
-        table = pa.Table.from_pylist(list(itertools.islice(rows, _BATCH)), schema)
-        if writer is not None:
-            writer.write_table(table)
-        if not table.num_rows:
-            return
-        yield from table.to_pylist()
 
 
 def _same(out: Path, there: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:

@@ -5,7 +5,6 @@ bins keep their proportions; within them a hash of seed and uid decides, so that
 same rows anywhere. Source: VideoTG-R1 notes, 2.1; the size, the strata and the seed are ours.
 """
 
-import hashlib
 import json
 import os
 from collections import Counter
@@ -17,20 +16,17 @@ from typing import Any
 
 import pyarrow as pa
 
+from verl_stvg.base.digest import sha256
 from verl_stvg.base.lock import whole
 from verl_stvg.data_builders.selection import difficulty, draw
 from verl_stvg.data_builders.selection.folder import (
     JUDGED,
     MANIFEST,
-    Pool,
-    SelectionError,
-    pool,
     read_judged,
     some,
-    with_fields,
     write_json,
-    write_rows,
 )
+from verl_stvg.data_builders.selection.pool import Pool, SelectionError, pool, with_fields, write_rows
 from verl_stvg.rows.row import Row
 
 UIDS, TRAIN = "uids.txt", "train.parquet"
@@ -165,7 +161,7 @@ def write(source: Pool, out: Path, chosen: set[str], hard: Mapping[str, dict], m
             **made_by,
             "chosen": len(uids),
             "video_root": os.path.relpath(source.root, out.resolve()),
-            "sha256": {name: _sha256(work / name) for name in (TRAIN, UIDS)},
+            "sha256": {name: sha256(work / name) for name in (TRAIN, UIDS)},
         }
         write_json(work / MANIFEST, manifest)
         if out.exists():
@@ -228,8 +224,4 @@ def _check_all(sets: Mapping[str, str], judged: Mapping[str, Any], path: Path) -
 
 def _hashes(found: Judgements) -> dict[str, str | None]:
     paths = {name: path / JUDGED if path and path.is_dir() else path for name, path in vars(found).items()}
-    return {name: _sha256(path) if path else None for name, path in paths.items()}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return {name: sha256(path) if path else None for name, path in paths.items()}

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from verl_stvg.data_builders.records import Entries
 
+__all__ = ["NAMES", "AnnotationSet", "Source", "all_sets", "described", "find"]
+
 
 @dataclass(frozen=True)
 class Source:

@@ -95,8 +95,7 @@ def _joined(masks: tuple[dict | None, ...]) -> dict | None:
     there = [mask for mask in masks if mask]
     if len(there) < 2:
         return there[0] if there else None
-    union = coco.merge(there)
-    return {"size": union["size"], "counts": union["counts"].decode("ascii")}
+    return encoded(coco.merge(there))
 
 
 def _read(track: Any, num_frames: int) -> list[RLE | None] | str:

@@ -827,6 +827,6 @@ def weights_hash(folder: str | os.PathLike) -> str:
 def cache_key(config: TinyConfig, seed: int) -> str:
     """Hash of all that determines the model: configuration, seed, the code of the builders, and library versions."""
     digest = hashlib.sha256(json.dumps([asdict(config), seed, torch.__version__, transformers.__version__]).encode())
-    for module in (synthetic.__file__, __file__):
+    for module in (synthetic.__file__, Path(synthetic.__file__).with_name("synthetic_world.py"), __file__):
         digest.update(Path(module).read_bytes())
     return digest.hexdigest()[:16]

@@ -103,7 +103,10 @@ def from_seconds(boxes: Mapping[int, Box], times: ArrayLike, span: tuple[float, 
 
 
 def box_iou(boxes: ArrayLike, true_boxes: ArrayLike) -> Floats:
-    """Return the IoU of each box with its counterpart, (T,), in [0, 1]; both are (T, 4) xyxy. No pixel is added."""
+    """Return the IoU of each box with its counterpart, (T,), in [0, 1]; both are (T, 4) xyxy. No pixel is added.
+
+    The same as `reward_fns.measures.box_iou`, for many boxes at once.
+    """
     found, true = np.asarray(boxes, dtype=np.float64), np.asarray(true_boxes, dtype=np.float64)
     sides = np.minimum(found[:, 2:], true[:, 2:]) - np.maximum(found[:, :2], true[:, :2])
     inter = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)

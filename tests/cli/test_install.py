@@ -91,6 +91,8 @@ def test_every_file_of_data_is_in_the_wheel(wheel):
     assert wanted <= there, sorted(wanted - there)
     assert {name.partition("/")[0] for name in there if ".dist-info/" not in name} == set(PACKAGES)
     assert len([name for name in wanted if not name.endswith(".py")]) > 30
+    typed = {"reward_fns/", "verl_stvg/", "verl_stvg/data_builders/", "verl_stvg/eval/"}
+    assert {f"{folder}py.typed" for folder in typed} <= there
 
 
 def test_the_base_requires_nothing(requirements):

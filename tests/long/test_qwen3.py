@@ -32,8 +32,9 @@ from verl_stvg.rows.row import RowError
 from verl_stvg.training.dataset import VideoGroundingDataset
 from verl_stvg.training.worker import StockWorker, VideoGroundingWorker
 from verl_stvg.video import positions
+from verl_stvg.video.frame_rules import MERGE, QWEN3_PATCH, smart_resize
 from verl_stvg.video.keys import Normalisation
-from verl_stvg.video.plan import MERGE, QWEN3_PATCH, SamplingPlan, plan_video, smart_resize
+from verl_stvg.video.plan import SamplingPlan, plan_video
 from verl_stvg.video.store import FrameStore
 
 FACTOR = QWEN3_PATCH * MERGE

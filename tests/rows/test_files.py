@@ -19,7 +19,7 @@ from verl_stvg.data_builders.sets import find
 from verl_stvg.data_builders.templates import TEMPLATES
 from verl_stvg.eval.benchmarks import items
 from verl_stvg.inference import settings
-from verl_stvg.launch import capacity, config_checks
+from verl_stvg.launch import config_checks, row_sizes
 from verl_stvg.rows.cache_fill import read_jobs
 from verl_stvg.rows.files import open_rows, rows_in
 from verl_stvg.training import dataset
@@ -42,7 +42,7 @@ READERS = {
     "eval": lambda file, out: settings.read_rows([file]),
     "score": lambda file, out: list(items.read_rows([file])),
     "select": lambda file, out: folder.prepare(difficulty.stage(difficulty.Rules()), [file], out / "stage"),
-    "plan": lambda file, out: capacity.read_rows([file]),
+    "plan": lambda file, out: row_sizes.read_rows([file]),
     "train": lambda file, out: dataset.table_of(str(file), file),
     "files of a run": lambda file, out: _raised(config_checks._metadata(str(file))),
 }

@@ -21,7 +21,7 @@ from verl_stvg.data_builders.selection import difficulty, folder, subset
 from verl_stvg.data_builders.sets import find
 from verl_stvg.data_builders.testing.tiny_model import TinyConfig, make_processor, make_untrained
 from verl_stvg.inference.settings import read_rows
-from verl_stvg.launch import capacity, preflight, row_checks
+from verl_stvg.launch import preflight, row_checks, row_sizes
 from verl_stvg.launch.config_checks import too_few_rows
 from verl_stvg.rows import files as row_files
 from verl_stvg.rows import fit
@@ -29,7 +29,8 @@ from verl_stvg.rows.cache_fill import read_jobs
 from verl_stvg.rows.row import Row, RowError, entries_of, entry_of, plan_of, refit
 from verl_stvg.rows.settings import frame_source
 from verl_stvg.training.dataset import VideoGroundingDataset
-from verl_stvg.video.plan import TEMPORAL_PATCH, plan_video
+from verl_stvg.video.frame_rules import TEMPORAL_PATCH
+from verl_stvg.video.plan import plan_video
 
 TINY = OmegaConf.to_container(OmegaConf.load(recipe_names.FOLDER / "variant/tiny.yaml"))
 TOKEN = 28 * 28
@@ -236,7 +237,7 @@ def test_every_reader_of_rows_makes_the_same_plan(own, tmp_path):
     frozen = [entry_of(row["videos"][0]) for row in row_files.read_rows(tmp_path / "stage/rows.parquet")]
     assert [{**one, "video": Path(one["video"]).name} for one in frozen] == wanted
     folder.prepare(difficulty.stage(difficulty.Rules()), [file], tmp_path / "stage")  # judged again without a model
-    units = capacity.read_rows([file], fit=keys).most_units
+    units = row_sizes.read_rows([file], fit=keys).most_units
     assert units == max(
         plan_of(one, Row.of(row).info).num_units for one, row in zip(wanted, row_files.read_rows(file), strict=True)
     )

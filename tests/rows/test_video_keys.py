@@ -13,17 +13,17 @@ from omegaconf import OmegaConf
 
 from tests.data_builders.test_build import run, write_video
 from verl_stvg.data_builders import check, show
-from verl_stvg.data_builders.selection.folder import pool, write_rows
+from verl_stvg.data_builders.selection.pool import pool, write_rows
 from verl_stvg.data_builders.selection.samples import sample_of
 from verl_stvg.data_builders.testing.tiny_model import make_processor
 from verl_stvg.eval.benchmarks.items import item_of, read_rows
 from verl_stvg.eval.report.clips import Rows
-from verl_stvg.launch import capacity
+from verl_stvg.launch import row_sizes
 from verl_stvg.rows.cache_fill import Job, read_jobs
 from verl_stvg.rows.prompts import messages_of, plan_video_part
 from verl_stvg.rows.row import ROOT_KEY, VIDEO_KEYS, RowError, entries_of, entry_of, located
 from verl_stvg.training.dataset import VideoGroundingDataset
-from verl_stvg.video.plan import PROCESSOR_MAX_PIXELS, PROCESSOR_MIN_PIXELS
+from verl_stvg.video.frame_rules import PROCESSOR_MAX_PIXELS, PROCESSOR_MIN_PIXELS
 
 QWEN = {"rule": "qwen_vl_utils"}
 
@@ -193,7 +193,7 @@ def test_every_reader_refuses_in_the_same_words(videos, said, folder, processor,
     with pytest.raises(RowError) as error:
         dataset(file, processor)
     assert f"row 0 (uid own/train/0): {said}" in str(error.value)
-    readers = (messages_of, sample_of, lambda _: capacity.read_rows([file]), lambda _: Rows([file])["own/train/0"])
+    readers = (messages_of, sample_of, lambda _: row_sizes.read_rows([file]), lambda _: Rows([file])["own/train/0"])
     for read in (*readers, lambda _: list(pool([file]).rows())):
         with pytest.raises(ValueError) as error:
             read(json.loads(json.dumps(one)))
@@ -239,7 +239,7 @@ def test_names_alone_are_read_by_all(folder, processor, tmp_path):
     assert messages_of(row(["b.mp4"]) | {ROOT_KEY: str(folder)})[0]["content"][0] == part
     assert [item_of(one).video for one in read_rows([plain])] == ["a.mp4", "b.mp4"]
     assert Rows([plain]).videos() == {"own/train/0": "a.mp4", "own/train/1": "b.mp4"}
-    assert capacity.read_rows([plain]).videos == 2
+    assert row_sizes.read_rows([plain]).videos == 2
     assert show.write([plain], folder / "rows.html") == 2
     assert "data:image/jpeg" in (folder / "rows.html").read_text()
     source = pool([plain])
@@ -258,7 +258,7 @@ def test_what_is_asked_for_is_planned_by_all(folder, processor):
     plan = plan_video_part(part)
     assert (plan.num_frames, plan.height, plan.width) == (8, 56, 112)
     assert dict(read_jobs([file])[0].options) == asked
-    assert capacity.read_rows([file]).longest == plan.num_tokens
+    assert row_sizes.read_rows([file]).longest == plan.num_tokens
     with pytest.raises(ValueError, match="'max_frame' is no key of a video"):
         plan_video_part(part | {"max_frame": 4})
     assert plan_video_part(part | {"patch": 16}).grid_thw == (4, 4, 6)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from verl_stvg.data_builders.sets import synthetic
+from verl_stvg.data_builders.sets import synthetic, synthetic_world
 
 
 def planted_clip(seed: int, index: int, twice: bool) -> synthetic.ClipSpec:
@@ -23,10 +23,10 @@ def planted_clip(seed: int, index: int, twice: bool) -> synthetic.ClipSpec:
     ids = [int(number) for number in rng.permutation(synthetic.IDS)[:3]]
     gap = 2 * synthetic.FRAMES_PER_TICK
     while True:
-        target, other, again = (synthetic._draw_track(rng, *looks) for looks in zip(ids, colors, strict=True))
+        target, other, again = (synthetic_world._draw_track(rng, *looks) for looks in zip(ids, colors, strict=True))
         apart = again.first - target.last > gap or target.first - again.last > gap
         tracks = (target, other, again)
-        touch = any(synthetic._touch(a, b) for i, a in enumerate(tracks) for b in tracks[:i])
+        touch = any(synthetic_world._touch(a, b) for i, a in enumerate(tracks) for b in tracks[:i])
         if apart and not touch and again.motion == target.motion:
             break
     if twice:

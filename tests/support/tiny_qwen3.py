@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from verl_stvg.data_builders.testing.tiny_model import make_tokenizer
-from verl_stvg.video.plan import MERGE, QWEN3_PATCH
+from verl_stvg.video.frame_rules import MERGE, QWEN3_PATCH
 
 TOKEN_PIXELS = (QWEN3_PATCH * MERGE) ** 2
 WIDTH, LAYERS, HEADS = 128, 4, 4

@@ -31,6 +31,7 @@ from verl_stvg.cli.cache import app, parse_size, size_text
 from verl_stvg.rows.cache_fill import QUARANTINE, Job, build, read_jobs
 from verl_stvg.rows.row import plan_of
 from verl_stvg.video import cache as module
+from verl_stvg.video import cache_file
 from verl_stvg.video.cache import CacheError, FrameCache
 from verl_stvg.video.decode import VideoError, VideoInfo, probe, read_frames
 from verl_stvg.video.plan import SamplingPlan, plan_video
@@ -109,7 +110,7 @@ def test_frames_are_those_of_the_decoder_then_and_later(tmp_path, folder):
         np.testing.assert_array_equal(found, read_frames(path, plan))
     assert (later.hits, later.misses, later.decodes) == (2, 0, 0)
     (entry,) = files_of(folder, ".frames")
-    assert (entry.stat().st_size - frames.nbytes) % module.PAGE == 0
+    assert (entry.stat().st_size - frames.nbytes) % cache_file.PAGE == 0
     assert later.find("0" * 32) is None and not files_of(folder, ".tmp")
 
 
@@ -272,7 +273,7 @@ def test_hosts_that_do_not_see_each_others_locks_agree(clip, folder, monkeypatch
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 7), max_size=30), st.integers(1, 8))
 def test_the_bound_holds_and_frames_are_right(requests, room):
-    size = module.PAGE + small_plan().num_frames * 28 * 28 * 3
+    size = cache_file.PAGE + small_plan().num_frames * 28 * 28 * 3
     with tempfile.TemporaryDirectory() as name:
         cache = FrameCache(Path(name, "cache"), max_bytes=room * size + size // 2)
         for number in requests:
@@ -322,7 +323,7 @@ def test_temporary_files_that_nobody_writes_are_swept(clip, folder):
 
     cache.get(clip, small_plan(), decode)
     parent = files_of(folder, ".frames")[0].parent
-    mine, young, old = (parent / f"{'0' * 32}.{host}.tmp" for host in (module._host(), "other", "third"))
+    mine, young, old = (parent / f"{'0' * 32}.{host}.tmp" for host in (cache_file.host(), "other", "third"))
     for path in (mine, young, old):
         path.write_bytes(b"partial")
     os.utime(old, (LONG_AGO, LONG_AGO))

@@ -175,7 +175,7 @@ def test_the_memory_of_a_pass_is_bounded_from_its_beginning(monkeypatch):
 # --- nobody else decodes ----------------------------------------------------------------------------------------------
 
 READERS = {"read_frames", "probe", "timeline", "pictures", "decode_packets", "walk", "opened", "fetch_frames", "Blocks"}
-IN_PROCESS = {"decode", "fetch", "pictures", "packets", "timeline"}
+IN_PROCESS = {"container", "decode", "fetch", "packet_order", "packets", "pictures", "timeline"}
 """Modules of `verl_stvg.video` whose functions decode in the process that calls them."""
 FOREIGN = {"av", "decord", "torchcodec"}
 
@@ -191,7 +191,9 @@ ALLOWED = {
     "verl_stvg/video/limit.py": Allowed({"av"}, "measures this machine"),
     "verl_stvg/video/decode.py": Allowed(READERS | {"av"}, "called by the child"),
     "verl_stvg/video/fetch.py": Allowed(READERS | FOREIGN | {"VideoReader"}, "called by the child"),
-    "verl_stvg/video/packets.py": Allowed({"av"}, "called by the child"),
+    "verl_stvg/video/container.py": Allowed({"av"}, "called by the child"),
+    "verl_stvg/video/packet_order.py": Allowed({"av", "opened"}, "called by the child"),
+    "verl_stvg/video/packets.py": Allowed({"av", "opened"}, "called by the child"),
     "verl_stvg/video/pictures.py": Allowed(READERS | {"av"}, "called by the child"),
     "verl_stvg/video/timeline.py": Allowed({"walk"}, "called by the child"),
     "data_builders/objects/write.py": Allowed({"av"}, "writes files, opens none"),

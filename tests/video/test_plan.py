@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.video.test_decode import write_counting_video
 from verl_stvg.video.decode import probe, read_frames
-from verl_stvg.video.plan import (
+from verl_stvg.video.frame_rules import (
     FACTOR,
     MAX_PIXELS,
     MIN_PIXELS,
@@ -18,11 +18,11 @@ from verl_stvg.video.plan import (
     PROCESSOR_MIN_PIXELS,
     TOTAL_PIXELS,
     frame_budget,
-    plan_video,
     smart_nframes,
     smart_resize,
     spread,
 )
+from verl_stvg.video.plan import plan_video
 
 BUDGET = {"min_pixels": 4 * FACTOR**2, "max_pixels": 64 * FACTOR**2}
 

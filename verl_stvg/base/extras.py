@@ -6,7 +6,7 @@ Imports the standard library only: it speaks where nothing else is installed.
 import importlib.util
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import distribution, requires
 from urllib.parse import unquote
 
@@ -38,13 +38,21 @@ def extras_of(module: str) -> list[str]:
     """
     top = module.split(".")[0]
     wanted = _normal(BROUGHT_BY.get(top) or OTHER_NAMES.get(top) or top)
-    found = []
+    return [extra for name, _, extra in _requirements() if name == wanted]
+
+
+def pin(distribution_name: str) -> str | None:
+    """The version of another distribution that this package is made for, the one in ``setup.py``; None for any."""
+    wanted = _normal(distribution_name)
+    return next((version for name, version, _ in _requirements() if name == wanted and version), None)
+
+
+def _requirements() -> Iterator[tuple[str, str | None, str]]:
+    """Distribution, version that is pinned if one is, and extra, of each requirement of an extra."""
     for line in requires(PACKAGE) or ():
-        requirement, _, marker = line.partition(";")
-        extra = re.search(r"""extra\s*==\s*['"]([^'"]+)""", marker)
-        if extra and _normal(re.match(r"[\w.-]+", requirement)[0]) == wanted:
-            found.append(extra[1])
-    return found
+        found = re.match(r"""([\w.-]+)[^;=]*(?:==([^;,\s)]+))?.*;.*extra\s*==\s*['"]([^'"]+)""", line)
+        if found:
+            yield _normal(found[1]), found[2], found[3]
 
 
 def missing(module: str, preferred: Sequence[str] = ()) -> str | None:

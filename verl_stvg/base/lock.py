@@ -172,12 +172,16 @@ def _leave(work: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, synced: bool = True) -> Iterator[Path]:
     """A file to write, which takes the place of another at the end of the block: all of it, and on disk.
 
     It is ``.NAME.partial`` beside the other. Of two processes that write it, the second waits; what a process has left
     that was killed, the next one overwrites. Where the block raises, the other file stays as it was. A link, and what
     is no file (``/dev/stdout``), is written in its place. The folder is made.
+
+    Args:
+        path: of the file.
+        synced: False for many small files that can be made again: the file may be empty after a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -186,7 +190,8 @@ def replacing(path: Path) -> Iterator[Path]:
     with _claimed(path.with_name(f".{path.name}.partial")) as (partial, file):
         try:
             yield partial
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
             partial.rename(path)
         except BaseException:
             partial.unlink(missing_ok=True)

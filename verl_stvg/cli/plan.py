@@ -43,7 +43,7 @@ def plan(
     files = [Path(text) for text in rows or () if text not in overrides]
     memory = gigabytes(hbm)
     recipe_names.check(recipe, overrides)
-    from verl_stvg.launch import capacity
+    from verl_stvg.launch import capacity, model_shape, row_sizes
     from verl_stvg.rows.fit import checked
 
     nodes = math.ceil(gpus / gpus_per_node)
@@ -52,11 +52,11 @@ def plan(
             f"{gpus} GPUs do not make {nodes} equal nodes of at most {gpus_per_node}; choose another number"
         )
     config = compose(recipe, [f"trainer.n_gpus_per_node={gpus // nodes}", f"trainer.nnodes={nodes}", *overrides])
-    patch = capacity.shape_of(config.actor_rollout_ref.model.path).patch
+    patch = model_shape.shape_of(config.actor_rollout_ref.model.path).patch
     if files:
-        data = capacity.read_rows(files, patch, checked(config.data.get("fit")))
-    elif recipe in capacity.CLIPS:
-        data = capacity.CLIPS[recipe].data(patch)
+        data = row_sizes.read_rows(files, patch, checked(config.data.get("fit")))
+    elif recipe in row_sizes.CLIPS:
+        data = row_sizes.CLIPS[recipe].data(patch)
     else:
         raise ValueError(f"no typical clip is known for {recipe}; give ROWS.parquet")
     given = capacity.Assumptions.of(dict(_pair(text) for text in assume or ()))

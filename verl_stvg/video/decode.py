@@ -30,7 +30,7 @@ import av
 import numpy as np
 
 from verl_stvg.video.clock import FrameClock
-from verl_stvg.video.fetch import DECODERS, DecoderError, Differs, Take, fetch_frames, load_decoder
+from verl_stvg.video.fetch import DECODERS, DecoderError, Differs, Fetch, Take, fetch_frames, load_decoder
 from verl_stvg.video.film import Timeline, VideoError, VideoInfo
 from verl_stvg.video.packets import Begins, nothing_begins
 from verl_stvg.video.pictures import FEED, PASS, decode_packets, fed_for, pictures
@@ -105,35 +105,59 @@ def read_frames(
     draw = _drawing(path, plan, line.info)
     shown = _on_show(plan, line.info.clock)
     _refuse_gaps(path, plan, line, needed, shown)
-    area = line.stored[0] * line.stored[1]
 
     def take(index: int, picture: np.ndarray) -> None:
         frames[shown == index] = _resize(draw(picture, index), plan.height, plan.width)
 
-    if fetch is not None:
-        begins(int(shown.max()) + 1, area)
-        try:
-            fetch_frames(fetch, path, line, shown, take, threads, trusted=decoder not in DECODERS)
-        except Differs as error:
-            if decoder not in DECODERS:
-                raise VideoError(f"{path}: {error}; use decoder=pyav, or encode the video again") from error
-            logger.warning("%s: %s; PyAV reads this file instead", path, error)
-            fetch = None
-    if fetch is None and not _decode_into(path, line, shown, take, threads, begins):
-        begins(2 * len(line.stamps), area)
-        whole, shown = (
-            shown,
-            _hold(plan.timestamps, shown, line.info.clock, _sound(line, decode_packets(path, line, 1))),
-        )
+    fetched = fetch is not None and _fetch_into(path, line, shown, take, fetch, decoder, threads, begins)
+    if not fetched and not _decode_into(path, line, shown, take, threads, begins):
+        begins(2 * len(line.stamps), line.stored[0] * line.stored[1])
+        whole = shown
+        shown = _hold(plan.timestamps, whole, line.info.clock, _sound(line, decode_packets(path, line, 1)))
         _refuse_gaps(path, plan, line, needed, shown)
-        if not _fill(line, shown, take, decode_packets(path, line, 1), tolerant=True):
-            raise VideoError(f"{path}: is damaged and decodes differently each time; download or encode it again")
-        if count := ((shown != whole) & (shown >= 0)).sum():
-            logger.warning("%s: damaged; %d of %d frames stand in for lost ones", path, count, len(shown))
+        _decode_damaged(path, line, whole, shown, take)
     frames[shown < 0] = 0
     if count := (shown < 0).sum():
         logger.warning("%s: %d of %d frames are lost, outside the span needed, and black", path, count, len(shown))
     return frames
+
+
+def _fetch_into(
+    path: Path,
+    line: Timeline,
+    shown: np.ndarray,
+    take: Take,
+    fetch: Fetch,
+    decoder: str,
+    threads: int,
+    begins: Begins,
+) -> bool:
+    """Take the frames that are on show with another decoder; False where one of ours differs from PyAV."""
+    begins(int(shown.max()) + 1, line.stored[0] * line.stored[1])
+    try:
+        fetch_frames(fetch, path, line, shown, take, threads, trusted=decoder not in DECODERS)
+    except Differs as error:
+        if decoder not in DECODERS:
+            raise VideoError(f"{path}: {error}; use decoder=pyav, or encode the video again") from error
+        logger.warning("%s: %s; PyAV reads this file instead", path, error)
+        return False
+    return True
+
+
+def _decode_damaged(path: Path, line: Timeline, whole: np.ndarray, shown: np.ndarray, take: Take) -> None:
+    """Decode the frames of a damaged file that can be had; see `read_frames`.
+
+    Args:
+        path: of the video.
+        line: its timeline.
+        whole: (T,) the frames that a whole file would show.
+        shown: (T,) those that are shown instead; below 0 where none is.
+        take: called with each frame and its picture.
+    """
+    if not _fill(line, shown, take, decode_packets(path, line, 1), tolerant=True):
+        raise VideoError(f"{path}: is damaged and decodes differently each time; download or encode it again")
+    if count := ((shown != whole) & (shown >= 0)).sum():
+        logger.warning("%s: damaged; %d of %d frames stand in for lost ones", path, count, len(shown))
 
 
 class Blocks:

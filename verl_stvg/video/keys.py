@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from verl_stvg.video.plan import TEMPORAL_PATCH, SamplingPlan
+from verl_stvg.video.frame_rules import TEMPORAL_PATCH
+from verl_stvg.video.plan import SamplingPlan
 from verl_stvg.video.store import FrameStore
 
 

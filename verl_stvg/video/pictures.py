@@ -7,8 +7,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from verl_stvg.video.container import opened, packets
 from verl_stvg.video.film import Timeline, VideoError
-from verl_stvg.video.packets import opened, packets
 from verl_stvg.video.timeline import timeline
 
 PASS, FEED, SKIP = range(3)

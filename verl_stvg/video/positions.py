@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from verl_stvg import moved
-from verl_stvg.video.plan import PATCH, TEMPORAL_PATCH, SamplingPlan
+from verl_stvg.video.frame_rules import PATCH, TEMPORAL_PATCH
+from verl_stvg.video.plan import SamplingPlan
 
 _TIME = re.compile(r"<\d+\.\d seconds>")
 _LONGEST_TIME = 24
@@ -80,19 +81,13 @@ def get_rope_index(
                 length = int(changes[0]) if len(changes) else len(types) - done
                 chunk = np.broadcast_to(np.arange(length), (3, length))
             else:
-                t, h, w = next(images if kind == 1 else videos)
-                grid = np.indices((t, h // merge, w // merge))
+                sides, interval = tuple(next(images if kind == 1 else videos)), 1.0
                 if kind == 2:
                     interval = tokens_per_second * (1.0 if seconds is None else next(seconds))
-                    grid[0] = (grid[0] * interval).astype(np.int64)
-                chunk = grid.reshape(3, -1)
+                chunk = _grid_positions(sides, merge, interval)
                 length = chunk.shape[1]
                 if not (types[done : done + length] == kind).all() or done + length > len(types):
-                    raise ValueError(
-                        f"row {row}: the {'image' if kind == 1 else 'video'} grid {(t, h, w)} needs {length} "
-                        "placeholder tokens in a row, and the prompt has fewer; prompt and pixels come from different "
-                        "processor calls"
-                    )
+                    raise ValueError(f"row {row}: {_TOO_FEW.format(('image', 'video')[kind - 1], sides, length)}")
             chunks.append(chunk + start)
             start = int(chunks[-1].max()) + 1
             done += length
@@ -100,6 +95,20 @@ def get_rope_index(
         positions[:, row, real] = merged
         deltas.append(start - len(types))
     return positions, torch.tensor(deltas, device=input_ids.device).unsqueeze(1)
+
+
+_TOO_FEW = (
+    "the {} grid {} needs {} placeholder tokens in a row, and the prompt has fewer; prompt and pixels come from "
+    "different processor calls"
+)
+
+
+def _grid_positions(sides: Sequence[int], merge: int, interval: float) -> np.ndarray:
+    """(3, N) positions of an image or a video from 0 on: unit k stands at ``floor(k * interval)``."""
+    t, h, w = sides
+    grid = np.indices((t, h // merge, w // merge))
+    grid[0] = (grid[0] * interval).astype(np.int64)
+    return grid.reshape(3, -1)
 
 
 def seconds_per_unit(metadata: Sequence, temporal_patch: int) -> torch.Tensor:

@@ -13,6 +13,7 @@ from numbers import Integral
 from typing import TypedDict
 
 import numpy as np
+from pycocotools import mask as coco
 
 from verl_stvg.video.film import MAX_AREA
 
@@ -122,6 +123,12 @@ def encoded(rle: RLE) -> RLE:
     elif isinstance(counts, str | bytes):
         return {"size": [height, width], "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
     return {"size": [height, width], "counts": compressed(lengths.tolist())}
+
+
+def encode(mask: np.ndarray) -> RLE:
+    """Run lengths of a mask, bool or of 0 and 1, (H, W)."""
+    found = coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": list(found["size"]), "counts": found["counts"].decode("ascii")}
 
 
 def compressed(lengths: Sequence[int]) -> str:

@@ -22,10 +22,10 @@ from pathlib import Path
 import av
 import numpy as np
 
+from verl_stvg.video.container import open_file
 from verl_stvg.video.content import Hashed
 from verl_stvg.video.decode import Blocks, DecoderError, VideoError, load_decoder, probe, read_frames
 from verl_stvg.video.limit import Limit
-from verl_stvg.video.packets import open_file
 from verl_stvg.video.plan import SamplingPlan
 
 _GRACE = 1.0  # seconds by which the child's own alarm comes after its parent's

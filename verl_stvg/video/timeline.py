@@ -17,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 import xxhash
 
+from verl_stvg.base.lock import replacing
 from verl_stvg.video.film import Timeline, Turn, VideoError, VideoInfo
 from verl_stvg.video.identity import identity
 from verl_stvg.video.packets import Begins, nothing_begins, walk
@@ -99,12 +100,9 @@ def _write(path: Path, line: Timeline) -> None:
         "turn": asdict(line.turn),
     }
     data = json.dumps(head).encode() + b"\n" + zlib.compress(raw, 1)
-    temporary = path.with_name(f".{path.name}")  # of all who write it, the same bytes: what a kill leaves is replaced
     try:
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(xxhash.xxh3_64_hexdigest(data).encode() + data)
-        temporary.rename(path)
+        with replacing(path, synced=False) as partial:
+            partial.write_bytes(xxhash.xxh3_64_hexdigest(data).encode() + data)
     except OSError as error:  # whatever is wrong with that folder, the video is not: the next process walks again
         logger.debug("%s cannot be kept: %s", path, error)
 

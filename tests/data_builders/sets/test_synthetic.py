@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from verl_stvg.data_builders.sets import synthetic
+from verl_stvg.data_builders.sets import synthetic, synthetic_world
 from verl_stvg.training.reward import compute_score
 
 NUM_TRAIN, NUM_VAL, SEED = 5, 3, 11
@@ -74,7 +74,7 @@ def test_shapes_never_overlap_and_keep_their_marker(index):
 
 
 def test_every_digit_looks_different():
-    markers = np.stack([synthetic._marker(i) for i in synthetic.IDS])
+    markers = np.stack([synthetic_world._marker(i) for i in synthetic.IDS])
     differing = (markers[:, None] != markers[None]).sum(axis=(2, 3))
     assert differing[~np.eye(len(markers), dtype=bool)].min() > 100
 

@@ -18,7 +18,7 @@ from verl_stvg.cli import app
 from verl_stvg.data_builders.sets import synthetic
 from verl_stvg.data_builders.testing import tiny_model
 from verl_stvg.patches.transformers_positions import mend_transformers
-from verl_stvg.video.plan import smart_resize
+from verl_stvg.video.frame_rules import smart_resize
 
 TOKENIZER = tiny_model.make_tokenizer()
 QUICK = tiny_model.TinyConfig(clips=4, vision_steps=2, vision_batch=8, answer_steps=2, answer_batch=2, eval_clips=2)
