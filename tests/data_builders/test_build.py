@@ -246,10 +246,10 @@ def test_an_unusable_video_is_left_out_and_named(annotations, tmp_path):
     ("arguments", "said"),
     [
         (["--split", "val"], "charades_sta has no split val; it has train, test"),
-        (["--template", "time"], "'--template': 'time' is not one of 'stvg_r1', "),
+        (["--template", "time"], "'time' is not one of 'stvg_r1', "),
         (["--template", "stvg_r1"], "asks for the ID of an object, which annotations do not have; give --targets"),
-        (["--past-end", "cut"], "'--past-end': 'cut' is not one of 'keep', 'clip', 'drop'"),
-        (["--rule", "fps"], "'--rule': 'fps' is not one of "),
+        (["--past-end", "cut"], "'cut' is not one of 'keep', 'clip', 'drop'"),
+        (["--rule", "fps"], "'fps' is not one of 'grid', "),
         (["--duration-from", "file"], "duration_from=file needs the files"),
         (["--videos", "nowhere"], "nowhere: no such folder (that is "),
     ],
