@@ -257,7 +257,8 @@ def test_hosts_that_do_not_see_each_others_locks_agree(clip, folder, monkeypatch
 
     def decode(path, plan, out):
         with monkeypatch.context() as elsewhere:
-            elsewhere.setattr(module, "_host", lambda: "elsewhere")
+            for part in (module, cache_file):
+                elsewhere.setattr(part, "host", lambda: "elsewhere")
             seen.append(FrameCache(folder).get(path, plan, noise_decoder))
         noise_decoder(path, plan, out)
 
