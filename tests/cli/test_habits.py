@@ -25,8 +25,8 @@ from verl_stvg.eval.importers import foreign
 from verl_stvg.inference.settings import BATCHES, Settings
 from verl_stvg.launch import capacity
 from verl_stvg.rows.cache_fill import read_jobs
+from verl_stvg.video.frame_rules import RULES
 from verl_stvg.video.markers import STYLES
-from verl_stvg.video.plan import RULES
 from verl_stvg.video.store import FrameStore
 
 ASK = (Settings, FrameStore)
