@@ -223,6 +223,7 @@ def warned(caplog) -> str:
         (("build", "synthetic"), ["--seed", "1", "rows"], ["--seed", "1", "--out", "rows"], "rows: write --out rows"),
         (("build", "generic"), ["--out", "rows"], ["--out", "rows"], None),
         (("tiny-model",), ["--out", "model", "--seed", "1"], ["--out", "model", "--seed", "1"], None),
+        (("tiny-model",), ["--out", "a", "b"], ["--out", "a", "b"], None),  # b is refused, and not made in a's place
         (("eval",), ["a", "--out", "b"], ["a", "--out", "b"], None),
     ],
 )

@@ -50,6 +50,10 @@ def plan(
     overrides = [text for text in rows or () if "=" in text or not text.endswith(".parquet")]
     files = [Path(text) for text in rows or () if text not in overrides]
     recipe_names.check(recipe, overrides)
+    from verl_stvg.rows import files as row_files
+
+    for file in files:
+        row_files.schema_of(file)  # before what takes long
     from verl_stvg.launch import capacity, model_shape, row_sizes
     from verl_stvg.rows.fit import checked
 
