@@ -10,7 +10,7 @@ from verl_stvg.data_builders.make_row import CHOICES, Policies
 from verl_stvg.data_builders.read import AnnotationError, json_lines
 from verl_stvg.data_builders.sets import AnnotationSet
 from verl_stvg.data_builders.templates import Template
-from verl_stvg.video.plan import RULES
+from verl_stvg.video.frame_rules import RULES
 
 SPLITS = ("train", "val", "test")
 

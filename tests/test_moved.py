@@ -1,5 +1,10 @@
 """Old names of modules stand for the new ones, for one release, and nobody else's modules are touched."""
 
+import ast
+import importlib
+import re
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -81,6 +86,27 @@ def test_packages_of_the_user_are_not_taken_for_ours(run_python, tmp_path):
         "    assert 'not meant' in str(error)\n",
         tmp_path,
     )
+
+
+def test_our_own_code_asks_by_the_new_names():
+    root = Path(moved.__file__).parent
+    folders = [path for path in root.iterdir() if path.is_dir()]  # some are links, which a glob does not follow
+    paths = [*root.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    files = {path: path.read_text(encoding="utf-8") for path in (*paths, *root.parent.glob("benchmarks/**/*.py"))}
+    moved_from = {
+        ".".join(("verl_stvg", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
+        for path, text in files.items()
+        if path in paths and re.search(r"^__getattr__ = .*names_of\(", text, re.MULTILINE)
+    }
+    assert len(moved_from) > 8
+    for path, text in files.items():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                names = [f"{node.module}.{one.name}" for one in node.names]
+                assert not moved.OLD.keys() & {node.module, *names}, f"{path}:{node.lineno}"
+                if node.module in moved_from:
+                    here = vars(importlib.import_module(node.module)).keys() | {one.stem for one in files}
+                    assert not {one.name for one in node.names} - here, f"{path}:{node.lineno}"
 
 
 def test_names_that_nothing_has_are_not_found():

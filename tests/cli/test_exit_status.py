@@ -86,6 +86,7 @@ def test_doctor_judges_the_machine(run, monkeypatch, good, expected):
         (["report", "nowhere"], "verl-stvg: nowhere/metrics.jsonl: no such file"),
         (["score", "nowhere.jsonl"], "verl-stvg: predictions are scored against the rows"),
         (["plan", "stvg-r1"], "no recipe 'stvg-r1' below recipes/; did you mean stvg_r1? There are stvg_r1, temporal"),
+        (["plan", "stvg_r1", "gone.parquet"], "gone.parquet: no such file; build the rows first"),
     ],
 )
 def test_what_cannot_be_done_is_one_message(run, arguments, words):

@@ -25,8 +25,8 @@ from verl_stvg.eval.importers import foreign
 from verl_stvg.inference.settings import BATCHES, Settings
 from verl_stvg.launch import capacity
 from verl_stvg.rows.cache_fill import read_jobs
+from verl_stvg.video.frame_rules import RULES
 from verl_stvg.video.markers import STYLES
-from verl_stvg.video.plan import RULES
 from verl_stvg.video.store import FrameStore
 
 ASK = (Settings, FrameStore)
@@ -223,6 +223,7 @@ def warned(caplog) -> str:
         (("build", "synthetic"), ["--seed", "1", "rows"], ["--seed", "1", "--out", "rows"], "rows: write --out rows"),
         (("build", "generic"), ["--out", "rows"], ["--out", "rows"], None),
         (("tiny-model",), ["--out", "model", "--seed", "1"], ["--out", "model", "--seed", "1"], None),
+        (("tiny-model",), ["--out", "a", "b"], ["--out", "a", "b"], None),  # b is refused, and not made in a's place
         (("eval",), ["a", "--out", "b"], ["a", "--out", "b"], None),
     ],
 )

@@ -238,7 +238,7 @@ def test_the_command_prints_every_assumption(tmp_path):
     from verl_stvg.cli.plan import plan
 
     app = typer.Typer()
-    app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(plan)
+    app.command()(plan)
     arguments = ["stvg_r1", "--gpus", "16", "--hbm", "40", "--assume", "mfu=0.3", "--out", str(tmp_path / "plan.json")]
     done = CliRunner().invoke(app, [*arguments, "+variant=qwen2_5_vl_3b", "data.max_prompt_length=1024"])
     assert done.exit_code == 1, done.output  # findings: a warning

@@ -13,7 +13,7 @@ from verl_stvg.data_builders.selection.samples import sample_of
 from verl_stvg.eval.benchmarks.items import item_of, read_rows
 from verl_stvg.eval.report.rows import Rows
 from verl_stvg.inference import settings
-from verl_stvg.launch import capacity
+from verl_stvg.launch import row_sizes
 from verl_stvg.rows import Row, files
 from verl_stvg.rows.masks import RowFacts
 from verl_stvg.training import reward
@@ -144,7 +144,7 @@ def test_all_readers_take_the_same_of_a_row_that_says_as_little_as_it_may(tmp_pa
     masked = RowFacts.of(raw | {"extra_info": raw["extra_info"] | {"bin": "hard", "difficulty": 0.5}})
     assert (masked.uid, masked.intervals) == ("own/train/0", ((1.0, 3.0),))
     assert [found["videos"] for found in pool([file]).rows()] == [[{"video": "a.mp4"}]]
-    assert capacity.read_rows([file]).rows == 1
+    assert row_sizes.read_rows([file]).rows == 1
     with pytest.raises(ValueError, match="row 0 has no extra_info.uid"):
         settings.read_rows([file])  # asks without reading the truth
 

@@ -49,7 +49,7 @@ COMMANDS = {
     ),
     "select": Line("verl_stvg.cli.select:app", "Choose training rows by a model's own answers.", DATA),
     "cache": Line("verl_stvg.cli.cache:app", "Decode videos before a run, and look after the frame cache.", DATA),
-    "plan": Line("verl_stvg.cli.plan:plan", "Estimate memory, time and disk of a recipe.", ENGINE, passes_on=True),
+    "plan": Line("verl_stvg.cli.plan:plan", "Estimate memory, time and disk of a recipe.", ENGINE),
     "train": Line("verl_stvg.cli.train:train", "Train with a recipe, supervised.", ENGINE, passes_on=True),
     "eval": Line("verl_stvg.cli.eval:eval_", "Answer a benchmark's rows with a model, and score the answers.", ENGINE),
     "score": Line("verl_stvg.cli.score:score", "Score the predictions of any program against rows.", EVAL),

@@ -113,6 +113,8 @@ def _rows_as_arguments(arguments: list[str]) -> list[str]:
 
 def _folder_as_out(arguments: list[str]) -> list[str]:
     """The argument that stands after no option, as ``--out``; every option of these commands has a value."""
+    if any(text == "--out" or text.startswith("--out=") for text in arguments):
+        return arguments
     for place, text in enumerate(arguments):
         after = arguments[place - 1] if place else ""
         if not text.startswith("-") and ("=" in after or not after.startswith("--")):

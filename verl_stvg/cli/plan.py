@@ -21,11 +21,19 @@ logger = logging.getLogger(__name__)
 _REST = "Rows of `verl-stvg build`, without them the paper's typical clip; and keys of verl's configuration."
 
 
+def gigabytes(text: str) -> float:
+    """Memory of a GPU for the planner: ``80G`` is what a data sheet calls 80 GB. A bare number, once GB, still is."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        warn_of_old(f"--hbm {text}", f"--hbm {text}G")
+        text += "G"
+    return parse_size(text) / 2**30
+
+
 def plan(
     recipe: Annotated[str, typer.Argument(help="Folder below recipes/.")],
     rows: Annotated[list[str] | None, typer.Argument(metavar="ROWS.parquet|KEY=VALUE", help=_REST)] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Total GPUs.")] = 8,
-    hbm: Annotated[str, typer.Option(metavar="SIZE", help="Memory of a GPU, e.g. 80G.")] = "80G",
+    hbm: Annotated[float, typer.Option(parser=gigabytes, metavar="SIZE", help="Memory of a GPU, e.g. 80G.")] = "80G",
     gpus_per_node: Annotated[int, typer.Option(min=1, help="Maximum GPUs per node.")] = 8,
     assume: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Instead of an assumption that the table lists.")
@@ -41,8 +49,11 @@ def plan(
     """
     overrides = [text for text in rows or () if "=" in text or not text.endswith(".parquet")]
     files = [Path(text) for text in rows or () if text not in overrides]
-    memory = gigabytes(hbm)
     recipe_names.check(recipe, overrides)
+    from verl_stvg.rows import files as row_files
+
+    for file in files:
+        row_files.schema_of(file)  # before what takes long
     from verl_stvg.launch import capacity, model_shape, row_sizes
     from verl_stvg.rows.fit import checked
 
@@ -62,8 +73,8 @@ def plan(
     given = capacity.Assumptions.of(dict(_pair(text) for text in assume or ()))
     seen = (*capacity.measured_stages(measured), measured_gpus) if measured else None
     free = shutil.disk_usage(_existing(config.data.video_cache.folder)).free
-    found = capacity.plan(config, data, memory, given, seen, free)
-    machines = f"{nodes} x {gpus // nodes} GPUs of {memory:g} GB"
+    found = capacity.plan(config, data, hbm, given, seen, free)
+    machines = f"{nodes} x {gpus // nodes} GPUs of {hbm:g} GB"
     _print(
         f"[bold]{recipe}[/], {config.actor_rollout_ref.model.path}, {machines}\n"
         f"{data.rows:,} rows on {data.videos:,} videos: {data.source}",
@@ -72,19 +83,11 @@ def plan(
         f"from {measured}, scaled by tokens and GPUs" if measured else "estimated from the assumptions below",
     )
     if out:
-        everything = {"recipe": recipe, "gpus": gpus, "hbm_gb": memory, **found.as_dict()}
+        everything = {"recipe": recipe, "gpus": gpus, "hbm_gb": hbm, **found.as_dict()}
         everything["assumptions"] = {field.name: value for field, value in given.listed()}
         write_whole(in_folder(out, "plan.json"), json.dumps(everything, indent=2) + "\n")
     if found.warnings:
         raise typer.Exit(status.FINDINGS)
-
-
-def gigabytes(text: str) -> float:
-    """Memory of a GPU for the planner: ``80G`` is what a data sheet calls 80 GB. A bare number, once GB, still is."""
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        warn_of_old(f"--hbm {text}", f"--hbm {text}G")
-        text += "G"
-    return parse_size(text) / 2**30
 
 
 def _print(title: str, found: "Plan", given: "Assumptions", how: str) -> None:

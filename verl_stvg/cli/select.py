@@ -177,7 +177,9 @@ def _run(stage: "Stage", rows: list[Path], out: Path, video_root: Path | None, s
     try:
         folder.judge(stage, out)
     except folder.MissingAnswers as missing:
-        if settings is None or settings.fold_size is None:
+        if settings is None:
+            raise ValueError(f"{missing}; without --model no model is asked") from missing
+        if settings.fold_size is None:
             raise
         logger.info("fold %d is answered; %s", settings.fold_index, missing)
         _judge(failed)

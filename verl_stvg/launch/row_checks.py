@@ -59,7 +59,7 @@ def _reader(config: DictConfig):
     from verl.utils import hf_processor, hf_tokenizer
 
     from verl_stvg.rows.chat_template import settle
-    from verl_stvg.video.plan import MERGE, PATCH, QWEN3_PATCH
+    from verl_stvg.video.frame_rules import MERGE, PATCH, QWEN3_PATCH
     from verl_stvg.video.positions import writes_times
 
     model = config.actor_rollout_ref.model.get("tokenizer_path") or config.actor_rollout_ref.model.path

@@ -463,6 +463,8 @@ def test_folds_come_together_and_missing_rows_are_named(tmp_path):
     texts = {f"s/train/{k}": [says(10, 10 + k)] for k in range(6)}
     with pytest.raises(folder.MissingAnswers, match="6 of 6 rows.*s/train/0.*and 1 more"):
         folder.judge(STAGE, out)
+    with pytest.raises(ValueError, match="6 of 6 rows have no answer.*without --model no model is asked"):
+        CliRunner().invoke(app, ["difficulty", str(file), "--out", str(out)], catch_exceptions=False)
     write_answers(out, {uid: texts[uid] for uid in ("s/train/5", "s/train/4", "s/train/3")}, "fold1")
     with pytest.raises(folder.MissingAnswers, match="3 of 6 rows have no answer: s/train/0, s/train/1, s/train/2"):
         folder.judge(STAGE, out)
