@@ -19,9 +19,19 @@ from verl_stvg.base.lock import write_whole
 from verl_stvg.data_builders.check_pairs import leaks, twins
 from verl_stvg.data_builders.check_rows import row_problems
 from verl_stvg.data_builders.check_videos import Looks, Seen, look, remember, video_problems
+from verl_stvg.moved import names_of
 from verl_stvg.rows.files import read_rows, root_of
 from verl_stvg.rows.shape import row_shape_problems
 from verl_stvg.workers import work
+
+__getattr__ = names_of(
+    __name__,
+    {
+        **dict.fromkeys(("DRIFT", "SLACK", "drift"), "verl_stvg.data_builders.check_videos"),
+        "COLUMNS": "verl_stvg.rows.files",
+        "read_entries": "verl_stvg.rows.row",
+    },
+)
 
 
 @dataclass(frozen=True)

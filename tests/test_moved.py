@@ -182,3 +182,18 @@ other.join(60)
 print("alive:", mine.is_alive(), other.is_alive())
 """
     assert run_python(code).stdout.split()[-2:] == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "home"),
+    [
+        ("verl_stvg.rows.row", "root_of", "verl_stvg.rows.files"),
+        ("verl_stvg.launch.preflight", "cluster_address", "verl_stvg.launch.machine_checks"),
+        ("verl_stvg.launch.preflight", "ADDED_KEYS", "verl_stvg.launch.key_checks"),
+        ("verl_stvg.video.plan", "MAX_FRAMES", "verl_stvg.video.frame_rules"),
+        ("verl_stvg.data_builders.check", "drift", "verl_stvg.data_builders.check_videos"),
+    ],
+)
+def test_names_of_a_module_that_was_divided(module, name, home):
+    with pytest.warns(FutureWarning, match=f"{name} is in {home} now"):
+        assert getattr(importlib.import_module(module), name) is getattr(importlib.import_module(home), name)

@@ -67,7 +67,7 @@ class Pool:
                 seen.add(row.uid)
                 for video in row.entries if root != self.root else ():
                     video.update((key, (prefix / video[key]).as_posix()) for key in ("video", "tracks") if key in video)
-                yield {**row, "videos": None if row["videos"] is None else row.entries}
+                yield {**row.raw, "videos": None if row["videos"] is None else row.entries}
 
 
 def _with_entries(schema: pa.Schema) -> pa.Schema:

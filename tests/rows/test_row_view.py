@@ -157,3 +157,11 @@ def test_a_link_to_a_file_has_the_root_of_the_file(tmp_path):
     link.symlink_to(tmp_path / "there/rows.parquet")
     for root in (next(files.read_rows(link)).root, Rows([link])["own/train/0"].root, pool([link]).root):
         assert root == tmp_path / "there"
+
+
+def test_what_a_row_says_is_kept_nowhere_unless_it_is_dear():
+    opened = Row({**row([{"video": "a.mp4"}]), "extra_info": {"uid": "a", "duration": 9.0}}, "/r", "here")
+    assert opened.uid == opened.name == "a" and opened.duration and opened.truth is not None
+    assert opened.intervals is not None and not opened.is_evaluation
+    assert set(vars(opened)) == {"raw", "root", "where", "fit"}  # a dictionary each, in 100,000 rows, takes seconds
+    assert opened.entries is opened.entries

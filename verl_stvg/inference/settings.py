@@ -4,7 +4,7 @@ Needs neither torch nor verl.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -141,20 +141,25 @@ def read_rows(
         ValueError: a missing file, one without the columns, a row without a uid, or a uid twice; with a fit, a row
             whose videos cannot be read.
     """
-    found: dict[Any, Row] = {}
+    rows: list[Row] = []
+    places: dict[Any, str] = {}
     for file in map(Path, files):
         names = row_files.schema_of(file, ("prompt", "extra_info")).names
         if other := [name for name in ("images", "audios") if name in names]:
             raise ValueError(f"{file}: has a column {other[0]!r}, and only videos are shown here; take it out")
         for row in row_files.read_rows(file, video_root, _COLUMNS, needed=()):
-            if row.uid is None:
+            uid = row.uid
+            if uid is None:
                 raise ValueError(f"{row.where} has no extra_info.uid; build the rows again")
-            if row.uid in found:
-                said = f"{row.where} has the uid {row.uid!r} of {found[row.uid].where}"
-                raise ValueError(f"{said}; leave one of the two files or rows out")
-            shown = {VIDEO_COLUMN: entries_of(row.get(VIDEO_COLUMN), where=row.where, fit=fit)} if fit else {}
-            found[row.uid] = replace(row, raw={**row, **shown, ROOT_KEY: str(row.root)})
-    return [replace(row, where="") for row in found.values()]  # an answer says which row cannot be asked
+            if uid in places:
+                raise ValueError(
+                    f"{row.where} has the uid {uid!r} of {places[uid]}; leave one of the two files or rows out"
+                )
+            places[uid] = row.where
+            shown = {VIDEO_COLUMN: entries_of(row.raw.get(VIDEO_COLUMN), where=row.where, fit=fit)} if fit else {}
+            # an answer says which row cannot be asked, so messages need not
+            rows.append(Row({**row.raw, **shown, ROOT_KEY: str(row.root)}, row.root))
+    return rows
 
 
 def chosen(rows: list[Row], fold_size: int | None = None, fold_index: int = 0, limit: int | None = None) -> list[Row]:

@@ -45,9 +45,24 @@ from verl_stvg.launch.machine_checks import (
     too_little_memory,
 )
 from verl_stvg.launch.row_checks import PreflightError, check_rows
+from verl_stvg.moved import names_of
 from verl_stvg.training.resume import too_little_disk, unusable_checkpoint
 
 logger = logging.getLogger(__name__)
+
+__getattr__ = names_of(
+    __name__,
+    {
+        **dict.fromkeys(("OPEN_KEYS", "ADDED_KEYS"), "verl_stvg.launch.key_checks"),
+        **dict.fromkeys(
+            (
+                *("GIB", "CPU_RUN_BYTES", "BASE_CPUS", "CPUS_OF_A_GPU"),
+                *("cluster_address", "files_of_a_run", "too_few_gpus_on_nodes", "needed_cpus"),
+            ),
+            "verl_stvg.launch.machine_checks",
+        ),
+    },
+)
 
 
 def install(verl_config) -> None:

@@ -44,7 +44,8 @@ from verl_stvg.video.frame_rules import (
 )
 
 __getattr__ = moved.names_of(
-    __name__, dict.fromkeys(("FACTOR", "QWEN3_PATCH", "MAX_RATIO", "RULES"), "verl_stvg.video.frame_rules")
+    __name__,
+    dict.fromkeys(("FACTOR", "MAX_FRAMES", "QWEN3_PATCH", "MAX_RATIO", "RULES"), "verl_stvg.video.frame_rules"),
 )
 
 MAX_TOKENS = 2**20
