@@ -4,6 +4,7 @@ import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -53,6 +54,20 @@ def test_rows_keep_what_verl_and_the_reward_need(made, rows):
     part = row["raw_prompt"][0]["content"][-1]
     assert part["type"] == "video" and part["video"] == str(rows / source["videos"][0]["video"])
     assert "videos" not in row and module.ROOT_KEY not in row
+
+
+def test_what_is_not_read_may_be_of_any_shape(tmp_path, made):
+    """Rows of other builders: a whole number that pandas made a float, text alone in parts."""
+    turn = {"role": "user", "content": [{"type": "text", "text": "What is 2 + 2?"}]}
+    extra = {"index": 3.0, "duration": "9 s"}
+    line = {"data_source": "mine/text", "prompt": [turn], "reward_model": {"ground_truth": "4"}, "extra_info": extra}
+    pq.write_table(pa.Table.from_pylist([line]), tmp_path / "text.parquet")
+    dataset = VideoGroundingDataset(str(tmp_path / "text.parquet"), made.tokenizer, made.config, made.processor)
+    assert dataset[0]["raw_prompt"] == [turn]
+    broken = {**line, "extra_info": {**extra, "num_frames": "many"}}
+    pq.write_table(pa.Table.from_pylist([broken]), tmp_path / "text.parquet")
+    with pytest.raises(RowError, match="extra_info.num_frames: should be a whole number"):
+        VideoGroundingDataset(str(tmp_path / "text.parquet"), made.tokenizer, made.config, made.processor)
 
 
 @pytest.mark.parametrize("rule", ["grid", "qwen_vl_utils"])

@@ -21,7 +21,7 @@ from verl_stvg.rows.chat_template import OPENED, opened, render
 from verl_stvg.rows.files import RowFileError, root_of, table_in
 from verl_stvg.rows.masks import RowFacts, crop_truth
 from verl_stvg.rows.prompts import check_places, check_size, read_video
-from verl_stvg.rows.row import ROOT_KEY, VIDEO_COLUMN, Row, RowError, plan_of
+from verl_stvg.rows.row import FACTS, ROOT_KEY, VIDEO_COLUMN, Row, RowError, plan_of
 from verl_stvg.rows.settings import fit_of, frame_source, template_options
 from verl_stvg.rows.shape import row_shape_problems
 from verl_stvg.training.curriculum import Curriculum
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 CHECKS = ("exist", "probe", "decode")
 _SHOWN = 5
+_READ = (*FACTS, "constant_rate", "frame_times", "file_end")  # of a row's `extra_info`
 
 
 class VideoGroundingDataset(RLHFDataset):
@@ -170,9 +171,17 @@ class VideoGroundingDataset(RLHFDataset):
 
     def _shape_problems(self, row: Row, masked: bool) -> list[str]:
         """`row_shape_problems` of what is read here: the ground truth is the reward's, and of masks."""
-        reward = row.get("reward_model") if masked else None
-        known = {"data_source": row.data_source, "prompt": row.get(self.prompt_key), "reward_model": reward}
-        return row_shape_problems({**known, "extra_info": row.get("extra_info") or {}})
+        reward, prompt = row.get("reward_model") if masked else None, row.get(self.prompt_key)
+        if not any(row.get(key) for key in (VIDEO_COLUMN, self.image_key, self.audio_key)) and isinstance(prompt, list):
+            prompt = [  # without places for videos, the template alone reads what a turn holds
+                {**turn, "content": ""} if isinstance(turn, dict) and isinstance(turn.get("content"), list) else turn
+                for turn in prompt
+            ]
+        extra = row.get("extra_info") or {}
+        if isinstance(extra, dict):
+            extra = {key: extra[key] for key in ((*_READ, "duration") if masked else _READ) if key in extra}
+        known = {"data_source": row.data_source, "prompt": prompt, "reward_model": reward}
+        return row_shape_problems({**known, "extra_info": extra})
 
     def _plan(self, row: Row, video: dict, check: str, source: FrameStore | Decoder) -> SamplingPlan:
         """Sampling plan of one of a row's videos, which is looked into as ``check`` says."""
