@@ -19,7 +19,9 @@ from verl_stvg.data_builders.row_schema import ROW_SCHEMA
 from verl_stvg.data_builders.selection.folder import SelectionError, pool
 from verl_stvg.eval.benchmarks.items import item_of, read_rows
 from verl_stvg.eval.benchmarks.tubes import Tube
-from verl_stvg.rows import cache_fill, row
+from verl_stvg.rows import cache_fill
+from verl_stvg.rows.files import root_of
+from verl_stvg.rows.row import entry_of
 from verl_stvg.rows.shape import columns_are_sound, row_shape_problems
 from verl_stvg.video.plan import MAX_TOKENS, plan_video
 from verl_stvg.video.store import FrameStore
@@ -237,7 +239,9 @@ def test_readers_that_need_every_row_name_the_bad_one(name, folder):
     file = write(folder / "one.parquet", fuzz.good_row(0, "stvg_r1"), bad)
     with pytest.raises(SelectionError, match=f"{file}: row 1: "):
         list(pool([file]).rows())
-    if not name.endswith("prompt"):  # which is not scored
+    if name == "nothing known":  # but by its ground truth, which has uid and duration
+        assert [item_of(row).uid for row in read_rows([file])] == ["fuzz/train/0", "fuzz/train/1"]
+    elif not name.endswith("prompt"):  # which is not scored
         with pytest.raises(ValueError, match=f"{file}: row 1: |row 'fuzz/train/1' has no uid"):
             [item_of(row) for row in read_rows([file])]
 
@@ -275,9 +279,9 @@ def test_a_manifest_that_is_none_is_named(tmp_path):
     for text in ("{", '{"video_root": 3}'):
         (tmp_path / "manifest.json").write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match="manifest.json: "):
-            row.root_of(file)
+            root_of(file)
     (tmp_path / "manifest.json").write_text('{"video_root": "videos"}', encoding="utf-8")
-    assert row.root_of(file) == tmp_path / "videos"
+    assert root_of(file) == tmp_path / "videos"
 
 
 # --- videos that are not there ----------------------------------------------------------------------------------------
@@ -331,7 +335,7 @@ def test_rows_are_checked_without_videos(folder, tmp_path):
     )
 )
 def test_any_plan_is_bounded_or_refused(options):
-    entry = row.entry_of({"video": "a.mp4", **options}) if options.get("video_start") != 0 else options
+    entry = entry_of({"video": "a.mp4", **options}) if options.get("video_start") != 0 else options
     chosen = {key: value for key, value in entry.items() if key != "video"}
     try:
         plan = plan_video(240, 12.0, 64, 48, **chosen)
@@ -343,7 +347,7 @@ def test_any_plan_is_bounded_or_refused(options):
 def test_numbers_with_which_arithmetic_ends_are_refused():
     for value in (1e19, 10**400, -1e300):
         with pytest.raises(ValueError, match="video_end must be of a size up to 1e[+]18"):
-            row.entry_of({"video": "a.mp4", "video_end": value})
+            entry_of({"video": "a.mp4", "video_end": value})
 
 
 def test_the_best_answer_to_an_endless_time_ends():

@@ -147,7 +147,7 @@ def row_shape_problems(row: Mapping[str, Any]) -> list[str]:
         row: as a parquet file has it.
     """
     try:
-        _Row.model_validate(dict(row))
+        _Row.model_validate(dict(row) if isinstance(row, Mapping) else row)
     except ValidationError as error:
         found: dict[tuple[str, ...], str] = {}
         for one in error.errors():

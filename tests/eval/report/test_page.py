@@ -594,8 +594,8 @@ def test_what_went_wrong_is_said_in_sentences(tmp_path, rows_file):
 def test_frames_are_as_the_model_saw_them(evaluations_of, rows_file):
     section = of_evaluation.section([evaluations.read(evaluations_of[1])], 4)
     rows = section["looked"].rows
-    marked = clips._frames(rows[section["looked"].clips[0].uid].entry, 10**6)
-    plain = clips._frames({**rows[section["looked"].clips[0].uid].entry, "tracks": None}, 10**6)
+    marked = clips._frames(rows[section["looked"].clips[0].uid].videos[0], 10**6)
+    plain = clips._frames({**rows[section["looked"].clips[0].uid].videos[0], "tracks": None}, 10**6)
     assert [frame["index"] for frame in marked[0]] == [frame["index"] for frame in plain[0]]
     assert any(a["source"] != b["source"] for a, b in zip(marked[0], plain[0], strict=True))  # the IDs
     report._draw(section, 10**6)
@@ -619,7 +619,7 @@ def test_boxes_of_a_scored_answer_are_read_once(tmp_path, rows_file, monkeypatch
 
 def test_part_of_a_file_has_its_own_clock(rows_file):
     uid = pq.read_table(rows_file).column("extra_info").to_pylist()[0]["uid"]
-    entry = clips.Rows([rows_file])[uid].entry
+    entry = clips.Rows([rows_file])[uid].videos[0]
     frames, _ = clips._frames({**entry, "video_start": 2.0, "video_end": 6.0}, 10**6, [(1.0, 2.0)])
     whole, _ = clips._frames(entry, 10**6)
     assert frames[0]["time"] < 1 and frames[-1]["time"] < 4 < whole[-1]["time"]
