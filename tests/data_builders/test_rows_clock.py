@@ -198,7 +198,8 @@ def test_training_looks_into_the_file_where_the_row_says_too_little(video, monke
     source = SimpleNamespace(probe=lambda path: looked.append(path) or probe(path), try_out=None)
     monkeypatch.setattr(VideoGroundingDataset, "_build_messages", lambda self, example, key: [])
     made_of = object.__new__(VideoGroundingDataset)
-    made_of.processor, made_of.tokenizer, made_of.video_key, made_of.prompt_key = None, _Tokenizer(), "videos", "prompt"
+    made_of.processor, made_of.tokenizer, made_of.prompt_key = None, _Tokenizer(), "prompt"
+    made_of.video_key, made_of.image_key, made_of.audio_key = "videos", "images", "audios"
     made_of.apply_chat_template_kwargs = made_of.fit = {}
     facts = Facts.of(probe(video), "")
     for one, looks in ((record(), 1), (record(tube=tube(15, 30), intervals=((0.5, 4.0),)), 0)):
