@@ -23,7 +23,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 from benchmarks import Options, Row
 from benchmarks.decode import write_clip
-from verl_stvg.data_builders.testing import tiny_model
+from verl_stvg.data_builders.testing import tiny_parts
 from verl_stvg.training.agent_loop import SharedTokens
 from verl_stvg.training.worker import StockWorker, VideoGroundingWorker
 from verl_stvg.video.once import Once
@@ -93,10 +93,10 @@ def configuration(folder: Path, ours: bool):
 
 def model_folder(folder: Path) -> None:
     """A model's files as the worker reads them: the tiny one's, with the size limits of Qwen2.5-VL's own."""
-    processor = tiny_model.make_processor()
+    processor = tiny_parts.make_processor()
     for part in (processor.image_processor, processor.video_processor):
         part.size = {"shortest_edge": 3136, "longest_edge": 12845056}
-    tiny_model.make_untrained(tiny_model.TinyConfig(), processor.tokenizer, 0).save_pretrained(folder / "model")
+    tiny_parts.make_untrained(tiny_parts.TinyConfig(), processor.tokenizer, 0).save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
 
 

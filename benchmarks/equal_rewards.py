@@ -23,7 +23,7 @@ from verl.workers.config import ActorConfig
 from benchmarks import Options, Row
 from reward_fns import RECIPES
 from verl_stvg.data_builders.sets import synthetic
-from verl_stvg.data_builders.testing import tiny_model
+from verl_stvg.data_builders.testing import tiny_answers, tiny_model, tiny_vision
 from verl_stvg.patches import equal_rewards
 from verl_stvg.patches.transformers_positions import mend_transformers
 
@@ -80,13 +80,13 @@ class Policy:
         self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         processor = AutoProcessor.from_pretrained(folder)
         self.tokenizer = processor.tokenizer
-        self.clips, frames = tiny_model.render_pool(seed, 10_000, PROMPTS, progress=False)
-        self.visual = tiny_model.features(self.model, processor.video_processor, frames)
+        self.clips, frames = tiny_vision.render_pool(seed, 10_000, PROMPTS, progress=False)
+        self.visual = tiny_vision.features(self.model, processor.video_processor, frames)
         self.texts = self.greedy()
 
     def greedy(self) -> list[str]:
         """Its answers to the prompts."""
-        return tiny_model.answer_greedily(self.model, self.tokenizer, self.clips, self.visual)
+        return tiny_answers.answer_greedily(self.model, self.tokenizer, self.clips, self.visual)
 
     def scores(self, texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """Rewards of some answers to each prompt."""
@@ -104,15 +104,15 @@ class Policy:
         end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
         answers = [self.tokenizer(text)["input_ids"] + [end] for group in texts for text in group]
         longest = max(map(len, answers))
-        prompts = [tiny_model.prompt_ids(self.tokenizer, clip.target_track.sentence) for clip in self.clips]
+        prompts = [tiny_answers.prompt_ids(self.tokenizer, clip.target_track.sentence) for clip in self.clips]
         rows = [prompt for prompt, group in zip(prompts, texts, strict=True) for _ in group]
         padded = [answer + [end] * (longest - len(answer)) for answer in answers]
         ids = torch.tensor([row + answer for row, answer in zip(rows, padded, strict=True)])
         mask = torch.tensor([[1] * len(answer) + [0] * (longest - len(answer)) for answer in answers])
         visual = self.visual.repeat_interleave(torch.tensor([len(group) for group in texts]), dim=0)
         hidden = self.model.model.language_model(
-            inputs_embeds=tiny_model.embed(self.model, ids, visual)[:, :-1],
-            position_ids=tiny_model.positions(self.model, ids)[:, :, :-1],
+            inputs_embeds=tiny_answers.embed(self.model, ids, visual)[:, :-1],
+            position_ids=tiny_answers.positions(self.model, ids)[:, :, :-1],
         ).last_hidden_state
         logits = self.model.lm_head(hidden[:, -longest:])
         return logits.log_softmax(-1).gather(-1, ids[:, -longest:, None])[..., 0], mask
@@ -138,7 +138,7 @@ def on_the_model(folder: Path, seed: int) -> Iterator[Row]:
     equal = [[text] * N for text in policy.texts]
     rng = np.random.default_rng(seed)
     tracks = [clip.target_track for clip in policy.clips]
-    varied = [[tiny_model.completion(moved(track, rng)) for _ in range(N)] for track in tracks]
+    varied = [[tiny_answers.completion(moved(track, rng)) for _ in range(N)] for track in tracks]
     sides = estimators()
     norm = {side: policy.gradient(one, equal) for side, one in sides.items()}
     title = f"tiny model, {PROMPTS} prompts answered the same {N} times: "

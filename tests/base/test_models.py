@@ -15,7 +15,7 @@ from verl_stvg.cli.select import app as select_app
 from verl_stvg.data_builders.objects.detect import detector
 from verl_stvg.data_builders.objects.detector import ModelError
 from verl_stvg.data_builders.objects.segment import Sam2Segmenter
-from verl_stvg.data_builders.testing.tiny_model import make_processor
+from verl_stvg.data_builders.testing.tiny_parts import make_processor
 from verl_stvg.inference import checkpoint, generate
 from verl_stvg.inference.settings import Counts, Settings
 from verl_stvg.launch.config_checks import unusable_files

@@ -185,9 +185,9 @@ def defaults_of(fed) -> dict[str, typing.Any]:
 
 
 def test_no_option_has_a_second_default():
-    from verl_stvg.data_builders.testing import tiny_model  # imports torch
+    from verl_stvg.data_builders.testing import tiny_model, tiny_parts  # imports torch
 
-    feeds = FEEDS | {("tiny-model",): ((tiny_model.make, tiny_model.TinyConfig), {})}
+    feeds = FEEDS | {("tiny-model",): ((tiny_model.make, tiny_parts.TinyConfig), {})}
     for path, command in every_command():
         fed, other_names = feeds.get(path, ((), {}))
         taken = [pair for one in fed for pair in defaults_of(one).items()]

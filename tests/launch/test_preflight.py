@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 
 from verl_stvg.data_builders.sets.synthetic import ROW_SCHEMA
-from verl_stvg.data_builders.testing.tiny_model import CHAT_TEMPLATE
+from verl_stvg.data_builders.testing.tiny_parts import CHAT_TEMPLATE
 from verl_stvg.launch import config_checks, machine_checks, nodes, preflight
 from verl_stvg.launch.preflight import PreflightError
 from verl_stvg.rows.files import read_rows
@@ -26,7 +26,7 @@ from verl_stvg.rows.row import RowError
 @pytest.fixture
 def config(rows, tmp_path, monkeypatch):
     """STVG-R1's recipe at tiny size, composed, on the synthetic rows; overrides as on the command line."""
-    from verl_stvg.data_builders.testing.tiny_model import make_processor
+    from verl_stvg.data_builders.testing.tiny_parts import make_processor
 
     monkeypatch.setattr(machine_checks, "CPU_RUN_BYTES", 0)  # nothing is started here
     folder = tmp_path / "model"

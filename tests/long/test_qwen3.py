@@ -170,7 +170,7 @@ def test_a_time_joined_with_the_text_before_it_is_an_error_and_a_line_break_prev
 
 
 def test_messages_of_other_models_are_left_alone():
-    from verl_stvg.data_builders.testing.tiny_model import make_processor
+    from verl_stvg.data_builders.testing.tiny_parts import make_processor
 
     messages = [{"role": "system", "content": "Hi"}, message("When?", {"type": "video", "video": "a.mp4"})]
     assert positions.fit(messages, make_processor()) == messages

@@ -7,7 +7,7 @@ import pytest
 from tests.engine.test_training import lines, metrics_of
 from tests.support.recipe_values import ALL
 from verl_stvg.data_builders.sets import synthetic
-from verl_stvg.data_builders.testing import tiny_model
+from verl_stvg.data_builders.testing import tiny_answers, tiny_model, tiny_parts
 from verl_stvg.launch import run
 
 pytestmark = pytest.mark.long
@@ -18,7 +18,7 @@ UNTAUGHT = {"clips": 4, "vision_steps": 2, "vision_batch": 8, "answer_steps": 2,
 @pytest.mark.parametrize("recipe", ALL)
 def test_two_steps(tmp_path, recipe):
     rows = synthetic.build(tmp_path / "rows", 16, 4, seed=5, task=recipe, progress=False)
-    config = tiny_model.TinyConfig(task=recipe, **UNTAUGHT)
+    config = tiny_parts.TinyConfig(task=recipe, **UNTAUGHT)
     model = tiny_model.make(tmp_path / "model", seed=0, config=config, progress=False)
     train = rows / "train.parquet"
     if recipe == "videotg_r1":
@@ -40,7 +40,7 @@ def test_two_steps(tmp_path, recipe):
     )
     assert status == 0, (tmp_path / "run" / "train.log").read_text(errors="replace")[-6000:]
     steps = metrics_of(tmp_path / "run")
-    parts = set(tiny_model.reward_parts([], [], recipe))
+    parts = set(tiny_answers.reward_parts([], [], recipe))
     for step in (1, 2):
         assert {f"reward/{part}/mean" for part in parts} <= steps[step].keys()
         assert steps[step]["rollout/missing"] == steps[step]["video/decodes"] == 0

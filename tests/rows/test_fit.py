@@ -19,7 +19,7 @@ from verl_stvg.data_builders import build
 from verl_stvg.data_builders.check_videos import remember
 from verl_stvg.data_builders.selection import difficulty, folder, subset
 from verl_stvg.data_builders.sets import find
-from verl_stvg.data_builders.testing.tiny_model import TinyConfig, make_processor, make_untrained
+from verl_stvg.data_builders.testing.tiny_parts import TinyConfig, make_processor, make_untrained
 from verl_stvg.inference.settings import read_rows
 from verl_stvg.launch import preflight, row_checks, row_sizes
 from verl_stvg.launch.config_checks import too_few_rows

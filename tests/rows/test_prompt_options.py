@@ -23,7 +23,7 @@ from verl_stvg.cli.eval import eval_
 from verl_stvg.data_builders.selection.folder import SelectionError, read_answers
 from verl_stvg.data_builders.sets.synthetic import ROW_SCHEMA
 from verl_stvg.data_builders.templates import TEMPLATES
-from verl_stvg.data_builders.testing.tiny_model import CHAT_TEMPLATE, TinyConfig, make_processor, make_untrained
+from verl_stvg.data_builders.testing.tiny_parts import CHAT_TEMPLATE, TinyConfig, make_processor, make_untrained
 from verl_stvg.eval.report.comparison import facts
 from verl_stvg.eval.report.evaluations import Evaluation
 from verl_stvg.inference.generate import ANSWERS, RUN, generate

@@ -15,7 +15,7 @@ from tests.data_builders.test_build import run, write_video
 from verl_stvg.data_builders import check, show
 from verl_stvg.data_builders.selection.pool import pool, write_rows
 from verl_stvg.data_builders.selection.samples import sample_of
-from verl_stvg.data_builders.testing.tiny_model import make_processor
+from verl_stvg.data_builders.testing.tiny_parts import make_processor
 from verl_stvg.eval.benchmarks.items import item_of, read_rows
 from verl_stvg.eval.report.clips import Rows
 from verl_stvg.launch import row_sizes

@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.support.planted import planted_clip
 from verl_stvg.data_builders.selection import boundary_reflection
 from verl_stvg.data_builders.sets import synthetic
-from verl_stvg.data_builders.testing import tiny_model
+from verl_stvg.data_builders.testing import same_sums, tiny_answers, tiny_parts, tiny_vision
 from verl_stvg.patches.transformers_positions import mend_transformers
 
 SEED = 1001
@@ -60,14 +60,14 @@ def prompt_ids(tokenizer, sample: Sample) -> list[int]:
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
-    return tokenizer(text.replace("<|video_pad|>", "<|video_pad|>" * tiny_model.VIDEO_TOKENS))["input_ids"]
+    return tokenizer(text.replace("<|video_pad|>", "<|video_pad|>" * tiny_parts.VIDEO_TOKENS))["input_ids"]
 
 
 def draw(seed: int, count: int) -> tuple[list[synthetic.ClipSpec], list[bool], np.ndarray]:
     """Clips, whether the target is shown twice, and their frames as the model sees them."""
     twice = [k % 2 == 0 for k in range(count)]
     clips = [planted_clip(seed, k, again) for k, again in enumerate(twice)]
-    size = tiny_model.FRAME_WIDTH, tiny_model.FRAME_HEIGHT
+    size = tiny_parts.FRAME_WIDTH, tiny_parts.FRAME_HEIGHT
     frames = np.empty((count, synthetic.NUM_TICKS, size[1], size[0], 3), dtype=np.uint8)
     ticks = range(0, synthetic.NUM_FRAMES, synthetic.FRAMES_PER_TICK)
     for k, clip in enumerate(clips):
@@ -79,7 +79,7 @@ def draw(seed: int, count: int) -> tuple[list[synthetic.ClipSpec], list[bool], n
 def guide_labels(clip: synthetic.ClipSpec, sample: Sample) -> np.ndarray:
     """What each visual token shows: 4 the named occurrence, 1 to 3 the other one (in which frames), or 0."""
     named, other = (
-        tiny_model.token_labels(synthetic.ClipSpec((track,) if track else (), 0, clip.background))[..., 3].reshape(-1)
+        tiny_vision.token_labels(synthetic.ClipSpec((track,) if track else (), 0, clip.background))[..., 3].reshape(-1)
         for track in (sample.named, sample.other)
     )
     return np.where(named > 0, 4, other)
@@ -97,7 +97,7 @@ def teach(model_dir: Path, out: Path, clips: int = 600, steps: int = 350, batch:
     model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype=torch.float32)
     model.model.visual.requires_grad_(False)
     specs, twice, frames = draw(SEED, clips)
-    visual = tiny_model.features(model, processor.video_processor, frames)
+    visual = tiny_vision.features(model, processor.video_processor, frames)
     samples = samples_of(specs, twice)
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     prompts = [prompt_ids(tokenizer, sample) for sample in samples]
@@ -112,29 +112,29 @@ def teach(model_dir: Path, out: Path, clips: int = 600, steps: int = 350, batch:
     clip_of = torch.tensor([sample.clip for sample in samples])
     positive = torch.tensor([sample.other is not None for sample in samples])
     weight = torch.where(positive, 1 / positive.sum(), 1 / (~positive).sum())
-    second = torch.arange(tiny_model.UNITS).repeat_interleave(tiny_model.ROWS * tiny_model.COLUMNS).repeat(batch)
+    second = torch.arange(tiny_parts.UNITS).repeat_interleave(tiny_parts.ROWS * tiny_parts.COLUMNS).repeat(batch)
     kinds = 5  # of `guide_labels`
-    guide = nn.Linear(model.config.text_config.hidden_size, kinds + tiny_model.UNITS)
+    guide = nn.Linear(model.config.text_config.hidden_size, kinds + tiny_parts.UNITS)
     held = {}
     hook = model.model.language_model.layers[1].register_forward_hook(
         lambda module, inputs, output: held.update(hidden=output[0] if isinstance(output, tuple) else output)
     )
     parameters = [p for p in model.parameters() if p.requires_grad] + [*guide.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, tiny_model.warm_cosine(steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, same_sums.warm_cosine(steps))
     began, right, count = time.monotonic(), 0, 0
     for step in range(steps):
         chosen = torch.multinomial(weight, batch, replacement=True)
         rows = ids[chosen]
-        inputs = tiny_model.embed(model, rows, visual[clip_of[chosen]])[:, :-1]
-        place = tiny_model.positions(model, rows)[:, :, :-1]
+        inputs = tiny_answers.embed(model, rows, visual[clip_of[chosen]])[:, :-1]
+        place = tiny_answers.positions(model, rows)[:, :, :-1]
         hidden = model.model.language_model(inputs_embeds=inputs, position_ids=place).last_hidden_state
         mask = taught[chosen][:, :-1].bool()
         logits, wanted = model.lm_head(hidden[mask]), rows[:, 1:][mask]
         losses = nn.functional.cross_entropy(logits, wanted, reduction="none")
         video = rows == model.config.video_token_id
         tokens = nn.functional.rms_norm(held["hidden"][video[:, :-1]], (held["hidden"].shape[-1],))
-        seen, when = guide(tokens).split((kinds, tiny_model.UNITS), dim=-1)
+        seen, when = guide(tokens).split((kinds, tiny_parts.UNITS), dim=-1)
         loss = losses.sum() / batch / 10 + 3 * nn.functional.cross_entropy(seen, guided[chosen].flatten())
         loss = loss + nn.functional.cross_entropy(when, second) / 2
         optimizer.zero_grad()

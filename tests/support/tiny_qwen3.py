@@ -17,7 +17,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from verl_stvg.data_builders.testing.tiny_model import make_tokenizer
+from verl_stvg.data_builders.testing.tiny_parts import make_tokenizer
 from verl_stvg.video.frame_rules import MERGE, QWEN3_PATCH
 
 TOKEN_PIXELS = (QWEN3_PATCH * MERGE) ** 2

@@ -18,7 +18,7 @@ from verl.utils import hf_processor
 from verl.utils.model import extract_multi_modal_inputs
 from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token_builder
 
-from verl_stvg.data_builders.testing.tiny_model import make_processor
+from verl_stvg.data_builders.testing.tiny_parts import make_processor
 from verl_stvg.training.agent_loop import KeyedVideoProcessor, SharedTokens, keyed
 from verl_stvg.training.dataset import VideoGroundingDataset
 from verl_stvg.training.metrics import video_metrics

@@ -17,7 +17,7 @@ from verl.utils import hf_processor
 from verl.utils.model import extract_multi_modal_inputs
 
 from tests.training.test_agent_loop import rolled_out
-from verl_stvg.data_builders.testing.tiny_model import make_processor
+from verl_stvg.data_builders.testing.tiny_parts import make_processor
 from verl_stvg.rows.masks import BINS, REGIONS, CurriculumError, Mask, RowFacts, crop_truth, visible_units
 from verl_stvg.rows.prompts import plan_video_part
 from verl_stvg.rows.row import RowError

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from tests.data_builders.test_build import write_video
 from verl_stvg.data_builders import build
 from verl_stvg.data_builders.sets import all_sets
-from verl_stvg.data_builders.testing.tiny_model import make_processor
+from verl_stvg.data_builders.testing.tiny_parts import make_processor
 from verl_stvg.rows.row import RowError
 from verl_stvg.rows.settings import frame_store
 from verl_stvg.training import dataset as module

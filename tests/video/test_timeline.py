@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from tests.video.test_decode import write_counting_video
-from verl_stvg.data_builders.testing.tiny_model import make_processor
+from verl_stvg.data_builders.testing.tiny_parts import make_processor
 from verl_stvg.rows.row import RowError
 from verl_stvg.training.dataset import VideoGroundingDataset
 from verl_stvg.video import decode, timeline

@@ -16,18 +16,18 @@ from typer.testing import CliRunner
 
 from verl_stvg.cli import app
 from verl_stvg.data_builders.sets import synthetic
-from verl_stvg.data_builders.testing import tiny_model
+from verl_stvg.data_builders.testing import tiny_answers, tiny_model, tiny_parts, tiny_vision
 from verl_stvg.patches.transformers_positions import mend_transformers
 from verl_stvg.video.frame_rules import smart_resize
 
-TOKENIZER = tiny_model.make_tokenizer()
-QUICK = tiny_model.TinyConfig(clips=4, vision_steps=2, vision_batch=8, answer_steps=2, answer_batch=2, eval_clips=2)
+TOKENIZER = tiny_parts.make_tokenizer()
+QUICK = tiny_parts.TinyConfig(clips=4, vision_steps=2, vision_batch=8, answer_steps=2, answer_batch=2, eval_clips=2)
 QUICK_WEIGHTS = "24723677f06f349e"  # of seed 3, on every x86-64 CPU; torch 2.11.0, another one may give others
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return tiny_model.make_processor()
+    return tiny_parts.make_processor()
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 
 
 def video_inputs(processor, count):
-    _, frames = tiny_model.render_pool(5, 0, count, progress=False)
+    _, frames = tiny_vision.render_pool(5, 0, count, progress=False)
     videos = [torch.from_numpy(f).permute(0, 3, 1, 2) for f in frames]
     metadata = VideoMetadata(fps=2.0, total_num_frames=16, frames_indices=list(range(16)))
     clips = [synthetic.make_clip(5, "warm", k) for k in range(count)]
@@ -77,17 +77,17 @@ def test_tokenizer_round_trip(text):
 
 def test_tokenizer_has_qwens_tokens_and_single_digits(processor):
     tokenizer = processor.tokenizer
-    for token in (*tiny_model.SPECIAL_TOKENS, *tiny_model.TAGS, *"0123456789"):
+    for token in (*tiny_parts.SPECIAL_TOKENS, *tiny_parts.TAGS, *"0123456789"):
         assert len(tokenizer(token)["input_ids"]) == 1
     assert len(tokenizer(" 12.50")["input_ids"]) == 6
-    for words in tiny_model._CONCEPTS:
+    for words in tiny_vision._CONCEPTS:
         assert all(len(tokenizer(w)["input_ids"]) == 1 for w in words)
     answer = synthetic.TASKS["stvg_r1"].completion(3, 4.25, 9.75, "x")
     kept = tokenizer.decode(tokenizer(answer + "<|im_end|>")["input_ids"], skip_special_tokens=True)
     assert kept == answer
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.pad_token == "<|endoftext|>"
     assert len(set(tokenizer.get_vocab().values())) == len(tokenizer) == max(tokenizer.get_vocab().values()) + 1
-    again = tiny_model.make_tokenizer()
+    again = tiny_parts.make_tokenizer()
     assert again.get_vocab() == tokenizer.get_vocab()
 
 
@@ -103,28 +103,28 @@ def test_chat_template_places_text_and_video_in_the_order_given(processor):
 
 def test_synthetic_frames_are_a_fixed_point_of_plan_and_processor(processor):
     limits = processor.video_processor.size
-    size = (tiny_model.FRAME_HEIGHT, tiny_model.FRAME_WIDTH)
+    size = (tiny_parts.FRAME_HEIGHT, tiny_parts.FRAME_WIDTH)
     assert smart_resize(synthetic.HEIGHT, synthetic.WIDTH, synthetic.FRAME_PIXELS, synthetic.FRAME_PIXELS) == size
     assert smart_resize(*size, limits["shortest_edge"], limits["longest_edge"]) == size
     clips, frames, inputs = video_inputs(processor, 2)
     assert inputs["video_grid_thw"].tolist() == [[8, 4, 6]] * 2
-    patches = tiny_model.patchify(processor.video_processor, frames).flatten(0, 1)
+    patches = tiny_vision.patchify(processor.video_processor, frames).flatten(0, 1)
     torch.testing.assert_close(inputs["pixel_values_videos"], patches, atol=1e-5, rtol=0)
     for clip, ids in zip(clips, inputs["input_ids"].tolist(), strict=True):
-        assert ids == tiny_model.prompt_ids(processor.tokenizer, clip.target_track.sentence)
-        assert ids.count(processor.video_token_id) == tiny_model.VIDEO_TOKENS
+        assert ids == tiny_answers.prompt_ids(processor.tokenizer, clip.target_track.sentence)
+        assert ids.count(processor.video_token_id) == tiny_parts.VIDEO_TOKENS
 
 
 def test_shortcuts_agree_with_the_real_forward(processor):
     mend_transformers()
-    model = tiny_model.make_untrained(QUICK, processor.tokenizer, seed=1)
+    model = tiny_parts.make_untrained(QUICK, processor.tokenizer, seed=1)
     clips, frames, inputs = video_inputs(processor, 3)
     with torch.no_grad():
         expected = model(**inputs).logits
         ids = inputs["input_ids"]
-        visual = tiny_model.features(model, processor.video_processor, frames)
+        visual = tiny_vision.features(model, processor.video_processor, frames)
         hidden = model.model.language_model(
-            inputs_embeds=tiny_model.embed(model, ids, visual), position_ids=tiny_model.positions(model, ids)
+            inputs_embeds=tiny_answers.embed(model, ids, visual), position_ids=tiny_answers.positions(model, ids)
         )
         found = model.lm_head(hidden.last_hidden_state)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -132,13 +132,13 @@ def test_shortcuts_agree_with_the_real_forward(processor):
 
 def test_token_labels_name_the_shape_at_its_place():
     clip = synthetic.make_clip(0, "warm", 0)
-    labels = tiny_model.token_labels(clip).reshape(tiny_model.UNITS, tiny_model.ROWS, tiny_model.COLUMNS, 4)
+    labels = tiny_vision.token_labels(clip).reshape(tiny_parts.UNITS, tiny_parts.ROWS, tiny_parts.COLUMNS, 4)
     for track in clip.tracks:
         shown = labels[..., 1] == track.object_id
         units = np.flatnonzero(shown.any(axis=(1, 2)))
         first, last = int(track.start // 1), int((track.end - 0.5) // 1)
         assert units.tolist() == list(range(first, last + 1))
-        assert (labels[shown][:, 0] == tiny_model.COLOR_NAMES.index(track.color) + 1).all()
+        assert (labels[shown][:, 0] == tiny_vision.COLOR_NAMES.index(track.color) + 1).all()
         assert bool((labels[units[0]][shown[units[0]]][:, 3] & 1).any()) == float(track.start).is_integer()
 
 
@@ -155,7 +155,7 @@ def test_saved_model_loads_as_qwen_and_gives_identical_logits(folder):
     _, _, inputs = video_inputs(processor, 2)
     with torch.no_grad():
         assert torch.equal(first(**inputs).logits, second(**inputs).logits)
-    size = {"shortest_edge": tiny_model.MIN_PIXELS, "longest_edge": tiny_model.MAX_PIXELS}
+    size = {"shortest_edge": tiny_parts.MIN_PIXELS, "longest_edge": tiny_parts.MAX_PIXELS}
     for part in (processor.image_processor, processor.video_processor):
         assert {k: v for k, v in dict(part.size).items() if v is not None} == size
 
@@ -194,8 +194,8 @@ def test_the_command_makes_the_model_that_the_docs_describe(monkeypatch, task):
     monkeypatch.setattr(tiny_model, "make", lambda out, **asked: made.append(asked))
     CliRunner().invoke(app.app, ["tiny-model", "--out", "model", "--task", task], catch_exceptions=False)
     CliRunner().invoke(app.app, ["tiny-model", "--out", "model", "--rare-share", "0.2"], catch_exceptions=False)
-    assert made[0] == {"seed": 0, "config": tiny_model.TinyConfig(task=task)}
-    assert made[1] == {"seed": 0, "config": tiny_model.TinyConfig(rare_share=0.2)}
+    assert made[0] == {"seed": 0, "config": tiny_parts.TinyConfig(task=task)}
+    assert made[1] == {"seed": 0, "config": tiny_parts.TinyConfig(rare_share=0.2)}
 
 
 def test_one_bit_changes_the_hash(folder, tmp_path):
@@ -208,7 +208,7 @@ def test_one_bit_changes_the_hash(folder, tmp_path):
 @pytest.mark.parametrize("other", [False, True])
 def test_a_model_with_other_weights_than_recorded_is_named_and_used(tmp_path, caplog, other):
     caplog.set_level(logging.INFO)
-    config, found = tiny_model.TinyConfig(), "0123456789abcdef" if other else tiny_model.WEIGHTS
+    config, found = tiny_parts.TinyConfig(), "0123456789abcdef" if other else tiny_model.WEIGHTS
     record = {"key": tiny_model.cache_key(config, 0), "weights": found}
     (tmp_path / "warm_start.json").write_text(json.dumps(record))
     assert tiny_model.make(tmp_path, progress=False) == tmp_path
@@ -218,8 +218,8 @@ def test_a_model_with_other_weights_than_recorded_is_named_and_used(tmp_path, ca
 
 
 def test_clips_are_shown_to_it_as_opencv_averages_areas():
-    clips, frames = tiny_model.render_pool(5, 0, 2, progress=False)
-    size = tiny_model.FRAME_WIDTH, tiny_model.FRAME_HEIGHT
+    clips, frames = tiny_vision.render_pool(5, 0, 2, progress=False)
+    size = tiny_parts.FRAME_WIDTH, tiny_parts.FRAME_HEIGHT
     for clip, shown in zip(clips, frames, strict=True):
         native = synthetic.render_frames(clip, range(0, synthetic.NUM_FRAMES, synthetic.FRAMES_PER_TICK))
         for frame, small in zip(native, shown, strict=True):
@@ -228,11 +228,11 @@ def test_clips_are_shown_to_it_as_opencv_averages_areas():
 
 def test_placeholders_are_silenced_and_nothing_else(processor):
     tokenizer = processor.tokenizer
-    model = tiny_model.make_untrained(QUICK, tokenizer, seed=2)
+    model = tiny_parts.make_untrained(QUICK, tokenizer, seed=2)
     before = model.lm_head.weight.detach().clone()
     hidden = torch.randn(400, QUICK.text_width, generator=torch.Generator().manual_seed(0)) + 0.5
-    tiny_model.silence_placeholders(model, tokenizer, hidden, progress=False)
-    silent = [t for t in tiny_model.SPECIAL_TOKENS if t.startswith(("<|vision", "<|image", "<|video"))]
+    tiny_answers.silence_placeholders(model, tokenizer, hidden, progress=False)
+    silent = [t for t in tiny_parts.SPECIAL_TOKENS if t.startswith(("<|vision", "<|image", "<|video"))]
     ids = tokenizer.convert_tokens_to_ids(silent)
     assert (hidden @ model.lm_head.weight[ids].T).max() < -20
     changed = (model.lm_head.weight != before).any(dim=1).nonzero().flatten().tolist()
