@@ -78,8 +78,9 @@ def _begin(parent: int) -> None:
 
 def _on_ray(task, jobs: list, gpus: float) -> Iterator[list]:
     import ray
+    from ray import job_config
 
-    python.guard_ray(ray.job_config)
+    python.guard_ray(job_config)
     cpus = cluster_cpus("auto")  # asked by a process of its own, with a time limit
     if isinstance(cpus, str):
         raise NoCluster(

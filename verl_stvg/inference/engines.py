@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
@@ -27,6 +27,9 @@ from verl_stvg.rows.chat_template import settle
 from verl_stvg.rows.prompts import Prompt, PromptMaker
 from verl_stvg.rows.row import Row
 from verl_stvg.video.cache import CacheError
+
+if TYPE_CHECKING:
+    from vllm.inputs import TokensPrompt
 
 _FLYING_BYTES = 8 * 2**30
 """Most bytes of pixels that wait in vLLM; one prompt may be over it."""
@@ -43,6 +46,8 @@ class Engine:
         settings: model and sampling.
         videos: most videos of a row.
     """
+
+    max_length: int
 
     def __init__(self, settings: Settings, videos: int = 1):
         transformers_positions.mend_transformers()
@@ -74,7 +79,7 @@ class Engine:
         """
         settings = settings or self.settings
         make = replace(self._make_prompt, template=settings.template)
-        asked = ahead(lambda row: self._ask(row, make, settings), rows, _READERS, settings.batch)
+        asked = ahead(lambda row: self._ask(row, make, settings), rows, _READERS, settings.batch_size)
         yield from self._generate(asked, settings)
 
     def _generate(self, asked: Iterator[Prompt | Answer], settings: Settings) -> Iterator[list[Answer]]:
@@ -137,7 +142,7 @@ class VLLM(Engine):
             if isinstance(prompt, Answer):
                 yield [prompt]
                 continue
-            while flying and (len(flying) >= settings.batch or held + prompt.pixel_bytes > _FLYING_BYTES):
+            while flying and (len(flying) >= settings.batch_size or held + prompt.pixel_bytes > _FLYING_BYTES):
                 yield self._land(flying)
                 held = sum(other.pixel_bytes for other in flying.values())
             flying[self._send(prompt, settings)] = prompt
@@ -162,11 +167,13 @@ class VLLM(Engine):
 
     def _land(self, flying: dict[str, Prompt]) -> list[Answer]:
         """One step of vLLM; what is done leaves `flying`."""
+        from vllm import RequestOutput
+
         done = []
         for output in self.llm.llm_engine.step():
-            if output.finished:
+            if isinstance(output, RequestOutput) and output.finished:
                 samples = sorted(output.outputs, key=lambda sample: sample.index)
-                found = [(sample.text, sample.finish_reason, len(sample.token_ids)) for sample in samples]
+                found = [(sample.text, sample.finish_reason or "", len(sample.token_ids)) for sample in samples]
                 done.append(answer_to(flying.pop(output.request_id), found))
         return done
 
@@ -191,7 +198,7 @@ class Transformers(Engine):
         self.ends = [ends] if isinstance(ends, int) else list(ends)
 
     def _generate(self, asked, settings) -> Iterator[list[Answer]]:
-        while batch := list(islice(asked, settings.batch)):
+        while batch := list(islice(asked, settings.batch_size)):
             prompts = [prompt for prompt in batch if isinstance(prompt, Prompt)]
             errors = [answer for answer in batch if isinstance(answer, Answer)]
             yield errors + (self._batch(prompts, settings) if prompts else [])
@@ -255,9 +262,9 @@ def answer_to(prompt: Prompt, samples: Sequence[tuple[str, str, int]]) -> Answer
     return Answer(prompt.uid, tuple(prompt.opened + text for text in texts), finish, tokens)
 
 
-def vllm_prompt(prompt: Prompt) -> dict[str, Any]:
+def vllm_prompt(prompt: Prompt) -> "TokensPrompt":
     """What vLLM is given: tokens, and each video as its frames, uint8 (T, 3, H, W), with metadata."""
-    given: dict[str, Any] = {"prompt_token_ids": list(prompt.ids)}
+    given: TokensPrompt = {"prompt_token_ids": list(prompt.ids)}
     if prompt.videos:
         given["multi_modal_data"] = {"video": [(video.tensor(), video.plan.metadata()) for video in prompt.videos]}
     return given
@@ -283,7 +290,14 @@ def seed_of(seed: int, uid: str) -> int:
 
 
 def ahead(task: Callable, items: Iterable, workers: int, depth: int) -> Iterator:
-    """Results of a task in the order of its items, up to ``depth`` of them begun before they are asked for."""
+    """Results of a task in the order of its items, up to ``depth`` of them begun before they are asked for.
+
+    Args:
+        task: called with each item, in threads.
+        items: taken one at a time, in the thread of the caller.
+        workers: threads.
+        depth: most results, begun or finished, that wait for the caller.
+    """
     pool, begun = ThreadPoolExecutor(workers), deque()
     try:
         for item in items:

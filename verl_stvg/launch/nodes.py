@@ -65,7 +65,7 @@ def _code() -> str | None:
     digest = hashlib.sha256()
     for package in ("verl_stvg", "reward_fns"):
         spec = importlib.util.find_spec(package)
-        if spec is None:
+        if spec is None or spec.origin is None:  # not there, or a folder of that name without sources
             return None
         folder = Path(spec.origin).parent
         for file in sorted(folder.rglob("*.py")):
@@ -104,9 +104,11 @@ def ask(function: Callable, *arguments, timeout: float = _NODE_SECONDS) -> dict[
         by the node's name: the node as ``ray.nodes()`` has it, and the answer; a string says why there is none.
     """
     import ray
+    from ray import cloudpickle
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     answers = [
@@ -119,7 +121,7 @@ def ask(function: Callable, *arguments, timeout: float = _NODE_SECONDS) -> dict[
         name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         try:
             found = ray.get(answer) if answer in ready else f"no answer within {timeout:.0f} s"
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             found = str(error).strip().splitlines()[-1]
         result[name] = (node, found)
     return result
@@ -159,8 +161,9 @@ def survey(address: str, paths: list[str], folders: list[str], runtime_env: dict
 def answer(address: str, question: str) -> None:
     """Write to standard output what `survey` returns."""
     import ray
+    from ray import job_config
 
-    python.guard_ray(ray.job_config)
+    python.guard_ray(job_config)
     given = json.loads(question)
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=given["runtime_env"])
     nodes = [
