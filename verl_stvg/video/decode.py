@@ -209,7 +209,8 @@ class Blocks:
         except VideoError:  # damaged
             clock, indices = line.info.clock, tuple(range(start, stop))
             times = tuple(map(clock.seconds, indices))
-            plan = SamplingPlan(indices, times, *out.shape[1:3], clock.fps, by_index=True)
+            _, height, width, _ = out.shape
+            plan = SamplingPlan(indices, times, height, width, clock.fps, by_index=True)
             read_frames(self.path, plan, threads=self.threads, out=out, begins=begins)
 
 
@@ -301,10 +302,10 @@ def _hold(grid: Sequence[float], shown: np.ndarray, clock: FrameClock, sound: np
         after = np.searchsorted(good, shown[k])
         if after:
             held[k] = good[after - 1]
-            wrong = grid[k] - clock.seconds(held[k] + 1)
+            wrong = grid[k] - clock.seconds(int(held[k]) + 1)
         else:
             held[k] = good[0] if len(good) else -1
-            wrong = clock.seconds(held[k]) - grid[k]
+            wrong = clock.seconds(int(held[k])) - grid[k]
         if wrong > HOLD_SECONDS:
             held[k] = -1
     return held
