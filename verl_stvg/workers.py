@@ -8,7 +8,6 @@ import math
 import multiprocessing
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
@@ -109,16 +108,5 @@ def cluster_cpus(address: str) -> int | str:
         "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')\n"
         "print(int(ray.cluster_resources().get('CPU', 0)))"
     )
-    try:
-        done = subprocess.run(
-            python.code(code, address),
-            env=python.environment(),
-            capture_output=True,
-            text=True,
-            timeout=_CLUSTER_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no answer within {_CLUSTER_SECONDS} s"
-    if done.returncode:
-        return next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
-    return int(next(line for line in done.stdout.splitlines() if line.isdigit()))  # Ray writes there too
+    answer, silent = python.answer_of(python.code(code, address), _CLUSTER_SECONDS)
+    return silent or int(next(line for line in answer.splitlines() if line.isdigit()))  # Ray writes there too

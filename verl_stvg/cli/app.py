@@ -63,8 +63,7 @@ class Commands(TyperGroup):
     """The commands of `COMMANDS`; the two ends that typer would give a status of its own, without a word, are ours."""
 
     def __init__(self, **settings: Any):
-        listed = {name: TyperCommand(name, help=line.summary) for name, line in COMMANDS.items()}
-        settings["commands"] = listed
+        settings["commands"] = {name: TyperCommand(name, help=line.summary) for name, line in COMMANDS.items()}
         super().__init__(**settings)
         self.asked = ""
 

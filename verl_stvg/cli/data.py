@@ -275,4 +275,5 @@ def tiny_model(
     from verl_stvg.data_builders.testing import tiny_model as maker
 
     config = maker.TinyConfig(task=task)
-    maker.make(out, seed, config if rare_share is None else dataclasses.replace(config, rare_share=rare_share))
+    config = config if rare_share is None else dataclasses.replace(config, rare_share=rare_share)
+    maker.make(out, seed=seed, config=config)

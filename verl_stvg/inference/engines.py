@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
+from verl_stvg.base import vllm_build
 from verl_stvg.inference import checkpoint
 from verl_stvg.inference.settings import Settings
 from verl_stvg.patches import transformers_positions, vllm_positions
@@ -35,8 +36,6 @@ _FLYING_BYTES = 8 * 2**30
 """Most bytes of pixels that wait in vLLM; one prompt may be over it."""
 _READERS = 4
 _END_SECONDS = 10.0
-_CPU_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-"""vLLM reserves gigabytes and pins every core otherwise; both stay overridable."""
 
 
 class Engine:
@@ -113,7 +112,7 @@ class VLLM(Engine):
         from vllm.platforms import current_platform
 
         if on_cpu := current_platform.is_cpu():
-            for name, value in _CPU_DEFAULTS.items():
+            for name, value in vllm_build.CPU_DEFAULTS.items():
                 os.environ.setdefault(name, value)
         vllm_positions.mend_vllm()
         from vllm import LLM

@@ -9,7 +9,6 @@ import importlib.util
 import json
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -141,21 +140,14 @@ def survey(address: str, paths: list[str], folders: list[str], runtime_env: dict
         mark.touch()
     question = {"paths": paths, "marks": [str(mark) for mark in marks], "runtime_env": runtime_env}
     try:
-        done = subprocess.run(
-            python.code(f"import {__name__} as n; n.answer(*sys.argv[1:])", address, json.dumps(question)),
-            env=python.environment(),
-            capture_output=True,
-            text=True,
-            timeout=_CLUSTER_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no answer within {_CLUSTER_SECONDS} s"
+        command = python.code(f"import {__name__} as n; n.answer(*sys.argv[1:])", address, json.dumps(question))
+        found, silent = python.answer_of(command, _CLUSTER_SECONDS)
     finally:
         for mark in marks:
             mark.unlink()
-    if done.returncode:
-        return next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[{")))  # Ray writes there too
+    return silent or json.loads(
+        next(line for line in found.splitlines() if line.startswith("[{"))
+    )  # Ray writes there too
 
 
 def answer(address: str, question: str) -> None:

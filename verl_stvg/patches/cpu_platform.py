@@ -144,12 +144,9 @@ class PlatformCPU(PlatformBase):
         return None
 
     def rollout_env_vars(self) -> dict[str, str]:
-        """vLLM's own defaults reserve gigabytes for the KV cache and pin every core; both stay overridable.
-
-        One thread: while vLLM decodes, its other processes and the agent loop want the cores.
-        """
-        wanted = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        return {name: os.environ.get(name, value) for name, value in wanted.items()} | {"OMP_NUM_THREADS": "1"}
+        """One thread: while vLLM decodes, its other processes and the agent loop want the cores."""
+        given = {name: os.environ.get(name, value) for name, value in vllm_build.CPU_DEFAULTS.items()}
+        return given | {"OMP_NUM_THREADS": "1"}
 
 
 def _name_vllm() -> None:

@@ -121,10 +121,8 @@ def encoded(rle: RLE) -> RLE:
     counts = rle["counts"]
     if not lengths[1:].all():
         lengths = _joined(lengths)
-    elif isinstance(counts, bytes):
-        return {"size": [height, width], "counts": counts.decode("ascii")}
-    elif isinstance(counts, str):
-        return {"size": [height, width], "counts": counts}
+    elif isinstance(counts, str | bytes):
+        return {"size": [height, width], "counts": _bytes(counts).decode("ascii")}
     return {"size": [height, width], "counts": compressed(lengths.tolist())}
 
 
