@@ -25,11 +25,7 @@ class NoCluster(ValueError):
 
 
 def work(
-    task: Callable[[list[Job]], list[Result]],
-    jobs: list[Job],
-    workers: int = 1,
-    on_ray: bool = False,
-    gpus: float = 0,
+    task: Callable[[list[Job]], list[Result]], jobs: list[Job], workers: int = 1, on_ray: bool = False, gpus: float = 0
 ) -> Iterator[list[Result]]:
     """Do all jobs, some at a time, and yield their results in the order in which they are done.
 
@@ -54,12 +50,7 @@ def work(
 
 def _here(task, jobs: list, workers: int) -> Iterator[list]:
     python.guard_spawn()
-    pool = ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        _begin,
-        (os.getpid(),),
-    )
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (os.getpid(),))
     try:
         for future in as_completed([pool.submit(task, chunk) for chunk in _chunks(jobs, workers)]):
             yield future.result()

@@ -65,12 +65,7 @@ class Decoder:
     """
 
     def __init__(
-        self,
-        decoder: str = "pyav",
-        timeout: float = 60.0,
-        workers: int = 1,
-        threads: int = 0,
-        memory: int = MEMORY,
+        self, decoder: str = "pyav", timeout: float = 60.0, workers: int = 1, threads: int = 0, memory: int = MEMORY
     ):
         self.decoder, self.timeout, self.workers, self.threads, self.memory = decoder, timeout, workers, threads, memory
         self._forget()

@@ -40,16 +40,7 @@ from verl_stvg.video.timeline import probe, timeline
 if TYPE_CHECKING:
     from verl_stvg.video.tracks import Tracks
 
-__all__ = [
-    "Blocks",
-    "DecoderError",
-    "VideoError",
-    "VideoInfo",
-    "load_decoder",
-    "needed_frames",
-    "probe",
-    "read_frames",
-]
+__all__ = ["Blocks", "DecoderError", "VideoError", "VideoInfo", "load_decoder", "needed_frames", "probe", "read_frames"]
 
 logger = logging.getLogger(__name__)
 
@@ -123,14 +114,7 @@ def read_frames(
 
 
 def _fetch_into(
-    path: Path,
-    line: Timeline,
-    shown: np.ndarray,
-    take: Take,
-    fetch: Fetch,
-    decoder: str,
-    threads: int,
-    begins: Begins,
+    path: Path, line: Timeline, shown: np.ndarray, take: Take, fetch: Fetch, decoder: str, threads: int, begins: Begins
 ) -> bool:
     """Take the frames that are on show with another decoder; False where one of ours differs from PyAV."""
     begins(int(shown.max()) + 1, line.stored[0] * line.stored[1])
