@@ -172,8 +172,8 @@ class VLLM(Engine):
         for output in self.llm.llm_engine.step():
             if isinstance(output, RequestOutput) and output.finished:
                 samples = sorted(output.outputs, key=lambda sample: sample.index)
-                found = [(sample.text, sample.finish_reason or "", len(sample.token_ids)) for sample in samples]
-                done.append(answer_to(flying.pop(output.request_id), found))
+                written = [(sample.text, sample.finish_reason or "", len(sample.token_ids)) for sample in samples]
+                done.append(answer_to(flying.pop(output.request_id), written))
         return done
 
     def close(self) -> None:

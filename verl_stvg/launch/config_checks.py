@@ -310,8 +310,8 @@ def unusable_files(config: DictConfig) -> list[str]:
 def rows_of(config: DictConfig, key: str) -> int | None:
     """Number of rows in the files of a key; None where one of them is remote or cannot be used."""
     files = OmegaConf.select(config, key)
-    found = [_metadata(file) for other, file in row_files(config) if other == key]
-    counts = [file.num_rows for file in found if not isinstance(file, str)]
+    metadata = [_metadata(file) for other, file in row_files(config) if other == key]
+    counts = [of_file.num_rows for of_file in metadata if not isinstance(of_file, str)]
     return sum(counts) if len(counts) == (1 if isinstance(files, str) else len(files or ())) else None
 
 

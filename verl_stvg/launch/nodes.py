@@ -141,12 +141,12 @@ def survey(address: str, paths: list[str], folders: list[str], runtime_env: dict
     question = {"paths": paths, "marks": [str(mark) for mark in marks], "runtime_env": runtime_env}
     try:
         command = python.code(f"import {__name__} as n; n.answer(*sys.argv[1:])", address, json.dumps(question))
-        found, silent = python.answer_of(command, _CLUSTER_SECONDS)
+        written, silent = python.answer_of(command, _CLUSTER_SECONDS)
     finally:
         for mark in marks:
             mark.unlink()
     return silent or json.loads(
-        next(line for line in found.splitlines() if line.startswith("[{"))
+        next(line for line in written.splitlines() if line.startswith("[{"))
     )  # Ray writes there too
 
 

@@ -61,19 +61,9 @@ class Clip:
         """As if all rows were this clip; ``patch`` is the model's."""
         frames = round(self.seconds * self.fps)
         plan = plan_video(frames, self.fps, self.width, self.height, **self.sampling, patch=patch)
+        tokens, units, held = plan.num_tokens, plan.num_units, self.videos * _bytes(plan)
         pixels = self.videos * frames * self.width * self.height
-        return Data(
-            self.rows,
-            self.videos,
-            plan.num_tokens,
-            plan.num_tokens,
-            plan.num_units,
-            plan.num_units,
-            _unit(plan),
-            self.videos * _bytes(plan),
-            pixels,
-            self.source,
-        )
+        return Data(self.rows, self.videos, tokens, tokens, units, units, _unit(plan), held, pixels, self.source)
 
 
 def _sampling(tokens: int, least: int) -> dict[str, Any]:

@@ -360,14 +360,14 @@ def read_entries(videos: object, fit: Mapping | None = None) -> list[tuple[str, 
     """
     if videos is not None and not isinstance(videos, list | tuple):
         return [("", {}, f'{VIDEO_COLUMN} is no list; write [{{"video": "a.mp4"}}], also for one video')]
-    given, found = videos or (), []
+    given, entries = videos or (), []
     for place, video in enumerate(given):
         try:
             entry, wrong = refit(entry_of(video), fit), ""
         except ValueError as error:
             entry, wrong = {}, str(error)
-        found.append((f"{VIDEO_COLUMN}[{place}]: " if len(given) > 1 else "", entry, wrong))
-    return found
+        entries.append((f"{VIDEO_COLUMN}[{place}]: " if len(given) > 1 else "", entry, wrong))
+    return entries
 
 
 def entries_of(

@@ -162,18 +162,9 @@ def _tracks(record: dict[str, Any], version: int, checked: bool) -> Tracks:
     _must(end is None or _is_number(end), "end", end)
     _must(isinstance(made_by, dict) and nesting.is_shallow(made_by), "made_by", type(made_by))
     _must(isinstance(record["objects"], list), "objects", record["objects"])
-    return Tracks(
-        height,
-        width,
-        record["num_frames"],
-        record["fps"],
-        tuple(_track(one, height, width, checked) for one in record["objects"]),
-        made_by,
-        None if times is None else tuple(times),
-        end,
-        version,
-        checked=True,
-    )
+    count, fps, times = record["num_frames"], record["fps"], None if times is None else tuple(times)
+    objects = tuple(_track(item, height, width, checked) for item in record["objects"])
+    return Tracks(height, width, count, fps, objects, made_by, times, end, version, checked=True)
 
 
 def _track(one: dict[str, Any], height: int, width: int, checked: bool) -> Track:
