@@ -11,7 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from importlib.abc import Loader, MetaPathFinder
+from importlib.abc import InspectLoader, Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from types import CodeType, ModuleType
@@ -144,14 +144,16 @@ class _Renamed(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         homes = tuple(map(importlib.import_module, self.new))
+        stand_in = homes[0]
         if len(homes) > 1:
-            divided = _Divided(module.__name__, homes[0].__doc__)
-            vars(divided).update(homes=homes, __file__=homes[0].__file__, __spec__=module.__spec__)
-        sys.modules[module.__name__] = divided if len(homes) > 1 else homes[0]
+            stand_in = _Divided(module.__name__, homes[0].__doc__)
+            vars(stand_in).update(homes=homes, __file__=homes[0].__file__, __spec__=module.__spec__)
+        sys.modules[module.__name__] = stand_in
 
-    def get_code(self, name: str) -> CodeType:
+    def get_code(self, name: str) -> CodeType | None:
         """Code of the new module, for ``python -m OLD``."""
-        return find_spec(self.new[0]).loader.get_code(self.new[0])
+        spec = find_spec(self.new[0])
+        return spec.loader.get_code(self.new[0]) if spec and isinstance(spec.loader, InspectLoader) else None
 
 
 class OldNames(MetaPathFinder):
@@ -162,7 +164,7 @@ class OldNames(MetaPathFinder):
         top = name.partition(".")[0]
         if top in TOPS and name != top:
             parent = sys.modules.get(name.rpartition(".")[0])
-            if not getattr(parent, "__name__", "").startswith("verl_stvg."):
+            if parent is None or not parent.__name__.startswith("verl_stvg."):
                 return None  # a package of the user's own
             if new is None and PathFinder.find_spec(name, parent.__path__) is None:
                 return None

@@ -8,7 +8,6 @@ import math
 import multiprocessing
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
@@ -26,11 +25,7 @@ class NoCluster(ValueError):
 
 
 def work(
-    task: Callable[[list[Job]], list[Result]],
-    jobs: list[Job],
-    workers: int = 1,
-    on_ray: bool = False,
-    gpus: float = 0,
+    task: Callable[[list[Job]], list[Result]], jobs: list[Job], workers: int = 1, on_ray: bool = False, gpus: float = 0
 ) -> Iterator[list[Result]]:
     """Do all jobs, some at a time, and yield their results in the order in which they are done.
 
@@ -55,12 +50,7 @@ def work(
 
 def _here(task, jobs: list, workers: int) -> Iterator[list]:
     python.guard_spawn()
-    pool = ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        _begin,
-        (os.getpid(),),
-    )
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (os.getpid(),))
     try:
         for future in as_completed([pool.submit(task, chunk) for chunk in _chunks(jobs, workers)]):
             yield future.result()
@@ -78,8 +68,9 @@ def _begin(parent: int) -> None:
 
 def _on_ray(task, jobs: list, gpus: float) -> Iterator[list]:
     import ray
+    from ray import job_config
 
-    python.guard_ray(ray.job_config)
+    python.guard_ray(job_config)
     cpus = cluster_cpus("auto")  # asked by a process of its own, with a time limit
     if isinstance(cpus, str):
         raise NoCluster(
@@ -108,16 +99,5 @@ def cluster_cpus(address: str) -> int | str:
         "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='ERROR')\n"
         "print(int(ray.cluster_resources().get('CPU', 0)))"
     )
-    try:
-        done = subprocess.run(
-            python.code(code, address),
-            env=python.environment(),
-            capture_output=True,
-            text=True,
-            timeout=_CLUSTER_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no answer within {_CLUSTER_SECONDS} s"
-    if done.returncode:
-        return next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
-    return int(next(line for line in done.stdout.splitlines() if line.isdigit()))  # Ray writes there too
+    answer, silent = python.answer_of(python.code(code, address), _CLUSTER_SECONDS)
+    return silent or int(next(line for line in answer.splitlines() if line.isdigit()))  # Ray writes there too

@@ -102,6 +102,8 @@ def test_both_trainers_of_verl_log_it():
     assert logged[f"val-aux/{SOURCE}/temporal_iou/mean@5"] == 1.0  # and apart
     assert logged[f"held_out/{SOURCE}/temporal_iou/mean"] == pytest.approx((3 * 0.25 + 1 + 0) / 5)
     assert logged[f"held_out/{SOURCE}/missing"] == 11 and logged[f"held_out/{SOURCE}/asked"] == 40
+    logged = update(None, sources, uids, infos, [2] * len(uids))  # what is not known to be asked is not missing
+    assert logged[f"held_out/{SOURCE}/missing"] == 0 and logged[f"held_out/{SOURCE}/asked"] == 29
 
     config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"val_kwargs": {"n": 8}}}})
     legacy.log_metrics(config)

@@ -81,8 +81,8 @@ def loads(text: str | bytes, object_pairs_hook: Callable | None = None) -> Any:
         TooDeep: too many brackets within each other.
         ValueError: no JSON.
     """
-    brackets = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
-    if sum(map(text.count, brackets)) > DEEPEST:
+    count = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
+    if count > DEEPEST:
         raw, depth = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"), Depth()
         for start in range(0, len(raw), _BLOCK):
             depth.follow(raw[start : start + _BLOCK])

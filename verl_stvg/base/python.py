@@ -11,6 +11,7 @@ Imports the standard library only: the decoding process starts through here, too
 import functools
 import multiprocessing.util
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -57,6 +58,22 @@ def environment(path: bool = False) -> dict[str, str]:
     kept = os.pathsep.join(filter(None, entries))
     rest = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return {**rest, "PYTHONPATH": kept} if kept else rest
+
+
+def answer_of(command: list[str], seconds: float) -> tuple[str, str]:
+    """What a command of ours writes to standard output, and why it gives no answer; one of the two is empty.
+
+    Args:
+        command: see `code` and `module`.
+        seconds: after which it is ended.
+    """
+    try:
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return "", f"no answer within {seconds} s"
+    if done.returncode:
+        return "", next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
+    return done.stdout, ""
 
 
 def end_with_parent(parent: int | None = None) -> None:

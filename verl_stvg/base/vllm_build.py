@@ -10,6 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from verl_stvg.base.extras import install
 
+CPU_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""vLLM reserves gigabytes and pins every core otherwise; both stay overridable."""
+
 
 @dataclass(frozen=True)
 class Device:

@@ -13,9 +13,10 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from verl_stvg.base import extras, status
 
@@ -58,27 +59,28 @@ COMMANDS = {
 }
 
 
-class Commands(typer.core.TyperGroup):
+class Commands(TyperGroup):
     """The commands of `COMMANDS`; the two ends that typer would give a status of its own, without a word, are ours."""
 
-    def __init__(self, **settings: object):
-        listed = {name: typer.core.TyperCommand(name, help=line.summary) for name, line in COMMANDS.items()}
-        super().__init__(**settings | {"commands": listed})
+    def __init__(self, **settings: Any):
+        settings["commands"] = {name: TyperCommand(name, help=line.summary) for name, line in COMMANDS.items()}
+        super().__init__(**settings)
         self.asked = ""
 
-    def resolve_command(self, context: typer.Context, arguments: list[str]) -> tuple:
+    def resolve_command(self, ctx, args: list[str]):
         """The command that was asked for, imported only now."""
-        self.asked, _, rest = super().resolve_command(context, arguments)
+        name, _, rest = super().resolve_command(ctx, args)
+        self.asked = name or ""
         from verl_stvg.cli.options import spelt_now
 
         command = load(self.asked)
         below = 1 if rest and hasattr(command, "commands") else 0
         return self.asked, command, [*rest[:below], *spelt_now((self.asked, *rest[:below]), rest[below:])]
 
-    def invoke(self, context: typer.Context) -> object:
+    def invoke(self, ctx):
         """Run the command that was asked for."""
         try:
-            return super().invoke(context)
+            return super().invoke(ctx)
         except KeyboardInterrupt:
             _say("verl-stvg: interrupted")
             raise typer.Exit(status.INTERRUPTED) from None

@@ -36,14 +36,14 @@ OPTIONS: dict[str, tuple[Any, Any, Any]] = {
     "max_tokens": (int, 1024, typer.Option(min=1, help="Longest answer.")),
     "seed": (int, 0, typer.Option(help="Of the samples.")),
     "template_option": (list[str] | None, None, typer.Option(help=_TEMPLATE)),
-    "fit": (*get_args(Fit)[:1], None, *get_args(Fit)[1:]),
+    "fit": (list[str] | None, None, get_args(Fit)[1]),
     "max_model_len": (int | None, None, typer.Option(help="Tokens of prompt and answer; default: the model's limit.")),
     "dtype": (Literal["auto", "bfloat16", "float16", "float32"], "auto", typer.Option(help=_TYPE)),
     "tensor_parallel": (int, 1, typer.Option(min=1, help="GPUs per vLLM engine.")),
     "gpu_memory_utilization": (float, 0.9, typer.Option(help="Share of a GPU's memory that vLLM takes.")),
     "batch": (int | None, None, typer.Option(min=1, help=_BATCH)),
     "cache": (Path | None, None, typer.Option(help=_CACHE)),
-    "decoder": (*get_args(Decoder)[:1], "pyav", *get_args(Decoder)[1:]),
+    "decoder": (str, "pyav", get_args(Decoder)[1]),
     "fold_size": (int | None, None, typer.Option(help="Rows of a fold; default: all.")),
     "fold_index": (int, 0, typer.Option(help="Number of the fold, from 0.")),
     "ray": (bool, False, typer.Option("--ray", help=_RAY)),
@@ -103,7 +103,7 @@ def asking(**defaults: Any) -> Callable[[Callable], Callable]:
             command(**mine, settings=settings_of(**given))
 
         both = [*(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own), *options]
-        wrapped.__signature__ = inspect.Signature(both)
+        vars(wrapped)["__signature__"] = inspect.Signature(both)
         wrapped.__annotations__ = {one.name: one.annotation for one in both}
         return wrapped
 

@@ -19,8 +19,7 @@ _SHOWN = 5
 
 Folder = Annotated[Path, typer.Option("--cache", exists=True, file_okay=False, help="Folder of the cache.")]
 Bound = Annotated[
-    int | None,
-    typer.Option(parser=parse_size, metavar="SIZE", help="Bound of the cache, e.g. 200G; default: none."),
+    int | None, typer.Option(parser=parse_size, metavar="SIZE", help="Bound of the cache, e.g. 200G; default: none.")
 ]
 
 

@@ -11,20 +11,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from verl_stvg.base import status
 from verl_stvg.cli.options import Annotations, Fit, MarkerStyle, Ray, Rows, Splits, Task, VideoRoot, Workers, in_folder
 from verl_stvg.data_builders import sets, templates
 
 
-class Sets(typer.core.TyperGroup):
+class Sets(TyperGroup):
     """The help of each annotation set is what its module says."""
 
-    def get_command(self, context: typer.Context, name: str):
+    def get_command(self, ctx, cmd_name: str):
         """The command of that name."""
-        command = super().get_command(context, name)
-        if name in sets.NAMES:
-            source = sets.find(name)
+        command = super().get_command(ctx, cmd_name)
+        if command and cmd_name in sets.NAMES:
+            source = sets.find(cmd_name)
             command.help, command.short_help = _as_it_is(sets.described(source)), source.title
         return command
 
@@ -123,7 +124,7 @@ def _options_of_a_set(
 
 def _build(name: str, **given: Any) -> None:
     """Build the rows of a set from the options of its command, see `_options_of_a_set`."""
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     from verl_stvg.data_builders import build
     from verl_stvg.data_builders.make_row import Policies
@@ -144,7 +145,7 @@ def _build(name: str, **given: Any) -> None:
         },
     )
     with Progress() as bar:
-        steps: dict[str, int] = {}
+        steps: dict[str, TaskID] = {}
 
         def progress(step: str, done: int, total: int) -> None:
             if step not in steps:
@@ -273,5 +274,6 @@ def tiny_model(
     """Make the tiny Qwen2.5-VL: a real architecture of about 1 M parameters, warm-started on synthetic answers."""
     from verl_stvg.data_builders.testing import tiny_model as maker
 
-    chosen = {} if rare_share is None else {"rare_share": rare_share}
-    maker.make(out, seed=seed, config=maker.TinyConfig(task=task, **chosen))
+    config = maker.TinyConfig(task=task)
+    config = config if rare_share is None else dataclasses.replace(config, rare_share=rare_share)
+    maker.make(out, seed=seed, config=config)

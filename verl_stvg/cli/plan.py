@@ -33,7 +33,7 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="Folder below recipes/.")],
     rows: Annotated[list[str] | None, typer.Argument(metavar="ROWS.parquet|KEY=VALUE", help=_REST)] = None,
     gpus: Annotated[int, typer.Option(min=1, help="Total GPUs.")] = 8,
-    hbm: Annotated[float, typer.Option(parser=gigabytes, metavar="SIZE", help="Memory of a GPU, e.g. 80G.")] = "80G",
+    hbm: float = typer.Option("80G", parser=gigabytes, metavar="SIZE", help="Memory of a GPU, e.g. 80G."),
     gpus_per_node: Annotated[int, typer.Option(min=1, help="Maximum GPUs per node.")] = 8,
     assume: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Instead of an assumption that the table lists.")

@@ -13,8 +13,7 @@ def train(
     recipe: Annotated[str, typer.Option(help="One of the recipes below.")],
     run_dir: Annotated[Path, typer.Option(help="Folder for the log and the metrics.")],
     overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Keys of verl's configuration, as hydra takes them."),
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Keys of verl's configuration, as hydra takes them.")
     ] = None,
     config_name: Annotated[str | None, typer.Option(help="Yaml in the recipe's folder; default: its own name.")] = None,
 ) -> None:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
+from verl_stvg.base import vllm_build
 from verl_stvg.inference import checkpoint
 from verl_stvg.inference.settings import Settings
 from verl_stvg.patches import transformers_positions, vllm_positions
@@ -28,12 +29,13 @@ from verl_stvg.rows.prompts import Prompt, PromptMaker
 from verl_stvg.rows.row import Row
 from verl_stvg.video.cache import CacheError
 
+if TYPE_CHECKING:
+    from vllm.inputs import TokensPrompt
+
 _FLYING_BYTES = 8 * 2**30
 """Most bytes of pixels that wait in vLLM; one prompt may be over it."""
 _READERS = 4
 _END_SECONDS = 10.0
-_CPU_DEFAULTS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-"""vLLM reserves gigabytes and pins every core otherwise; both stay overridable."""
 
 
 class Engine:
@@ -43,6 +45,8 @@ class Engine:
         settings: model and sampling.
         videos: most videos of a row.
     """
+
+    max_length: int
 
     def __init__(self, settings: Settings, videos: int = 1):
         transformers_positions.mend_transformers()
@@ -74,7 +78,7 @@ class Engine:
         """
         settings = settings or self.settings
         make = replace(self._make_prompt, template=settings.template)
-        asked = ahead(lambda row: self._ask(row, make, settings), rows, _READERS, settings.batch)
+        asked = ahead(lambda row: self._ask(row, make, settings), rows, _READERS, settings.batch_size)
         yield from self._generate(asked, settings)
 
     def _generate(self, asked: Iterator[Prompt | Answer], settings: Settings) -> Iterator[list[Answer]]:
@@ -108,7 +112,7 @@ class VLLM(Engine):
         from vllm.platforms import current_platform
 
         if on_cpu := current_platform.is_cpu():
-            for name, value in _CPU_DEFAULTS.items():
+            for name, value in vllm_build.CPU_DEFAULTS.items():
                 os.environ.setdefault(name, value)
         vllm_positions.mend_vllm()
         from vllm import LLM
@@ -137,7 +141,7 @@ class VLLM(Engine):
             if isinstance(prompt, Answer):
                 yield [prompt]
                 continue
-            while flying and (len(flying) >= settings.batch or held + prompt.pixel_bytes > _FLYING_BYTES):
+            while flying and (len(flying) >= settings.batch_size or held + prompt.pixel_bytes > _FLYING_BYTES):
                 yield self._land(flying)
                 held = sum(other.pixel_bytes for other in flying.values())
             flying[self._send(prompt, settings)] = prompt
@@ -162,12 +166,14 @@ class VLLM(Engine):
 
     def _land(self, flying: dict[str, Prompt]) -> list[Answer]:
         """One step of vLLM; what is done leaves `flying`."""
+        from vllm import RequestOutput
+
         done = []
         for output in self.llm.llm_engine.step():
-            if output.finished:
+            if isinstance(output, RequestOutput) and output.finished:
                 samples = sorted(output.outputs, key=lambda sample: sample.index)
-                found = [(sample.text, sample.finish_reason, len(sample.token_ids)) for sample in samples]
-                done.append(answer_to(flying.pop(output.request_id), found))
+                written = [(sample.text, sample.finish_reason or "", len(sample.token_ids)) for sample in samples]
+                done.append(answer_to(flying.pop(output.request_id), written))
         return done
 
     def close(self) -> None:
@@ -191,7 +197,7 @@ class Transformers(Engine):
         self.ends = [ends] if isinstance(ends, int) else list(ends)
 
     def _generate(self, asked, settings) -> Iterator[list[Answer]]:
-        while batch := list(islice(asked, settings.batch)):
+        while batch := list(islice(asked, settings.batch_size)):
             prompts = [prompt for prompt in batch if isinstance(prompt, Prompt)]
             errors = [answer for answer in batch if isinstance(answer, Answer)]
             yield errors + (self._batch(prompts, settings) if prompts else [])
@@ -255,9 +261,9 @@ def answer_to(prompt: Prompt, samples: Sequence[tuple[str, str, int]]) -> Answer
     return Answer(prompt.uid, tuple(prompt.opened + text for text in texts), finish, tokens)
 
 
-def vllm_prompt(prompt: Prompt) -> dict[str, Any]:
+def vllm_prompt(prompt: Prompt) -> "TokensPrompt":
     """What vLLM is given: tokens, and each video as its frames, uint8 (T, 3, H, W), with metadata."""
-    given: dict[str, Any] = {"prompt_token_ids": list(prompt.ids)}
+    given: TokensPrompt = {"prompt_token_ids": list(prompt.ids)}
     if prompt.videos:
         given["multi_modal_data"] = {"video": [(video.tensor(), video.plan.metadata()) for video in prompt.videos]}
     return given
@@ -283,7 +289,14 @@ def seed_of(seed: int, uid: str) -> int:
 
 
 def ahead(task: Callable, items: Iterable, workers: int, depth: int) -> Iterator:
-    """Results of a task in the order of its items, up to ``depth`` of them begun before they are asked for."""
+    """Results of a task in the order of its items, up to ``depth`` of them begun before they are asked for.
+
+    Args:
+        task: called with each item, in threads.
+        items: taken one at a time, in the thread of the caller.
+        workers: threads.
+        depth: most results, begun or finished, that wait for the caller.
+    """
     pool, begun = ThreadPoolExecutor(workers), deque()
     try:
         for item in items:

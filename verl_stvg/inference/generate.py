@@ -116,7 +116,7 @@ def _complete(
     transformers is given the same batches whatever is there already, and one of which a part is there as a whole: what
     a prompt is padded with shows in the last digits of its logits, and all of a batch are sampled from one seed.
     """
-    slices = [rows[start : start + settings.batch] for start in range(0, len(rows), settings.batch)]
+    slices = [rows[start : start + settings.batch_size] for start in range(0, len(rows), settings.batch_size)]
     todo = [part for part in slices if any(row.uid not in done for row in part)]
     if settings.engine == "vllm":
         todo = [[row for row in part if row.uid not in done] for part in todo]
@@ -190,7 +190,7 @@ def _on_ray(todo: list[list[Row]], settings: Settings, videos: int) -> Iterator[
         logger.info("%d engines on a cluster with %d GPUs", engines, gpus)
         if settings.engine == "vllm":  # its slices need not be the same every time: some for each engine
             every = [row for part in todo for row in part]
-            size = min(settings.batch, math.ceil(len(every) / (2 * engines)))
+            size = min(settings.batch_size, math.ceil(len(every) / (2 * engines)))
             todo = [every[start : start + size] for start in range(0, len(every), size)]
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False

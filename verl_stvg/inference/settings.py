@@ -6,7 +6,7 @@ Needs neither torch nor verl.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from verl_stvg.rows import chat_template
 from verl_stvg.rows import files as row_files
@@ -58,7 +58,7 @@ class Settings:
     seed: int = 0
     template: Mapping[str, Any] = field(default_factory=dict)
     max_model_len: int | None = None
-    dtype: str = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     tensor_parallel: int = 1
     gpu_memory_utilization: float = 0.9
     batch: int | None = None
@@ -76,11 +76,10 @@ class Settings:
         object.__setattr__(self, "fit", fits.checked(self.fit))
         if self.engine not in BATCHES:
             raise ValueError(f"engine {self.engine!r} is unknown; choose one of {', '.join(BATCHES)}")
-        if self.batch is None:
-            object.__setattr__(self, "batch", BATCHES[self.engine])
         for name in ("samples", "max_tokens", "batch", "tensor_parallel"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            count = self.batch_size if name == "batch" else getattr(self, name)
+            if count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < -1:
             raise ValueError(
                 f"temperature={self.temperature}, top_p={self.top_p}, top_k={self.top_k} cannot be sampled with; they "
@@ -95,6 +94,11 @@ class Settings:
             raise ValueError(f"limit must be at least 1, got {self.limit}")
         if self.engines is not None and not (self.ray and self.engines >= 1):
             raise ValueError(f"engines={self.engines} must be at least 1 and needs ray")
+
+    @property
+    def batch_size(self) -> int:
+        """Prompts that the engine is given at a time."""
+        return BATCHES[self.engine] if self.batch is None else self.batch
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -114,6 +118,11 @@ class Counts:
 
 def fold(count: int, size: int | None, index: int) -> range:
     """Rows of a fold: ``index * size`` up to the next one's first or the end; empty past it. VideoTG-R1's arguments.
+
+    Args:
+        count: all rows.
+        size: rows of a fold; None: one fold of all rows.
+        index: number of the fold, from 0.
 
     Raises:
         ValueError: a negative index or a size below 1.
@@ -163,5 +172,12 @@ def read_rows(
 
 
 def chosen(rows: list[Row], fold_size: int | None = None, fold_index: int = 0, limit: int | None = None) -> list[Row]:
-    """The rows of a fold, and of these the first."""
+    """The rows of a fold, and of these the first.
+
+    Args:
+        rows: all rows, in order.
+        fold_size: rows of a fold; None: all rows.
+        fold_index: number of the fold, from 0.
+        limit: most rows that are returned; None: all of the fold.
+    """
     return [rows[k] for k in fold(len(rows), fold_size, fold_index)][:limit]

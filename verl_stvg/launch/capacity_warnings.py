@@ -73,9 +73,10 @@ def of_memory(config: DictConfig, memory: Mapping[str, Mapping[str, float]], hbm
         hbm_gb: memory of a GPU.
     """
     rollout, found = config.actor_rollout_ref.rollout, []
-    update = sum(memory["GPU, update"].values())
+    parts = memory["GPU, update"]
+    update = sum(parts.values())
     if update > hbm_gb:
-        largest = max(memory["GPU, update"], key=memory["GPU, update"].get)
+        largest = max(parts, key=lambda part: parts[part])
         found.append(
             f"the update takes about {update:.0f} GB of {hbm_gb:.0f} per GPU, most of it {largest}; use more GPUs, "
             "+variant=one_gpu (weights in main memory), +variant=lora, or a smaller micro batch"

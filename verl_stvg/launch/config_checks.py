@@ -22,6 +22,7 @@ from verl_stvg import moved
 from verl_stvg.base.models import ModelNameError, located
 from verl_stvg.patches.frozen_tower import KEEP_MERGER
 from verl_stvg.rows.files import RowFileError, open_rows
+from verl_stvg.rows.settings import plain
 
 REWARD_OPTIONS = "reward.custom_reward_function.reward_kwargs"
 ROW_FILES = {"data.train_files": "data.train_max_samples", "data.val_files": "data.val_max_samples"}
@@ -38,7 +39,7 @@ def defaults() -> DictConfig:
     """verl's own composition of its configuration, in full."""
     import verl
 
-    return OmegaConf.load(Path(verl.__file__).parent / "trainer/config/_generated_ppo_trainer.yaml")
+    return DictConfig(OmegaConf.load(Path(verl.__file__).parent / "trainer/config/_generated_ppo_trainer.yaml"))
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -66,12 +67,11 @@ def other_kinds(config: DictConfig) -> list[str]:
     Hydra leaves ``off``, ``on``, ``yes`` and ``no`` text, and any text is true in Python: ``use_kl_loss=off`` turns the
     KL term on. Types are those of verl's dataclasses, else those of the values in its yaml.
     """
-    plain = OmegaConf.to_container(defaults(), resolve=True, throw_on_missing=False)
-    return list(_other_kinds(config, plain, {}, "", _added_types()))
+    return list(_other_kinds(config, plain(defaults()), {}, "", _added_types()))
 
 
 def _other_kinds(
-    section: DictConfig, default: Mapping[str, Any], hints: Mapping[str, Any], prefix: str, added: Mapping[str, dict]
+    section: DictConfig, default: Mapping[Any, Any], hints: Mapping[Any, Any], prefix: str, added: Mapping[str, dict]
 ) -> Iterator[str]:
     hints = {**hints, **added.get(prefix.rstrip("."), {})}
     for name in section:
@@ -88,10 +88,10 @@ def _other_kinds(
             yield f"{key}={value} is no whole number to verl; write {key}={value:.0f}"
 
 
-def _refers(section: DictConfig, name: str) -> bool:
+def _refers(section: DictConfig, name: Any) -> bool:
     """Whether a value is that of another key, where it is looked at; one of the environment is text, and is not."""
     return OmegaConf.is_interpolation(section, name) and "oc.env" not in str(
-        OmegaConf.to_container(section, resolve=False)[name]
+        OmegaConf.to_container(OmegaConf.masked_copy(section, name), resolve=False)
     )
 
 
@@ -159,7 +159,7 @@ def unknown_names(config: DictConfig) -> list[str]:
     from verl.workers.rollout.replica import RolloutReplicaRegistry
 
     libraries = OmegaConf.select(config, "actor_rollout_ref.model.external_lib")  # may register names of their own
-    import_external_libs(OmegaConf.to_container(libraries) if OmegaConf.is_config(libraries) else libraries)
+    import_external_libs(plain(libraries))
     estimates = [*KL_ESTIMATES, *(f"{name}+" for name in KL_ESTIMATES)]
     known = {
         "algorithm.adv_estimator": ADV_ESTIMATOR_REGISTRY,
@@ -194,7 +194,7 @@ def unknown_reward_options(config: DictConfig) -> list[str]:
     given = OmegaConf.select(config, REWARD_OPTIONS)
     if not given or not is_our_reward(config):
         return []
-    options = OmegaConf.to_container(given, resolve=True)
+    options = plain(given)
     recipe = options.get("recipe")
     problems = [
         f"{REWARD_OPTIONS}.{name}: no such option; known are recipe, weights and parts"
@@ -310,10 +310,9 @@ def unusable_files(config: DictConfig) -> list[str]:
 def rows_of(config: DictConfig, key: str) -> int | None:
     """Number of rows in the files of a key; None where one of them is remote or cannot be used."""
     files = OmegaConf.select(config, key)
-    found = [_metadata(file) for other, file in row_files(config) if other == key]
-    if len(found) < (1 if isinstance(files, str) else len(files or ())) or any(isinstance(one, str) for one in found):
-        return None
-    return sum(one.num_rows for one in found)
+    metadata = [_metadata(file) for other, file in row_files(config) if other == key]
+    counts = [of_file.num_rows for of_file in metadata if not isinstance(of_file, str)]
+    return sum(counts) if len(counts) == (1 if isinstance(files, str) else len(files or ())) else None
 
 
 def rows_beyond(config: DictConfig) -> list[str]:

@@ -23,9 +23,9 @@ _told = threading.Event()
 
 def start() -> None:
     """Watch the cluster that this process joins next, as long as it is in it."""
-    import ray
+    from ray._private import worker
 
-    hooks = ray._private.worker._post_init_hooks
+    hooks = worker._post_init_hooks
     if _begin not in hooks:
         hooks.append(_begin)
 
@@ -39,11 +39,12 @@ def _begin() -> None:
 def lost_actors() -> list[str]:
     """One line for each actor of this job that ended although nobody ended it; Ray must be connected."""
     import ray
+    from ray._private import state
 
     causes = {"WORKER_DIED", "NODE_DIED"}
     job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
     lines = []
-    for actor in ray._private.state.actors(job_id=job, actor_state_name="DEAD").values():
+    for actor in state.actors(job_id=job, actor_state_name="DEAD").values():
         died = actor["DeathCause"].actor_died_error_context
         cause = died.DESCRIPTOR.fields_by_name["reason"].enum_type.values_by_number[died.reason].name
         if cause in causes:

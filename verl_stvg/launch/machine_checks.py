@@ -117,7 +117,7 @@ def differing_nodes(config: DictConfig) -> list[str]:
 
     Frame caches need not be shared: a node that lacks a video's frames decodes it, and a warning says so.
     """
-    from verl_stvg.rows.settings import frame_store
+    from verl_stvg.rows.settings import frame_store, plain
 
     address = cluster_address(config)
     if address is None:
@@ -126,7 +126,7 @@ def differing_nodes(config: DictConfig) -> list[str]:
     shared = [store.folder] if store else []
     if int(config.trainer.save_freq) > 0:
         shared.append(config.trainer.default_local_dir)
-    environment = OmegaConf.to_container(OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env") or DictConfig({}))
+    environment = plain(OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env")) or {}
     found = nodes.survey(address, paths, shared, environment)
     if isinstance(found, str):
         return [f"the nodes of the Ray cluster at {address} cannot be asked: {found}"]
@@ -196,7 +196,7 @@ def too_few_cpus(config: DictConfig) -> list[str]:
             ]
         remedy = f"start its nodes with --num-cpus so that they add up to {needed} or more"
     else:
-        offered = int(OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus") or os.cpu_count())
+        offered = int(OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus") or os.cpu_count() or 1)
         remedy = f"set ray_kwargs.ray_init.num_cpus={needed} or more"
     if offered >= needed:
         return []

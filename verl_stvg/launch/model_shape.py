@@ -28,11 +28,12 @@ class Shape:
     window: int = 64  # patches of the others' windows
     patch: int = PATCH
     unit_text: int = 0  # tokens of text that the model's processor writes around a temporal unit
+    head_size: int = 0  # where heads are of a size of their own
 
     @property
     def head_dim(self) -> int:
         """Of an attention head."""
-        return self.hidden // self.heads
+        return self.head_size or self.hidden // self.heads
 
     @property
     def attended(self) -> int:
@@ -106,7 +107,7 @@ class Shape:
 class Qwen3Shape(Shape):
     """The same of a Qwen3-VL without experts: heads of a size of their own, a tower without windows, deepstack."""
 
-    head_dim: int = 128
+    head_size: int = 128
     patch: int = QWEN3_PATCH
     unit_text: int = 9  # "<12.3 seconds>" and two marks, in Qwen's tokenizer
     deepstack: int = 3  # layers of the tower that are merged too
@@ -178,7 +179,7 @@ def shape_of(model: str) -> Shape:
         return Qwen3Shape(
             **common,
             vision_full=vision["depth"],
-            head_dim=text["head_dim"],
+            head_size=text["head_dim"],
             deepstack=len(vision["deepstack_visual_indexes"]),
             places=vision["num_position_embeddings"],
         )

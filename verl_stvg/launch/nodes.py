@@ -9,7 +9,6 @@ import importlib.util
 import json
 import logging
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -65,7 +64,7 @@ def _code() -> str | None:
     digest = hashlib.sha256()
     for package in ("verl_stvg", "reward_fns"):
         spec = importlib.util.find_spec(package)
-        if spec is None:
+        if spec is None or spec.origin is None:  # not there, or a folder of that name without sources
             return None
         folder = Path(spec.origin).parent
         for file in sorted(folder.rglob("*.py")):
@@ -104,9 +103,11 @@ def ask(function: Callable, *arguments, timeout: float = _NODE_SECONDS) -> dict[
         by the node's name: the node as ``ray.nodes()`` has it, and the answer; a string says why there is none.
     """
     import ray
+    from ray import cloudpickle
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     nodes = [node for node in ray.nodes() if node["Alive"]]
     answers = [
@@ -119,7 +120,7 @@ def ask(function: Callable, *arguments, timeout: float = _NODE_SECONDS) -> dict[
         name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         try:
             found = ray.get(answer) if answer in ready else f"no answer within {timeout:.0f} s"
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             found = str(error).strip().splitlines()[-1]
         result[name] = (node, found)
     return result
@@ -139,28 +140,22 @@ def survey(address: str, paths: list[str], folders: list[str], runtime_env: dict
         mark.touch()
     question = {"paths": paths, "marks": [str(mark) for mark in marks], "runtime_env": runtime_env}
     try:
-        done = subprocess.run(
-            python.code(f"import {__name__} as n; n.answer(*sys.argv[1:])", address, json.dumps(question)),
-            env=python.environment(),
-            capture_output=True,
-            text=True,
-            timeout=_CLUSTER_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no answer within {_CLUSTER_SECONDS} s"
+        command = python.code(f"import {__name__} as n; n.answer(*sys.argv[1:])", address, json.dumps(question))
+        written, silent = python.answer_of(command, _CLUSTER_SECONDS)
     finally:
         for mark in marks:
             mark.unlink()
-    if done.returncode:
-        return next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[{")))  # Ray writes there too
+    return silent or json.loads(
+        next(line for line in written.splitlines() if line.startswith("[{"))
+    )  # Ray writes there too
 
 
 def answer(address: str, question: str) -> None:
     """Write to standard output what `survey` returns."""
     import ray
+    from ray import job_config
 
-    python.guard_ray(ray.job_config)
+    python.guard_ray(job_config)
     given = json.loads(question)
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=given["runtime_env"])
     nodes = [

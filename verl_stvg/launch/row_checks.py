@@ -89,8 +89,9 @@ def _check_truths(config: DictConfig, files: str, dataset) -> None:
     """
     from verl_stvg.launch.best_answer import BestAnswers
     from verl_stvg.rows.row import RowError
+    from verl_stvg.rows.settings import plain
 
-    options = OmegaConf.to_container(OmegaConf.select(config, REWARD_OPTIONS) or OmegaConf.create(), resolve=True)
+    options = plain(OmegaConf.select(config, REWARD_OPTIONS)) or {}
     name, wrong, best = config.data[files], [], BestAnswers(options, dataset.opened)
     for index, row in enumerate(map(dataset.row, dataset.dataframe)):
         try:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from verl_stvg.rows.row import FACTS, PLAN_KEYS
 from verl_stvg.video.film import VideoInfo
@@ -53,29 +54,19 @@ class Clip:
     width: int
     height: int
     fps: float
-    sampling: Mapping[str, object]
+    sampling: Mapping[str, Any]
     source: str
 
     def data(self, patch: int = PATCH) -> Data:
         """As if all rows were this clip; ``patch`` is the model's."""
         frames = round(self.seconds * self.fps)
         plan = plan_video(frames, self.fps, self.width, self.height, **self.sampling, patch=patch)
+        tokens, units, held = plan.num_tokens, plan.num_units, self.videos * _bytes(plan)
         pixels = self.videos * frames * self.width * self.height
-        return Data(
-            self.rows,
-            self.videos,
-            plan.num_tokens,
-            plan.num_tokens,
-            plan.num_units,
-            plan.num_units,
-            _unit(plan),
-            self.videos * _bytes(plan),
-            pixels,
-            self.source,
-        )
+        return Data(self.rows, self.videos, tokens, tokens, units, units, _unit(plan), held, pixels, self.source)
 
 
-def _sampling(tokens: int, least: int) -> dict[str, object]:
+def _sampling(tokens: int, least: int) -> dict[str, Any]:
     area = (PATCH * MERGE) ** 2
     return {"rule": "qwen_vl_utils", "min_pixels": least * area, "total_pixels": tokens * area}
 
@@ -116,8 +107,8 @@ def read_rows(files: list[Path], patch: int = PATCH, fit: Mapping[str, float | s
         for row in row_files.read_rows(file, None, ("videos", "extra_info"), fit):
             total, units, grids = 0, 0, []
             for video in row.entries:
-                size = [row.extra.get(name) for name in FACTS]
-                if None in size:
+                size = [row.extra[name] for name in FACTS if row.extra.get(name) is not None]
+                if len(size) < len(FACTS):
                     raise ValueError(
                         f"{row.where} does not say size and rate of {video['video']}; build the rows without "
                         "--no-probe, or plan without rows"

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Collection
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -224,8 +225,8 @@ def supervise(
         logger.warning("interrupted; ending the run")
         status = 130
     except SystemExit as stop:
-        logger.warning("stopped by %s; ending the run", signal.Signals(int(stop.code) - 128).name)
-        status = int(stop.code)
+        status = int(stop.code or 0)
+        logger.warning("stopped by %s; ending the run", signal.Signals(status - 128).name)
     finally:
         for number in previous:  # a second one must not stop the ending half-way
             signal.signal(number, signal.SIG_IGN)
@@ -264,7 +265,7 @@ def _stop(number, frame):
     raise SystemExit(128 + number)
 
 
-def end_descendants(keep: set[int] = frozenset()) -> int:
+def end_descendants(keep: Collection[int] = ()) -> int:
     """End every descendant of this process except ``keep``: first politely, then with SIGKILL.
 
     Returns:

@@ -12,6 +12,7 @@ without padding, in either trainer. ``tests/patches/test_banned_tokens.py`` says
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -95,6 +96,8 @@ def mend_engine(transformer_impl) -> None:
 
 class BanningWorker:
     """What evaluation adds to vLLM's workers (``worker_extension_cls``): they say what the rollout can say, no more."""
+
+    model_runner: Any  # of the worker that this is added to
 
     def ban(self, vocabulary: int, ids: Sequence[int]) -> None:
         """Take tokens out of the logits, as verl does in the rollout; see `verl_stvg.patches.banned_tokens.Banned`."""

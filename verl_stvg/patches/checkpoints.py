@@ -47,11 +47,11 @@ def mend_workers(engine_workers) -> None:
     """Let a trainer tell its workers to delete older checkpoints."""
     from verl.single_controller.base.decorator import Dispatch, register
 
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    @register(dispatch_mode=Dispatch["ONE_TO_ALL"])
     def keep_newest(self, count: int) -> None:
         self.engine.checkpoint_manager.keep_newest(count)
 
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    @register(dispatch_mode=Dispatch["ONE_TO_ALL"])
     def keep_newest_of_actor(self, count: int) -> None:
         self.actor.keep_newest(count)
 
@@ -87,9 +87,9 @@ def siblings(loaded: Path, new: Path) -> list[str]:
     root = new.absolute().parent.parent
     if loaded.absolute().parent.parent != root:
         return []
-    last = step_of(loaded.parent)
-    found = [path for path in root.glob(f"global_step_*/{new.name}") if (step_of(path.parent) or last + 1) <= last]
-    return [str(path) for path in sorted(found, key=lambda path: step_of(path.parent))]
+    last = step_of(loaded.parent) or 0
+    steps = {str(path): step_of(path.parent) or last + 1 for path in root.glob(f"global_step_*/{new.name}")}
+    return sorted((path for path in steps if steps[path] <= last), key=lambda path: steps[path])
 
 
 def mend_trainer(trainer_module) -> None:
@@ -167,6 +167,11 @@ def release(folder: Path, step: int, loaded: int) -> None:
 
     Such a tracker is left from another run in the same folder; it then names the step this run was resumed from, or
     goes.
+
+    Args:
+        folder: of the run's checkpoints, with `TRACKER`.
+        step: of the checkpoint that is about to be written.
+        loaded: step that the run was resumed from; 0 if it began anew.
     """
     tracker = folder / TRACKER
     named = tracker.read_text().strip() if tracker.is_file() else None

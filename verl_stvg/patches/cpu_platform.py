@@ -48,19 +48,20 @@ def _device_module() -> types.ModuleType:
     def nothing(*args, **kwargs):
         return None
 
-    for name in ("empty_cache", "ipc_collect", "synchronize", "set_device", "reset_peak_memory_stats"):
-        setattr(module, name, nothing)
-    module.is_available = lambda: True
-    module.device_count = lambda: 1
-    module.current_device = lambda: "cpu"
-    module.get_device_name = lambda device=None: "cpu"
-    for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
-        setattr(module, name, _memory_allocated)
-    module.mem_get_info = _mem_get_info
-    module.get_rng_state = lambda device=None: torch.get_rng_state()
-    module.set_rng_state = lambda state, device=None: torch.set_rng_state(state)
-    module.manual_seed = torch.manual_seed
-    module.manual_seed_all = torch.manual_seed
+    idle = ("empty_cache", "ipc_collect", "synchronize", "set_device", "reset_peak_memory_stats")
+    figures = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
+    vars(module).update({name: nothing for name in idle} | {name: _memory_allocated for name in figures})
+    vars(module).update(
+        is_available=lambda: True,
+        device_count=lambda: 1,
+        current_device=lambda: "cpu",
+        get_device_name=lambda device=None: "cpu",
+        mem_get_info=_mem_get_info,
+        get_rng_state=lambda device=None: torch.get_rng_state(),
+        set_rng_state=lambda state, device=None: torch.set_rng_state(state),
+        manual_seed=torch.manual_seed,
+        manual_seed_all=torch.manual_seed,
+    )
     return module
 
 
@@ -143,25 +144,21 @@ class PlatformCPU(PlatformBase):
         return None
 
     def rollout_env_vars(self) -> dict[str, str]:
-        """vLLM's own defaults reserve gigabytes for the KV cache and pin every core; both stay overridable.
-
-        One thread: while vLLM decodes, its other processes and the agent loop want the cores.
-        """
-        wanted = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        return {name: os.environ.get(name, value) for name, value in wanted.items()} | {"OMP_NUM_THREADS": "1"}
+        """One thread: while vLLM decodes, its other processes and the agent loop want the cores."""
+        given = {name: os.environ.get(name, value) for name, value in vllm_build.CPU_DEFAULTS.items()}
+        return given | {"OMP_NUM_THREADS": "1"}
 
 
 def _name_vllm() -> None:
     """verl asks for the distribution ``vllm``; the CPU build is called ``vllm-cpu``."""
     build = vllm_build.installed()
     stock = importlib.metadata.version
-    if build is None or not build[1] or getattr(stock, "_verl_stvg", False):
+    if build is None or not build[1] or stock.__module__ == __name__:
         return
 
     def version(name: str) -> str:
         return build[0] if name == "vllm" else stock(name)
 
-    version._verl_stvg = True
     importlib.metadata.version = version
 
 

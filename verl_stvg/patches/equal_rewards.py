@@ -23,15 +23,7 @@ from collections.abc import Hashable, Sequence
 
 logger = logging.getLogger(__name__)
 
-ESTIMATORS = (
-    "grpo",
-    "grpo_vectorized",
-    "rloo",
-    "rloo_vectorized",
-    "opo",
-    "gpg",
-    "reinforce_plus_plus_baseline",
-)
+ESTIMATORS = ("grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "opo", "gpg", "reinforce_plus_plus_baseline")
 """verl's names of the estimators that subtract a mean of the group; ``gdpo`` calls the first, once for each part."""
 
 

@@ -42,10 +42,7 @@ class Outcome:
 
 
 def read_jobs(
-    files: Iterable[str | Path],
-    video_root: str | Path | None = None,
-    patch: int = PATCH,
-    fit: Mapping | None = None,
+    files: Iterable[str | Path], video_root: str | Path | None = None, patch: int = PATCH, fit: Mapping | None = None
 ) -> list[Job]:
     """Every distinct video and plan of the rows, in their order; a row whose videos are none (`entry_of`) is one, too.
 

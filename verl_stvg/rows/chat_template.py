@@ -110,7 +110,8 @@ def of_training(model: str) -> dict[str, Any]:
     for override in OverridesParser.create().parse_overrides(named):
         if not override.is_delete():
             OmegaConf.update(said, override.key_or_group, override.value(), force_add=True)
-    options = OmegaConf.to_container(OmegaConf.select(said, _TRAINING_KEY) or OmegaConf.create())
+    given = OmegaConf.to_container(OmegaConf.select(said, _TRAINING_KEY) or OmegaConf.create())
+    options = {str(name): value for name, value in given.items()} if isinstance(given, dict) else {}
     if custom := OmegaConf.select(said, _CUSTOM_KEY):
         options.setdefault("chat_template", custom)
     if options:

@@ -62,9 +62,9 @@ def parse(given: Iterable[str]) -> dict[str, Any]:
         ValueError: not of that form, a key twice, or see `of_model`.
     """
     texts = pairs("--fit", given, "total_pixels=802816")
-    found = {name: text if name in ("rule", "model") else _number(name, text) for name, text in texts.items()}
-    limits = of_model(found.pop("model")) if "model" in found else {}
-    return limits | found
+    model = texts.pop("model", None)
+    chosen = {name: text if name == "rule" else _number(name, text) for name, text in texts.items()}
+    return ({} if model is None else of_model(model)) | chosen
 
 
 def _number(name: str, text: str) -> float:

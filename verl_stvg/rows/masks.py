@@ -120,6 +120,11 @@ def visible_units(
 def crop_truth(truth: Mapping[str, Any], mask: Mask, plan: SamplingPlan) -> dict[str, Any]:
     """Ground truth on the clock of a cropped video, with ``crop_start``: what to add to come back to the video's own.
 
+    Args:
+        truth: of the row, in seconds of what the plan shows.
+        mask: of the row; where it crops nothing, the truth stays as it is.
+        plan: of the row's one video, before it is cropped.
+
     Raises:
         CurriculumError: it holds boxes, which count frames of all that the row shows.
     """

@@ -63,12 +63,12 @@ class PromptMaker:
     """Makes the prompts of rows: verl's messages, the model's chat template, the plan's frames.
 
     Attributes:
-        processor: of the model.
+        processor: of the model, as `AutoProcessor` gives it.
         store: of the frames.
         template: options of the chat template, ``data.apply_chat_template_kwargs`` in training.
     """
 
-    processor: object
+    processor: Any
     store: FrameStore
     template: Mapping[str, Any] = field(default_factory=dict)
 
@@ -86,7 +86,7 @@ class PromptMaker:
             part for message in messages if isinstance(message["content"], list) for part in message["content"]
         ):
             if part["type"] == "video":
-                frames, _ = read_video(part, self.store)
+                frames = cached(part, self.store)
                 check_size(frames.plan, self.processor)
                 videos.append(frames)
         text = render(self.processor, messages, self.template)
@@ -171,13 +171,19 @@ def read_video(video: dict, source: FrameStore | Decoder | None = None) -> tuple
         ValueError: see `plan_video_part`.
         CacheError: the cache cannot be written.
     """
+    if isinstance(source, FrameStore):
+        frames = cached(video, source)
+        return frames, frames.plan.metadata()
     source = source or decoder_of()
     plan = plan_video_part(video, source)
-    path = video["video"]
-    if isinstance(source, FrameStore):
-        source.frames(path, plan.whole)
-        return CachedFrames(path, plan, source), plan.metadata()
-    return torch.from_numpy(view(source.read(path, plan.whole), plan)).permute(0, 3, 1, 2), plan.metadata()
+    return torch.from_numpy(view(source.read(video["video"], plan.whole), plan)).permute(0, 3, 1, 2), plan.metadata()
+
+
+def cached(video: dict, store: FrameStore) -> CachedFrames:
+    """Frames of one message part, which now lie in the store; raises what `read_video` does."""
+    plan = plan_video_part(video, store)
+    store.frames(video["video"], plan.whole)
+    return CachedFrames(video["video"], plan, store)
 
 
 @lru_cache(maxsize=65536)

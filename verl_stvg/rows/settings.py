@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hydra.utils import get_class
 from omegaconf import OmegaConf, open_dict
@@ -21,9 +21,12 @@ from verl_stvg.rows.row import RowError
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.store import FrameStore, decoder_of, default_folder
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 logger = logging.getLogger(__name__)
 
-Section = TypeVar("Section")
+Section = TypeVar("Section", bound="DataclassInstance")
 
 
 def section(config, name: str, kind: type[Section], error: type[ValueError] = RowError) -> Section | None:
@@ -38,7 +41,7 @@ def section(config, name: str, kind: type[Section], error: type[ValueError] = Ro
     Raises:
         ValueError: of the kind `error`: an unknown key, or a value that its key cannot have.
     """
-    given = _plain(config.get(name))
+    given = plain(config.get(name))
     if given is None:
         return None
     if not isinstance(given, Mapping):
@@ -130,7 +133,7 @@ def template_options(config) -> dict[str, Any]:
     Raises:
         ValueError: one that cannot be chosen.
     """
-    return checked(_plain(config.get("apply_chat_template_kwargs")) or {})
+    return checked(plain(config.get("apply_chat_template_kwargs")) or {})
 
 
 def fit_of(config) -> dict[str, float | str]:
@@ -140,12 +143,13 @@ def fit_of(config) -> dict[str, float | str]:
         RowError: a key or value that cannot be.
     """
     try:
-        return fits.checked(_plain(config.get("fit")) or {})
+        return fits.checked(plain(config.get("fit")) or {})
     except ValueError as error:
         raise RowError(f"data.fit: {error}") from error
 
 
-def _plain(given: Any) -> Any:
+def plain(given: Any) -> Any:
+    """A part of a configuration as plain lists and dictionaries, references resolved; what is none as it is."""
     return OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
 
 

@@ -13,8 +13,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from annotated_types import Ge, Le, MaxLen, MinLen
+from annotated_types import MaxLen, MinLen
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
@@ -241,7 +240,7 @@ _TYPES = {str: _is_text, bool: pa.types.is_boolean, Any: lambda kind: True}
 def _are_lists(element: Any, values: pa.Array, limits: list[Any]) -> bool:
     if not (pa.types.is_list(values.type) or pa.types.is_large_list(values.type)):
         return False
-    lengths = np.from_dlpack(pc.list_value_length(values))
+    lengths = np.from_dlpack(values.value_lengths())
     within = all(
         (lengths >= limit.min_length if isinstance(limit, MinLen) else lengths <= limit.max_length).all()
         for limit in limits
@@ -254,11 +253,8 @@ def _are_numbers(kind: type, values: pa.Array, limits: list[Any]) -> bool:
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         return False
     numbers = np.from_dlpack(values)
-    within = all(
-        (numbers >= limit.ge if isinstance(limit, Ge) else numbers <= limit.le).all()
-        for limit in limits
-        if isinstance(limit, Ge | Le)
-    )
+    bounds = [(getattr(limit, "ge", -np.inf), getattr(limit, "le", np.inf)) for limit in limits]
+    within = all(((low <= numbers) & (numbers <= high)).all() for low, high in bounds)
     whole = kind is float or pa.types.is_integer(values.type) or (numbers == np.floor(numbers)).all()
     return bool(within and whole and np.isfinite(numbers).all())
 
@@ -273,14 +269,14 @@ def _accepts(validator: Any, values: pa.Array) -> bool:
 
 
 def _have_both_ends(truths: Mapping[str, pa.Array]) -> bool:
-    ends = [pc.is_valid(truths[name]) for name in ("start", "end") if name in truths]
-    return len(ends) == 2 and ends[0].equals(ends[1]) or not any(pc.any(known).as_py() for known in ends)
+    ends = [truths[name].is_valid() for name in ("start", "end") if name in truths]
+    return len(ends) == 2 and ends[0].equals(ends[1]) or not any(known.true_count for known in ends)
 
 
 def _have_one_time_each(extras: Mapping[str, pa.Array]) -> bool:
     times, counts = extras.get("frame_times"), extras.get("num_frames")
-    if None in (times, counts) or times.null_count == len(times) or counts.null_count == len(counts):
+    if times is None or counts is None or times.null_count == len(times) or counts.null_count == len(counts):
         return True
-    lengths = pc.list_value_length(times)
-    agree = pc.or_(pc.equal(lengths, 0), pc.equal(lengths, pc.cast(counts, pa.int64())))
-    return pc.all(agree, min_count=0).as_py()  # of those that have both
+    lengths = np.from_dlpack(times.value_lengths().fill_null(0))
+    numbers = np.from_dlpack(counts.cast(pa.int64()).fill_null(0))
+    return bool(((lengths == 0) | (numbers == 0) | (lengths == numbers)).all())  # of those that have both

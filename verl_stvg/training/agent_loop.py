@@ -12,7 +12,8 @@ video and what went wrong must be in the message itself.
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeGuard
 
 import torch
 from transformers import BatchFeature
@@ -80,8 +81,18 @@ class SharedTokens:
     def __getattr__(self, name):
         return getattr(self._inner, name)
 
-    def build_initial_tokens(self, messages, *, videos=None, mm_inputs_out=None, **kwargs) -> list[int]:
-        """Token IDs of a prompt; features (`mm_inputs_out`) are left out, there are none without pixels."""
+    def build_initial_tokens(
+        self, messages, *, videos: Sequence[tuple[Any, Any]] | None = None, mm_inputs_out=None, **kwargs
+    ) -> list[int]:
+        """Token IDs of a prompt.
+
+        Args:
+            messages: of the chat.
+            videos: pairs of frames and metadata; None for none.
+            mm_inputs_out: dictionary that verl's builder puts features into; left alone where videos are keys, there
+                are none without pixels.
+            kwargs: verl's further arguments.
+        """
         if not keyed(videos) or kwargs.get("images") or kwargs.get("audios"):
             return self._inner.build_initial_tokens(messages, videos=videos, mm_inputs_out=mm_inputs_out, **kwargs)
         asked = json.dumps([messages, kwargs.get("tools"), self._inner.chat_template_kwargs], default=str)
@@ -100,6 +111,7 @@ class VideoGroundingAgentLoop(SingleTurnAgentLoop):
     trainer one request ID, which takes all of them to one server.
     """
 
+    continuous_token_builder: Any  # verl's, in a `SharedTokens`
     _counted: dict[str, float] = {}
 
     def __init__(self, *args, **kwargs):
@@ -137,8 +149,9 @@ class VideoGroundingAgentLoop(SingleTurnAgentLoop):
             "decode_seconds": cache.seconds,
             "decode_bytes": cache.bytes,
         }
-        before, VideoGroundingAgentLoop._counted = VideoGroundingAgentLoop._counted, now
-        return {name: value - before.get(name, 0) for name, value in now.items()}
+        since = {name: value - self._counted.get(name, 0) for name, value in now.items()}
+        self._counted.update(now)  # of all loops of this process
+        return since
 
 
 def answer_seed(seed: int, uid: str, step: int, place: int) -> int:
@@ -154,9 +167,9 @@ def answer_seed(seed: int, uid: str, step: int, place: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def keyed(videos) -> bool:
+def keyed(videos: Sequence[tuple[Any, Any]] | None) -> TypeGuard[Sequence[tuple[CachedFrames, Any]]]:
     """Whether a prompt's videos, pairs of frames and metadata, are all `CachedFrames`."""
-    return bool(videos) and all(isinstance(frames, CachedFrames) for frames, _ in videos)
+    return bool(videos) and all(isinstance(frames, CachedFrames) for frames, _ in videos or ())
 
 
 def video_parts(messages) -> Iterator[dict]:

@@ -115,6 +115,12 @@ class Curriculum:
     def mask(self, plan: SamplingPlan, row: RowFacts, step: int, total: int) -> Mask:
         """The mask of a row at a step; one that takes nothing for rows of other bins.
 
+        Args:
+            plan: of the row's one video, with nothing hidden.
+            row: what the mask depends on: bin, uid, difficulty, and intervals in seconds of what the plan shows.
+            step: of the optimiser, from 0.
+            total: steps of the run.
+
         Raises:
             CurriculumError: an annotation outside of what the plan shows.
         """

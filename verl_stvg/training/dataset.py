@@ -261,7 +261,7 @@ def undecoded(part: datasets.Dataset, column: str) -> datasets.Dataset:
     kind, plain = part.features.get(column), datasets.Video(decode=False)
     if isinstance(kind, datasets.Video):
         return part.cast_column(column, plain)
-    if isinstance(getattr(kind, "feature", None), datasets.Video):
+    if isinstance(kind, datasets.List | datasets.LargeList) and isinstance(kind.feature, datasets.Video):
         return part.cast_column(column, type(kind)(plain))
     return part
 
@@ -297,7 +297,16 @@ def _with_all(part: datasets.Dataset, features: datasets.Features) -> datasets.D
 
 
 def check_maskable(curriculum: Curriculum, row: Row, plans: list[SamplingPlan]) -> None:
-    """Raise ValueError if a row lacks what the curriculum's masks depend on."""
+    """See that a row has what the curriculum's masks depend on.
+
+    Args:
+        curriculum: of the run.
+        row: of the training rows.
+        plans: of its videos, in order.
+
+    Raises:
+        ValueError: it has not.
+    """
     facts = RowFacts.of(row)
     if facts.bin not in curriculum.bins:
         return

@@ -6,6 +6,7 @@ verl's.
 """
 
 from collections import defaultdict
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ class KeyedOutput(agent_loop._InternalAgentLoopOutput):
     multi_modal_inputs: dict[str, Any] | None = None
 
 
-class LegacyWorker(KeysAndMasks, agent_loop.AgentLoopWorker):
+class LegacyWorker(KeysAndMasks):
     """The older agent-loop worker, whose trajectories carry keys instead of pixels, and which masks training videos."""
 
     def __init__(self, *args, **kwargs):
@@ -53,8 +54,8 @@ class LegacyLoopManager(agent_loop.AgentLoopManager):
         super().__init__(config, *args, **kwargs)
         self.agent_loop_workers_class = ray.remote(LegacyWorker)
 
-    def generate_sequences(self, prompts: DataProto) -> DataProto:
-        """Answers of a batch, in its order."""
+    def generate_sequences(self, prompts: DataProto):
+        """Answers of a batch, a `DataProto` in its order."""
         global _step
         if not prompts.meta_info.get("validate"):
             _step = int(prompts.meta_info["global_steps"])
@@ -83,7 +84,7 @@ def parity_metrics(config, batch: DataProto) -> dict[str, float]:
         uids = [(info or {}).get("uid") for info in batch.non_tensor_batch["extra_info"]]
         answers = [batch.batch[name] for name in ("responses", "response_mask", "old_log_probs", "rollout_log_probs")]
         tokenizer = omega_conf_to_dataclass(config.actor_rollout_ref.model).tokenizer
-        parity.keep(config, _step, parity.worst_tokens(uids, *answers, tokenizer))
+        parity.keep(config, _step, parity.worst_tokens(uids, *answers, tokenizer=tokenizer))
     return found
 
 
@@ -94,12 +95,13 @@ def log_metrics(config) -> None:
         return
     validated = ray_trainer.RayPPOTrainer._val_metrics_update
 
-    def _val_metrics_update(self, data_sources, sample_uids, infos, sample_turns):
-        result = validated(self, data_sources, sample_uids, infos, sample_turns)
+    def _val_metrics_update(self, data_sources, sample_uids, reward_extra_infos_dict, sample_turns):
+        result = validated(self, data_sources, sample_uids, reward_extra_infos_dict, sample_turns)
         n = self.config.actor_rollout_ref.rollout.val_kwargs.n  # here a rollout that fails ends the run
         expected = {key: n for key in zip(map(str, data_sources), map(str, sample_uids), strict=True)}
-        return {**result, **held_out.metrics(data_sources, sample_uids, infos, expected)}
+        return {**result, **held_out.metrics(data_sources, sample_uids, reward_extra_infos_dict, expected)}
 
+    @wraps(stock)
     def compute_data_metrics(batch, *args, **kwargs):
         columns = batch.non_tensor_batch
         keys = [f"{uid}_{place}" for uid, place in zip(columns["uid"], places_in_group(columns["uid"]), strict=True)]
@@ -112,6 +114,5 @@ def log_metrics(config) -> None:
             **parity_metrics(config, batch),
         }
 
-    compute_data_metrics.__wrapped__ = stock
     ray_trainer.compute_data_metrics = compute_data_metrics
     ray_trainer.RayPPOTrainer._val_metrics_update = _val_metrics_update

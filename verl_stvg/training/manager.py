@@ -52,7 +52,13 @@ class VideoGroundingLoopManager(AgentLoopManagerTQ):
 
 
 def share_rollouts(prompts: TensorDict, asked: dict[str, int], n: int) -> None:
-    """Give the prompts of a training batch numbers of rollouts by bin, ``n`` on average, where verl looks for them."""
+    """Give the prompts of a training batch numbers of rollouts by bin, where verl looks for them.
+
+    Args:
+        prompts: of the batch, with ``extra_info``; gets the column `ROLLOUTS`.
+        asked: rollouts of a prompt by the bin of its row, before they are scaled.
+        n: rollouts of a prompt on average.
+    """
     counts = rollout_counts(bins_of(list(prompts["extra_info"]), "data.rollouts"), asked, n)
     prompts[ROLLOUTS] = NonTensorStack(*counts)
 

@@ -3,8 +3,9 @@
 verl logs the parts a reward function returns only in validation.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import wraps
 
 import numpy as np
 import transfer_queue as tq
@@ -23,6 +24,7 @@ def log_metrics() -> None:
         return
     validated = trainer_base.PPOTrainer._val_metrics_update
 
+    @wraps(stock)
     def _compute_metrics(self, batch, metrics, *args, **kwargs):
         result = stock(self, batch, metrics, *args, **kwargs)
         keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
@@ -39,24 +41,34 @@ def log_metrics() -> None:
             data = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=fields)
             uids = [(info or {}).get("uid") for info in data.pop("extra_info").tolist()]
             answers = data.to_padded_tensor()
-            tokens = parity.worst_tokens(uids, *(answers[name] for name in fields[1:]), self.tokenizer)
+            tokens = parity.worst_tokens(uids, *(answers[name] for name in fields[1:]), tokenizer=self.tokenizer)
             parity.keep(self.config, metrics["training/global_step"], tokens)
         rollout = self.config.actor_rollout_ref.rollout
         # verl pads a batch whose prompts failed and goes on; here it is at least a number
         metrics["rollout/missing"] = max(0, self.config.data.train_batch_size * rollout.n - len(keys))
         return result
 
-    def _val_metrics_update(self, data_sources, sample_uids, infos, sample_turns, expected_acc_counts=None):
+    def _val_metrics_update(
+        self, data_sources, sample_uids, reward_extra_infos_dict, sample_turns, expected_acc_counts=None
+    ):
+        infos = reward_extra_infos_dict
         result = validated(self, data_sources, sample_uids, infos, sample_turns, expected_acc_counts)
-        return {**result, **held_out.metrics(data_sources, sample_uids, infos, expected_acc_counts)}
+        answered = Counter(zip(map(str, data_sources), map(str, sample_uids), strict=True))  # all that is known then
+        return {**result, **held_out.metrics(data_sources, sample_uids, infos, expected_acc_counts or answered)}
 
-    _compute_metrics.__wrapped__ = stock
     trainer_base.PPOTrainer._compute_metrics = _compute_metrics
     trainer_base.PPOTrainer._val_metrics_update = _val_metrics_update
 
 
 def step_metrics(keys: list[str], infos: list[dict], masks: list[dict], stats: list[dict]) -> dict[str, float]:
-    """All that a training step logs beyond verl's own: `reward_metrics`, `curriculum_metrics` and `video_metrics`."""
+    """All that a training step logs beyond verl's own: `reward_metrics`, `curriculum_metrics` and `video_metrics`.
+
+    Args:
+        keys: of the trajectories, ``<prompt uid>_<session>_<index>``.
+        infos: the reward function's result for each trajectory.
+        masks: bin and mask of each, as `verl_stvg.training.agent_loop` records them; empty without a curriculum.
+        stats: what the videos of each cost, as recorded there; empty where nothing is known.
+    """
     return {**reward_metrics(keys, infos), **curriculum_metrics(keys, infos, masks), **video_metrics(stats)}
 
 

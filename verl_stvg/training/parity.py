@@ -61,7 +61,7 @@ def step_metrics(config, metrics: dict) -> dict[str, float]:
 
 
 def worst_tokens(
-    uids: Sequence[str],
+    uids: Sequence[str | None],
     responses: torch.Tensor,
     mask: torch.Tensor,
     actor: torch.Tensor,
@@ -71,7 +71,7 @@ def worst_tokens(
     """The `WORST` tokens on whose probabilities the two differ most, the worst first.
 
     Args:
-        uids: of the rows, one for each answer.
+        uids: of the rows, one for each answer; None where a row has none.
         responses: (B, S) token ids.
         mask: (B, S), true where a token was sampled.
         actor: (B, S) log-probabilities.
@@ -97,7 +97,13 @@ def worst_tokens(
 
 
 def keep(config, step: int, tokens: Sequence[dict]) -> None:
-    """Add a step's worst tokens to the run's `FILE`, beside its metrics; a run that goes on forgets what it redoes."""
+    """Add a step's worst tokens to the run's `FILE`, beside its metrics; a run that goes on forgets what it redoes.
+
+    Args:
+        config: of the run.
+        step: of training, verl's, whose first is 1.
+        tokens: of `worst_tokens`.
+    """
     global _begun
     logged = os.environ.get("VERL_FILE_LOGGER_PATH")
     path = (Path(logged).parent if logged else Path(config.trainer.default_local_dir)) / FILE

@@ -112,7 +112,13 @@ def place_of(key: str, places: dict[str, int]) -> tuple[float, ...]:
 
 
 def widest_groups(keys: Sequence[str], scores: Sequence[float], count: int) -> set[str]:
-    """Uids of the groups whose scores have the largest standard deviations; of equal ones the first."""
+    """Uids of the groups whose scores have the largest standard deviations; of equal ones the first.
+
+    Args:
+        keys: of the trajectories, ``<prompt uid>_<session>_<index>``.
+        scores: of each trajectory.
+        count: most groups that are returned.
+    """
     groups = defaultdict(list)
     for key, score in zip(keys, scores, strict=True):
         groups[key.split("_")[0]].append(score)

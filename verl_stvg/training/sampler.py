@@ -94,8 +94,8 @@ class BinSampler:
             if not any(getattr(draw, key)[name] for name, rows in self.rows.items() if rows):
                 raise CurriculumError(f"data.draw.{key} gives weight to no bin that has rows: {self._counts()}")
         self.drawn = 0
-        self.taken = dict.fromkeys(BINS, 0)
-        self.owed = dict.fromkeys(BINS, 0.0)
+        self.taken: dict[str, int] = dict.fromkeys(BINS, 0)
+        self.owed: dict[str, float] = dict.fromkeys(BINS, 0.0)
 
     def __len__(self) -> int:
         return self.length
@@ -113,7 +113,7 @@ class BinSampler:
         total = sum(shares.values())
         for name, share in shares.items():
             self.owed[name] += share / total
-        name = max((name for name in BINS if shares[name]), key=self.owed.__getitem__)
+        name = max((name for name in BINS if shares[name]), key=lambda bin_: self.owed[bin_])
         self.owed[name] -= 1.0
         self.drawn += 1
         lap, place = divmod(self.taken[name], len(self.rows[name]))

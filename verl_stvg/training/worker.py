@@ -7,6 +7,7 @@ import asyncio
 import pickle
 
 import torch
+from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 
 from verl_stvg.rows.masks import Mask, RowFacts, crop_truth
@@ -22,7 +23,7 @@ from verl_stvg.video.positions import writes_times
 StockWorker = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 
 
-class KeysAndMasks:
+class KeysAndMasks(AgentLoopWorker):
     """What either of verl's agent-loop workers needs so that trajectories carry keys and training videos are masked.
 
     A mask becomes part of the prompt's video, from which vLLM's frames and the actor's pixels are made. It follows
@@ -54,7 +55,7 @@ class KeysAndMasks:
             facts = RowFacts.of(prompt)
             mask, truth = Mask(0.0), prompt["reward_model"]["ground_truth"]
             messages = prompt["raw_prompt"]
-            if facts.bin in self.curriculum.bins:
+            if self.curriculum and facts.bin in self.curriculum.bins:
                 part = next(video_parts(messages))
                 plan = plan_video_part(part, frame_source(self.config.data))
                 step = int(prompt["global_steps"]) - 1  # verl's first step is 1
@@ -97,9 +98,15 @@ class VideoGroundingWorker(KeysAndMasks, StockWorker):
 
 
 def with_keys(messages, part: dict, keys: dict) -> list[dict]:
-    """Messages in which one part has further keys; those given are left as they are."""
+    """Messages in which one part has further keys; those given are left as they are.
+
+    Args:
+        messages: of a prompt.
+        part: the object itself, of the content of one of the messages.
+        keys: of the part, beside those it has or in place of them.
+    """
     return [
-        {**message, "content": [{**one, **keys} if one is part else one for one in message["content"]]}
+        {**message, "content": [{**other, **keys} if other is part else other for other in message["content"]]}
         if isinstance(message["content"], list)
         else message
         for message in messages

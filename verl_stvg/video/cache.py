@@ -331,7 +331,7 @@ class FrameCache:
         seconds = time.perf_counter() - begin
         if self._content(path) != content:
             raise VideoError(f"{path}: changed while it was decoded; start again when it is written in full")
-        header["checksum"] = xxhash.xxh3_128_hexdigest(out)
+        header["checksum"] = xxhash.xxh3_128_hexdigest(out.data)
         with self._explained(path):
             out.flush()
             os.pwrite(claim.fd, pack_header(header), 0)

@@ -126,7 +126,7 @@ def map_entry(file: BinaryIO, path: Path) -> tuple[np.memmap, dict]:
 
 def check(mapped: tuple[np.memmap, dict]) -> None:
     frames, header = mapped
-    if xxhash.xxh3_128_hexdigest(frames) != header["checksum"]:
+    if xxhash.xxh3_128_hexdigest(frames.data) != header["checksum"]:
         raise Damaged("has damaged pixels")
 
 

@@ -65,12 +65,7 @@ class Decoder:
     """
 
     def __init__(
-        self,
-        decoder: str = "pyav",
-        timeout: float = 60.0,
-        workers: int = 1,
-        threads: int = 0,
-        memory: int = MEMORY,
+        self, decoder: str = "pyav", timeout: float = 60.0, workers: int = 1, threads: int = 0, memory: int = MEMORY
     ):
         self.decoder, self.timeout, self.workers, self.threads, self.memory = decoder, timeout, workers, threads, memory
         self._forget()
@@ -96,6 +91,11 @@ class Decoder:
 
     def read(self, path: str | Path, plan: SamplingPlan, needs: tuple[float, float] | None = None) -> np.ndarray:
         """`verl_stvg.video.decode.read_frames` in a child: uint8 array (T, H, W, 3).
+
+        Args:
+            path: of the video.
+            plan: which frames, and their size.
+            needs: start and end in seconds of what must be there; None: all of the plan.
 
         Raises:
             VideoError: the video cannot be used, crashes the decoder, takes too long or too much memory.
@@ -216,7 +216,7 @@ class Decoder:
             shared = None if out is None else child.shared(out.nbytes)
             answer = child.ask(request, limit)
             unharmed = "spent" not in answer
-            if shared is not None and "error" not in answer:
+            if out is not None and shared is not None and "error" not in answer:
                 out[:] = shared.reshape(out.shape)
         finally:
             if child is not None and not unharmed:
@@ -251,6 +251,8 @@ class _Child:
             pass_fds=[shared],
             env=python.environment(path=True),
         )
+        assert self.process.stdin and self.process.stdout  # they are pipes
+        self.requests, self.answers = self.process.stdin, self.process.stdout
         self.ready, self.heard = False, b""
 
     def shared(self, count: int) -> np.ndarray:
@@ -276,7 +278,7 @@ class _Child:
             if "error" in greeting:
                 raise DecoderError(greeting["message"])
             self.ready = True
-        self.process.stdin.write(json.dumps({**request, "limit": asdict(limit)}).encode() + b"\n")
+        self.requests.write(json.dumps({**request, "limit": asdict(limit)}).encode() + b"\n")
         answer = self._answer(limit.seconds)
         while isinstance(answer, dict) and "limit" in answer:  # a damaged file is gone through more than once
             limit = Limit(**answer["limit"])
@@ -294,7 +296,7 @@ class _Child:
     def _answer(self, seconds: float) -> dict | str | None:
         """The next line that the child says; why there is none, or None if the time is over: it is dead then."""
         deadline = time.monotonic() + seconds
-        pipe = self.process.stdout.fileno()
+        pipe = self.answers.fileno()
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
         while b"\n" not in self.heard:
@@ -317,8 +319,8 @@ class _Child:
         """End the process if it has not ended, and free what it held."""
         self.process.kill()
         self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        self.requests.close()
+        self.answers.close()
         self.memory.close()
 
 

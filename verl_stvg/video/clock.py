@@ -99,7 +99,7 @@ class FrameClock:
         """
         return first_frame + (self.first_shown(begin) if first_frame_of == "shown" else 0)
 
-    def on_show(self, seconds: float | Sequence[float]) -> np.ndarray:
+    def on_show(self, seconds: float | Sequence[float] | np.ndarray) -> np.ndarray:
         """Frames on show at some times: the last one that appears at or before each, within `ROUNDING`.
 
         The first picture stands for what comes before it, the last one for what comes after it.
@@ -116,4 +116,5 @@ class FrameClock:
 
     @cached_property
     def _bounds(self) -> np.ndarray:
-        return np.append(np.asarray(self.times, dtype=np.float64), max(self.duration, self.times[-1]))
+        times = np.asarray(self.times, dtype=np.float64)
+        return np.append(times, max(self.duration, times[-1]))

@@ -4,21 +4,25 @@ The film is the container's best video stream that is no attached picture.
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import av
+from av.container import InputContainer
+from av.error import FFmpegError
 from av.stream import Disposition
 
+from verl_stvg.video.content import Opened
 from verl_stvg.video.film import MAX_AREA, TimelessVideo, VideoError
 
 _UNREADABLE = 100  # packets in a row that cannot be read: the rest of the file is missing
 
 
 @contextlib.contextmanager
-def opened(path: Path, file: BinaryIO | None = None) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def opened(path: Path, file: Opened | None = None) -> Iterator[tuple[InputContainer, av.VideoStream]]:
     """A container and the film in it.
 
     Args:
@@ -33,8 +37,8 @@ def opened(path: Path, file: BinaryIO | None = None) -> Iterator[tuple[av.contai
     try:
         if file is not None:
             file.seek(0)
-        container = av.open(str(path) if file is None else _Unclosed(file), metadata_errors="ignore")
-    except av.error.FFmpegError as error:
+        container = av.open(str(path) if file is None else _Unclosed(file), "r", metadata_errors="ignore")
+    except FFmpegError as error:
         raise _unreadable(path, error) from error
     with container:
         stream = _film(path, container)
@@ -52,7 +56,7 @@ def opened(path: Path, file: BinaryIO | None = None) -> Iterator[tuple[av.contai
 class _Unclosed:
     """An open file as PyAV reads one, which would close it with the container."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: Opened):
         self.name, self.read, self.tell = os.fspath(file.name), file.read, file.tell
         self._seek = file.seek
 
@@ -61,14 +65,14 @@ class _Unclosed:
         try:
             return self._seek(offset, whence)
         except OSError as error:
-            return -error.errno
+            return -(error.errno or errno.EINVAL)
 
 
 def _missing(path: Path) -> VideoError:
     return VideoError(f"{path}: no such video; check the row's path and the folder the rows are relative to")
 
 
-def _unreadable(path: Path, error: av.error.FFmpegError | OSError) -> VideoError:
+def _unreadable(path: Path, error: FFmpegError | OSError) -> VideoError:
     """What is wrong with a file that cannot be opened."""
     head = b""
     with contextlib.suppress(OSError), path.open("rb") as file:
@@ -86,18 +90,16 @@ def _unreadable(path: Path, error: av.error.FFmpegError | OSError) -> VideoError
     return VideoError(f"{path}: not a readable video ({reason}); download or encode it again")
 
 
-def _film(path: Path, container: av.container.InputContainer) -> av.VideoStream:
+def _film(path: Path, container: InputContainer) -> av.VideoStream:
     films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     if not films:
         what = "only a cover picture" if container.streams.video else "no video stream"
         raise VideoError(f"{path}: holds {what}; download or encode it again")
     best = container.streams.best("video")
-    return best if best in films else films[0]
+    return next((film for film in films if film == best), films[0])
 
 
-def packets(
-    container: av.container.InputContainer, stream: av.VideoStream
-) -> Iterator[tuple[int, av.Packet | av.FFmpegError]]:
+def packets(container: InputContainer, stream: av.VideoStream) -> Iterator[tuple[int, av.Packet | FFmpegError]]:
     """Packets of a film in the order of the file with their numbers; an error in place of each that cannot be read.
 
     An error has the number of the packet that comes next.
@@ -111,7 +113,7 @@ def packets(
                     yield number, packet
                     number += 1
             return
-        except av.error.FFmpegError as error:
+        except FFmpegError as error:
             failures += 1
             yield number, error
 

@@ -57,3 +57,7 @@ class Hashed:
         while self.read(_CHUNK):
             pass
         return self._digest.hexdigest()
+
+
+Opened = BinaryIO | Hashed
+"""A file that is open for reading."""

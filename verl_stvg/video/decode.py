@@ -40,16 +40,7 @@ from verl_stvg.video.timeline import probe, timeline
 if TYPE_CHECKING:
     from verl_stvg.video.tracks import Tracks
 
-__all__ = [
-    "Blocks",
-    "DecoderError",
-    "VideoError",
-    "VideoInfo",
-    "load_decoder",
-    "needed_frames",
-    "probe",
-    "read_frames",
-]
+__all__ = ["Blocks", "DecoderError", "VideoError", "VideoInfo", "load_decoder", "needed_frames", "probe", "read_frames"]
 
 logger = logging.getLogger(__name__)
 
@@ -123,14 +114,7 @@ def read_frames(
 
 
 def _fetch_into(
-    path: Path,
-    line: Timeline,
-    shown: np.ndarray,
-    take: Take,
-    fetch: Fetch,
-    decoder: str,
-    threads: int,
-    begins: Begins,
+    path: Path, line: Timeline, shown: np.ndarray, take: Take, fetch: Fetch, decoder: str, threads: int, begins: Begins
 ) -> bool:
     """Take the frames that are on show with another decoder; False where one of ours differs from PyAV."""
     begins(int(shown.max()) + 1, line.stored[0] * line.stored[1])
@@ -209,7 +193,8 @@ class Blocks:
         except VideoError:  # damaged
             clock, indices = line.info.clock, tuple(range(start, stop))
             times = tuple(map(clock.seconds, indices))
-            plan = SamplingPlan(indices, times, *out.shape[1:3], clock.fps, by_index=True)
+            _, height, width, _ = out.shape
+            plan = SamplingPlan(indices, times, height, width, clock.fps, by_index=True)
             read_frames(self.path, plan, threads=self.threads, out=out, begins=begins)
 
 
@@ -301,10 +286,10 @@ def _hold(grid: Sequence[float], shown: np.ndarray, clock: FrameClock, sound: np
         after = np.searchsorted(good, shown[k])
         if after:
             held[k] = good[after - 1]
-            wrong = grid[k] - clock.seconds(held[k] + 1)
+            wrong = grid[k] - clock.seconds(int(held[k]) + 1)
         else:
             held[k] = good[0] if len(good) else -1
-            wrong = clock.seconds(held[k]) - grid[k]
+            wrong = clock.seconds(int(held[k])) - grid[k]
         if wrong > HOLD_SECONDS:
             held[k] = -1
     return held

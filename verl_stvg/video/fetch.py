@@ -69,6 +69,15 @@ def fetch_frames(
     or takes another stream says nothing of it. That also tells whether it turns pictures by itself; a decoder that is
     trusted is compared for this alone.
 
+    Args:
+        fetch: the decoder.
+        path: of the video.
+        line: its timeline.
+        shown: (T,) frames of the video that are wanted; below 0 where none is.
+        take: called with each frame and its picture.
+        threads: of the decoder; 0 for as many as it likes.
+        trusted: whether the decoder is the user's own, which may show other pictures than PyAV.
+
     Raises:
         Differs: it shows other pictures.
         DecoderError: it breaks the rules of `Fetch`.
@@ -177,7 +186,7 @@ def _fetch_torchcodec(path: str, indices: list[int], times: list[float], threads
 
     stream = timeline(path).stream
     video = VideoDecoder(path, stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=threads)
-    begin = video.metadata.begin_stream_seconds
+    begin = video.metadata.begin_stream_seconds or 0.0
     for index, time in zip(indices, times, strict=True):
         frame = video.get_frame_at(index)  # get_frame_played_at errs where the rate varies
         _same_time(time, frame.pts_seconds - begin)

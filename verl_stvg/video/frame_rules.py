@@ -42,6 +42,16 @@ def smart_resize(
     nothing. A frame that is long and narrow keeps a side of ``factor`` where qwen-vl-utils rounds it down to 0; that is
     the only case in which a frame is shrunk to more than ``max_pixels``.
 
+    Args:
+        height: of the frame, pixels.
+        width: likewise.
+        min_pixels: least area.
+        max_pixels: largest area.
+        factor: sides are multiples of this many pixels.
+
+    Returns:
+        height and width, pixels.
+
     Raises:
         ValueError: sides below one pixel, aspect ratio over 200, or a budget that holds not one token.
     """
@@ -133,6 +143,13 @@ def frame_budget(count: int, min_pixels: float, max_pixels: float, total_pixels:
 
     Two frames share one temporal patch, so each may have twice its share. The least is 5 % over ``min_pixels``, even if
     ``count`` frames of that are over ``total_pixels``; the most is 768 tokens, or ``max_pixels`` if that is less.
+
+    Args:
+        count: frames of the video that are shown.
+        min_pixels: least area of a frame, as asked for.
+        max_pixels: largest area of a frame, as asked for.
+        total_pixels: area of all frames together.
+        factor: side of a token, pixels.
     """
     share = min(pixels_of(MAX_PIXELS, factor), total_pixels / count * TEMPORAL_PATCH)
     return min(max_pixels, max(share, int(min_pixels * 1.05)))
@@ -191,7 +208,15 @@ def refuse_contradictions(
     resized_width: float | None = None,
     **others: object,
 ) -> None:
-    """See that the options of `plan_video` fit together, whatever the video.
+    """See that the options of `plan_video` fit together, whatever the video; None: not given. See `Options` for each.
+
+    Args:
+        rule: one of `RULES`.
+        fps: frames per second.
+        nframes: frames of the plan.
+        resized_height: of every frame, pixels.
+        resized_width: likewise.
+        others: contradict nothing.
 
     Raises:
         ValueError: an unknown rule, a rate that is not positive, ``nframes`` beside ``fps`` or in the grid, one side of

@@ -46,7 +46,16 @@ class CachedFrames:
 
 
 def read_view(path: str, plan: SamplingPlan, store: FrameStore) -> np.ndarray:
-    """What the model sees of a video: the frames in the store, and over them the plan's mask; read-only or a copy."""
+    """What the model sees of a video: the frames in the store, and over them the plan's mask.
+
+    Args:
+        path: of the video.
+        plan: which frames, their size, and what is hidden.
+        store: of the frames, into which they are decoded if they are not there.
+
+    Returns:
+        uint8 (T, H, W, 3), RGB: read-only, or a copy where something is hidden.
+    """
     return view(store.frames(path, plan.whole), plan)
 
 
@@ -153,7 +162,8 @@ class CachedPixels:
 
     @classmethod
     def __torch_function__(cls, function: Callable, types, args=(), kwargs=None):
-        dim = (kwargs or {}).get("dim", args[1] if len(args) > 1 else 0)
+        kwargs = kwargs or {}
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
         if function is not torch.cat or dim != 0:
             return NotImplemented
         parts = args[0] if args else kwargs["tensors"]

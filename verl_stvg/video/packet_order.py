@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import BinaryIO
 
-import av
 import numpy as np
+from av.error import FFmpegError
 
 from verl_stvg.video.container import opened, packets
+from verl_stvg.video.content import Opened
 from verl_stvg.video.film import NO_STAMP, TimelessVideo, in_order
 
 REMUX = "ffmpeg -framerate RATE -i IN OUT.mp4"
@@ -33,7 +33,7 @@ _EARLY = 64  # packets that are decoded to see whether pictures come in the orde
 
 
 def is_doubtful(
-    path: Path, file: BinaryIO, stamps: np.ndarray, dts: np.ndarray, shown: np.ndarray, moves: bool, mp4: bool
+    path: Path, file: Opened, stamps: np.ndarray, dts: np.ndarray, shown: np.ndarray, moves: bool, mp4: bool
 ) -> bool:
     """Whether the time stamps may contradict the order in which the decoder gives the pictures.
 
@@ -62,21 +62,27 @@ def is_doubtful(
     return bool(set(missing.tolist()) & set(early)) or (rising and early != sorted(early))
 
 
-def given_by_decoder(path: Path, file: BinaryIO, count: int | None = None) -> tuple[list[int], list[int]]:
-    """The packets whose pictures the decoder gives, in its order, and those that break; of the first ones or of all."""
+def given_by_decoder(path: Path, file: Opened, count: int | None = None) -> tuple[list[int], list[int]]:
+    """The packets whose pictures the decoder gives, in its order, and those that break.
+
+    Args:
+        path: of the file.
+        file: of that path, open.
+        count: packets that are decoded, from the first one on; None: all.
+    """
     given: list[int] = []
     broken: list[int] = []
     with opened(path, file) as (container, stream):
         context = stream.codec_context
         context.thread_count = 1
         for number, packet in chain(islice(packets(container, stream), count), [(-1, None)]):
-            if isinstance(packet, av.FFmpegError):
+            if isinstance(packet, FFmpegError):
                 continue
             if packet is not None:
                 packet.pts, packet.dts = number, None
             try:
-                given += [frame.pts for frame in context.decode(packet)]
-            except av.error.FFmpegError:
+                given += [frame.pts for frame in context.decode(packet) if frame.pts is not None]
+            except FFmpegError:
                 broken.append(number)
     return given, [number for number in broken if number >= 0 and number not in given]
 
@@ -86,6 +92,14 @@ def in_chunks(dts: np.ndarray, given: list[int], lost: list[int]) -> tuple[np.nd
 
     Each packet with anything in it is the place of one picture, in the order in which the decoder gives them. One that
     breaks counts as a picture in its own place, so that it is known to be missing.
+
+    Args:
+        dts: (P,) time stamps of decoding.
+        given: packets whose pictures the decoder gives, in its order.
+        lost: packets that break.
+
+    Returns:
+        (P,) stamps, `NO_STAMP` without a picture; (P,) bool, whether a packet holds one.
     """
     stamps, held = np.full(len(dts), NO_STAMP), np.zeros(len(dts), bool)
     slots = np.delete(dts, lost)[: len(given)]
@@ -102,6 +116,18 @@ def in_turn(path: Path, stamps: np.ndarray, given: list[int], lost: list[int]) -
 
     Where all have stamps, these are put in order. Missing ones, and all but the first of equal ones, lie evenly between
     their neighbours.
+
+    Args:
+        path: of the file, for the message.
+        stamps: (P,) of the file, `NO_STAMP` where one is missing.
+        given: packets whose pictures the decoder gives, in its order.
+        lost: packets that break.
+
+    Returns:
+        (P,) stamps, `NO_STAMP` without a picture; (P,) bool, whether a packet holds one.
+
+    Raises:
+        TimelessVideo: fewer than two pictures have a time.
     """
     order = np.array(_with_lost(given, lost))
     own = stamps[order]
@@ -121,7 +147,13 @@ def in_turn(path: Path, stamps: np.ndarray, given: list[int], lost: list[int]) -
 
 
 def timed(stamps: np.ndarray, shown: np.ndarray, given: list[int]) -> list[int]:
-    """The packets that the decoder gave pictures of, in the order of their time stamps; those without one left out."""
+    """The packets that the decoder gave pictures of, in the order of their time stamps; those without one left out.
+
+    Args:
+        stamps: (P,) order of presentation, `NO_STAMP` where one is missing.
+        shown: (P,) bool, whether a packet holds a picture that is shown.
+        given: packets whose pictures the decoder gives.
+    """
     numbers = in_order(stamps, shown & (stamps != NO_STAMP))
     return numbers[np.isin(numbers, given)].tolist()
 
@@ -140,7 +172,12 @@ def counted_on(
 ) -> tuple[np.ndarray, int]:
     """The stamps, going on where time starts again in the order of decoding; how often it does.
 
-    With `jumps` it also starts again where it jumps far ahead.
+    Args:
+        stamps: (P,) order of presentation, `NO_STAMP` where one is missing.
+        dts: (P,) time stamps of decoding, likewise.
+        durations: (P,) of the pictures, in units of the stamps.
+        base: seconds of a unit.
+        jumps: whether time also starts again where it jumps far ahead.
     """
     known = np.flatnonzero(dts != NO_STAMP)
     step = np.diff(dts[known])
@@ -157,10 +194,16 @@ def counted_on(
     return counted, len(places)
 
 
-def in_gaps(file: BinaryIO, track: int, stamps: np.ndarray, base: Fraction) -> np.ndarray:
+def in_gaps(file: Opened, track: int, stamps: np.ndarray, base: Fraction) -> np.ndarray:
     """(P,) packets that FFmpeg plays where the edit list of an MP4's track has a gap, but at its beginning.
 
     FFmpeg plays the beginning of the film there; nothing new is shown.
+
+    Args:
+        file: the MP4, open.
+        track: its number in the file (``tkhd``).
+        stamps: (P,) order of presentation.
+        base: seconds of a unit of the stamps.
     """
     inside = np.zeros(len(stamps), bool)
     with contextlib.suppress(struct.error):  # cut off: there is no such list
@@ -170,7 +213,7 @@ def in_gaps(file: BinaryIO, track: int, stamps: np.ndarray, base: Fraction) -> n
 
 
 def _gaps(
-    file: BinaryIO, track: int, start: int, end: int, seen: dict[bytes, int], level: int = 0
+    file: Opened, track: int, start: int, end: int, seen: dict[bytes, int], level: int = 0
 ) -> Iterator[tuple[Fraction, Fraction]]:
     """Gaps between the edits of a track, seconds, in the boxes between two places of an MP4.
 

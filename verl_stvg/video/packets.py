@@ -17,19 +17,22 @@ What is shown follows the players:
 - Width and height are those on screen: stretched by the pixel aspect, then turned and mirrored by the display matrix.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
 from av.format import Flags
 
 from verl_stvg.video.clock import ROUNDING
 from verl_stvg.video.container import open_file, opened, packets
+from verl_stvg.video.content import Opened
 from verl_stvg.video.film import MAX_AREA, NO_STAMP, TimelessVideo, Timeline, Turn, VideoError, VideoInfo, in_order
 from verl_stvg.video.packet_order import (
     NO_PICTURES,
@@ -65,6 +68,7 @@ class _Packets:
     """What is known of the packets of a film, in the order of the file.
 
     Attributes:
+        base: seconds of a unit of the time stamps.
         stamps: (P,) order of presentation, see `Timeline`.
         dts: (P,) time stamps of decoding.
         durations: (P,) in units of the time stamps.
@@ -74,6 +78,7 @@ class _Packets:
         as_decoded: the decoder's order counts, and not that of the time stamps.
     """
 
+    base: Fraction
     stamps: np.ndarray
     dts: np.ndarray
     durations: np.ndarray
@@ -83,7 +88,7 @@ class _Packets:
     as_decoded: bool = False
 
 
-def walk(path: Path, begins: Begins = nothing_begins, file: BinaryIO | None = None) -> Timeline:
+def walk(path: Path, begins: Begins = nothing_begins, file: Opened | None = None) -> Timeline:
     """Look at every packet of a file.
 
     Args:
@@ -96,19 +101,19 @@ def walk(path: Path, begins: Begins = nothing_begins, file: BinaryIO | None = No
         VideoError: missing, unreadable or empty file.
     """
     if file is None:
-        with open_file(path) as file:
-            return walk(path, begins, file)
+        with open_file(path) as raw:
+            return walk(path, begins, raw)
     with opened(path, file) as (container, stream):
         form, base = container.format.name, stream.time_base
-        if container.format.flags & Flags.no_timestamps.value:
+        if container.format.flags & Flags.no_timestamps.value or base is None:
             raise TimelessVideo(f"{path}: holds no times, only pictures ({form}); run {REMUX}")
-        found = _look(container, stream)
+        found = _look(container, stream, base)
         notes = _streams_note(container, stream)
         notes += _put_in_order(path, file, container, stream, found, begins)
         picture = _begin(path, file, found)
         if found.shown.sum() < 2:
             raise TimelessVideo(f"{path}: {NO_PICTURES[min(1, int(found.shown.sum()))]}")
-        order, last = _ticks(form, found, base)
+        order, last = _ticks(form, found)
         late, length = _late(container, order[0] * base), int(order[-1] - order[0] + last)
         if late:
             notes.append(f"its picture starts {float(late):.3f} s after the file does, from where times count")
@@ -116,21 +121,23 @@ def walk(path: Path, begins: Begins = nothing_begins, file: BinaryIO | None = No
         promised = _promised(container, stream, len(found.keys), float(length * base))
         stored, turn = (picture.width, picture.height), _turn(path, picture, stream.sample_aspect_ratio)
         rates = [rate for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate) if rate]
-        times, size = _times(order, last, base, late, rates), _size(path, stored, turn)
-        info = VideoInfo(len(order), **times, **size, notes=tuple(notes))
+        width, height = _size(path, stored, turn)
+        info = VideoInfo(
+            len(order), width=width, height=height, notes=tuple(notes), **_times(order, last, base, late, rates)
+        )
         return Timeline(
             info, stream.index, stored, turn, found.stamps, found.shown, found.keys, promised, found.as_decoded
         )
 
 
-def _look(container: av.container.InputContainer, stream: av.VideoStream) -> _Packets:
+def _look(container: InputContainer, stream: av.VideoStream, base: Fraction) -> _Packets:
     """Go through the packets, and decode one keyframe."""
     context = stream.codec_context
     context.thread_count = 1
     found, hidden, picture = [], [], None
     may_hide = context.name in _VP8 + _VP9
     for number, packet in packets(container, stream):
-        if isinstance(packet, av.FFmpegError):
+        if isinstance(packet, FFmpegError):
             continue
         found.append((packet.pts, packet.dts, packet.duration, packet.is_keyframe, packet.is_discard))
         if may_hide and _is_hidden(context.name, packet):
@@ -140,11 +147,11 @@ def _look(container: av.container.InputContainer, stream: av.VideoStream) -> _Pa
     pts, dts, durations, keys, cut = _columns(found)
     shown = ~cut
     shown[hidden] = False
-    return _Packets(np.where(pts == NO_STAMP, dts, pts), dts, durations, keys, shown, picture)
+    return _Packets(base, np.where(pts == NO_STAMP, dts, pts), dts, durations, keys, shown, picture)
 
 
 def _put_in_order(
-    path: Path, file: BinaryIO, container, stream: av.VideoStream, found: _Packets, begins: Begins
+    path: Path, file: Opened, container, stream: av.VideoStream, found: _Packets, begins: Begins
 ) -> list[str]:
     """Find the order of presentation where time stamps do not tell it, and what is not shown; notes about it."""
     context, form, notes = stream.codec_context, container.format.name, []
@@ -159,10 +166,10 @@ def _put_in_order(
         return notes
     if "mp4" not in form:
         jumps = bool(container.format.flags & Flags.ts_discont.value)
-        found.stamps, count = counted_on(found.stamps, found.dts, found.durations, stream.time_base, jumps)
+        found.stamps, count = counted_on(found.stamps, found.dts, found.durations, found.base, jumps)
         notes += [f"its times start again {count} times; they are counted on"] if count else []
     elif len(found.keys) > stream.frames:
-        found.shown &= ~in_gaps(file, stream.id, found.stamps, stream.time_base)
+        found.shown &= ~in_gaps(file, stream.id, found.stamps, found.base)
     if is_doubtful(path, file, found.stamps, found.dts, found.shown, moves, "mp4" in form):
         begins(len(found.keys), area)
         given, lost = given_by_decoder(path, file)
@@ -173,31 +180,30 @@ def _put_in_order(
     return notes
 
 
-def _begin(path: Path, file: BinaryIO, found: _Packets) -> av.VideoFrame:
+def _begin(path: Path, file: Opened, found: _Packets) -> av.VideoFrame:
     """The first picture that is shown; what comes before it is not."""
-    picture = found.picture
-    if found.as_decoded:
-        return _first_picture(path, file)
-    if picture is None or not _begins_with(picture.pts, found.stamps, found.shown):
-        picture = _first_picture(path, file)
-        found.shown &= _from(picture.pts, found.stamps, found.keys, found.shown)
+    if found.picture is not None and not found.as_decoded and _begins_with(found.picture.pts, found):
+        return found.picture
+    first, picture = _first_picture(path, file)
+    if not found.as_decoded:
+        found.shown &= _from(first, found.stamps, found.keys, found.shown)
     return picture
 
 
-def _ticks(form: str, found: _Packets, base: Fraction) -> tuple[np.ndarray, int]:
+def _ticks(form: str, found: _Packets) -> tuple[np.ndarray, int]:
     """Stamps of the pictures in order of presentation, and how long the last one stays."""
     numbers = in_order(found.stamps, found.shown)
     order, last = found.stamps[numbers], int(found.durations[numbers[-1]])
     if form == "avi":  # chunks that only delay the decoder count, too
         last = max(1, int(np.ptp(found.dts[found.dts != NO_STAMP]) + 1 - (order[-1] - order[0])))
     elif form == "gif":
-        order, last = _as_played(order, last, base)
+        order, last = _as_played(order, last, found.base)
     return order, last
 
 
 def _columns(found: list[tuple]) -> tuple[np.ndarray, ...]:
     """(P,) time stamps of presentation and of decoding, durations, keyframes, and what an edit list cuts off."""
-    columns = list(zip(*found, strict=True)) or [()] * 5
+    columns: list[Sequence[Any]] = list(zip(*found, strict=True)) or [()] * 5
     for k in (0, 1):
         if None in columns[k]:
             columns[k] = [NO_STAMP if stamp is None else stamp for stamp in columns[k]]
@@ -211,33 +217,37 @@ def _alone(context, number: int, packet: av.Packet) -> av.VideoFrame | None:
     packet.pts, packet.dts = number, None
     try:
         found = next(iter([*context.decode(packet), *context.decode(None)]), None)
-    except av.error.FFmpegError:
+    except FFmpegError:
         found = None
     context.flush_buffers()
     return found
 
 
-def _begins_with(first: int, stamps: np.ndarray, shown: np.ndarray) -> bool:
+def _begins_with(first: int | None, found: _Packets) -> bool:
     """Whether what is shown begins with that packet, and all of it has times."""
-    return bool(shown[first] and stamps[first] != NO_STAMP and stamps[shown].min() == stamps[first])
+    stamps, shown = found.stamps, found.shown
+    if first is None or not shown[first] or stamps[first] == NO_STAMP:
+        return False
+    return bool(stamps[shown].min() == stamps[first])
 
 
-def _first_picture(path: Path, file: BinaryIO) -> av.VideoFrame:
-    """The first picture that a player shows, with the number of its packet for its time."""
+def _first_picture(path: Path, file: Opened) -> tuple[int, av.VideoFrame]:
+    """The first picture that a player shows, after the number of its packet."""
     reason: object = "it holds no packets"
     with opened(path, file) as (container, stream):
         context = stream.codec_context
         context.thread_count = 1
         for number, packet in chain(packets(container, stream), [(-1, None)]):
-            if isinstance(packet, av.FFmpegError):
+            if isinstance(packet, FFmpegError):
                 reason = packet
                 continue
             if packet is not None:
                 packet.pts, packet.dts = number, None
             try:
-                if found := context.decode(packet):
-                    return found[0]
-            except av.error.FFmpegError as error:
+                for picture in context.decode(packet):
+                    if picture.pts is not None:
+                        return picture.pts, picture
+            except FFmpegError as error:
                 reason = error
     raise VideoError(f"{path}: no frame decodes ({reason}); download or encode it again")
 
@@ -304,20 +314,20 @@ def _streams_note(container, stream) -> list[str]:
     return [f"it has {count} video streams; the film is taken to be stream {stream.index}, {size}"] * (count > 1)
 
 
-def _size(path: Path, stored: tuple[int, int], turn: Turn) -> dict[str, int]:
+def _size(path: Path, stored: tuple[int, int], turn: Turn) -> tuple[int, int]:
     """Width and height on screen, pixels."""
     sides = (turn.width or stored[0], stored[1])
     width, height = sides[::-1] if turn.transposed else sides
     if width * height > MAX_AREA:
         raise VideoError(f"{path}: pictures of {width}x{height} are over {MAX_AREA} pixels; make a smaller copy")
-    return {"width": width, "height": height}
+    return width, height
 
 
 def _turn(path: Path, frame: av.VideoFrame, aspect: Fraction | None) -> Turn:
     """What the display matrix and the pixel aspect ask for."""
     width = round(frame.width * aspect) if aspect else frame.width
     stretched = None if width == frame.width else max(1, width)
-    matrix = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return Turn(stretched)
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32, 5).astype(float)  # (x, y) -> (a x + c y, b x + d y)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 from verl_stvg.video.container import opened, packets
 from verl_stvg.video.film import Timeline, VideoError
@@ -17,6 +18,12 @@ PASS, FEED, SKIP = range(3)
 
 def pictures(path: str | Path, start: int, stop: int, threads: int = 0) -> Iterator[np.ndarray]:
     """Frames ``start`` to ``stop - 1`` of a video one after another, as shown: uint8 (H, W, 3), RGB.
+
+    Args:
+        path: of the video.
+        start: frame of the video, from 0.
+        stop: the frame after the last one.
+        threads: of the decoder; 0 for as many as it likes.
 
     Raises:
         VideoError: missing, unreadable or damaged file.
@@ -56,12 +63,12 @@ def decode_packets(
         stream.thread_type = "AUTO"
         context = stream.codec_context
         context.thread_count = threads
-        droppable = keep is not None and context.name == "h264"  # elsewhere layers blur what depends on what
+        kept = keep if context.name == "h264" else None  # elsewhere layers blur what depends on what
         left = -1 if fed is None else int((fed == FEED).sum())
         running = fed is None
         for number, packet in chain(packets(container, stream), [(len(line.stamps), None)]):  # at last, what it holds
             end = packet is None
-            if isinstance(packet, av.FFmpegError):
+            if isinstance(packet, FFmpegError):
                 if running:
                     yield number, None
                 continue
@@ -72,23 +79,24 @@ def decode_packets(
                 continue
             if what == PASS:
                 packet = None
-            elif not end:
+            elif packet is not None:
                 packet.pts, packet.dts = number, None
                 left -= 1
-                if droppable:
-                    context.skip_frame = "DEFAULT" if number in keep else "NONREF"
+                if kept is not None:
+                    context.skip_frame = "DEFAULT" if number in kept else "NONREF"
             try:
                 frames = context.decode(packet)
-            except av.error.FFmpegError:
+            except FFmpegError:
                 frames = []
                 yield number, None
             for frame in frames:
-                place = line.places[frame.pts] if frame.pts is not None and frame.pts < len(line.places) else -1
-                if frame.is_corrupt or place <= last:
+                given = frame.pts
+                place = line.places[given] if given is not None and given < len(line.places) else -1
+                if given is None or frame.is_corrupt or place <= last:
                     yield number, None
                 else:
                     last = place
-                    yield frame.pts, frame
+                    yield given, frame
             running = packet is not None
             if not running and not end:
                 context.flush_buffers()

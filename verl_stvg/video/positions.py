@@ -11,7 +11,7 @@ prompt keeps them apart, and `folded` is the prompt that vLLM wants.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -131,7 +131,7 @@ def patch_of(processor) -> int:
     return getattr(getattr(processor, "video_processor", None), "patch_size", PATCH)
 
 
-def fit(messages: Sequence[Mapping], processor) -> list[dict]:
+def fit(messages: Sequence[dict], processor) -> list[dict]:
     """Messages as a model needs them: its patch in every video, and a Qwen3-VL's times on a line of their own.
 
     A line break is the one thing that no tokenizer of Qwen's joins with what follows, so actor and rollout read the

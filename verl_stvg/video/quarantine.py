@@ -12,6 +12,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from verl_stvg.base.nesting import loads
 from verl_stvg.video.identity import identity
@@ -68,6 +69,11 @@ class Quarantine:
 
         The line is on disk when this returns. Lines that are no records, as a killed process or a crash of the machine
         leaves them, are skipped by all readers, with one warning.
+
+        Args:
+            video: path of the file.
+            reason: why it cannot be used; its text is kept.
+            stage: what found it, such as ``probe`` or ``decode``.
         """
         video = os.path.abspath(video)
         if self.reason(video) is None:
@@ -137,7 +143,7 @@ def _record(line: bytes) -> Unusable | str | None:
         return None
     if record["reason"] is None:
         return record["path"]
-    known = {field.name: record.get(field.name) for field in fields(Unusable)}
+    known: dict[str, Any] = {field.name: record.get(field.name) for field in fields(Unusable)}
     if any(type(known[name]) is not str for name in ("reason", "stage")):
         return None
     numbers = (known[name] for name in ("size", "mtime_ns", "time", "ctime_ns", "inode"))

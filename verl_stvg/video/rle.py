@@ -52,7 +52,7 @@ def size_of(rle: RLE) -> tuple[int, int]:
         MaskError: no mask, or a size that is not two integers from 0 on with a product of at most `MAX_AREA`.
     """
     size = rle["size"] if isinstance(rle, Mapping) and "size" in rle and "counts" in rle else None
-    if isinstance(size, str | bytes | Mapping) or not hasattr(size, "__len__") or len(size) != 2:
+    if size is None or isinstance(size, str | bytes | Mapping) or not hasattr(size, "__len__") or len(size) != 2:
         raise MaskError(f"a mask is a mapping with size [height, width] and counts, got {reprlib.repr(rle):.80}")
     if not all(isinstance(side, Integral) and not isinstance(side, bool) and side >= 0 for side in size):
         raise malformed(f"size is not two integers from 0 on, got {reprlib.repr(size):.80}")
@@ -74,8 +74,9 @@ def lengths_of(rles: Sequence[RLE], height: int, width: int) -> tuple[np.ndarray
         MaskError: runs that do not make a mask of that size.
     """
     counts = [rle["counts"] for rle in rles]
-    if all(isinstance(each, str | bytes) for each in counts):
-        lengths, bounds = _uncompressed([_bytes(each) for each in counts])
+    texts = [_bytes(each) for each in counts if isinstance(each, str | bytes)]
+    if len(texts) == len(counts):
+        lengths, bounds = _uncompressed(texts)
     elif len(counts) == 1:
         lengths = _plain(counts[0])
         bounds = [0, len(lengths)]
@@ -121,7 +122,7 @@ def encoded(rle: RLE) -> RLE:
     if not lengths[1:].all():
         lengths = _joined(lengths)
     elif isinstance(counts, str | bytes):
-        return {"size": [height, width], "counts": counts if isinstance(counts, str) else counts.decode("ascii")}
+        return {"size": [height, width], "counts": _bytes(counts).decode("ascii")}
     return {"size": [height, width], "counts": compressed(lengths.tolist())}
 
 
@@ -154,8 +155,8 @@ def flaw(rles: Sequence[RLE], height: int, width: int, empty: bool = False) -> t
         width: of all of them, pixels.
         empty: whether a mask may be without pixels.
     """
-    texts = [rle["counts"] for rle in rles]
-    if all(isinstance(each, str | bytes) for each in texts) and all(texts):
+    texts = [each for rle in rles if isinstance(each := rle["counts"], str | bytes) and each]
+    if len(texts) == len(rles):
         parts = (texts[k : k + _AT_ONCE] for k in range(0, len(texts), _AT_ONCE))
         if all(_sound(part, height * width, empty) for part in parts):
             return None
@@ -173,7 +174,7 @@ def _bytes(counts: str | bytes) -> bytes:
     return counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
 
 
-def _plain(counts: Sequence[int]) -> np.ndarray:
+def _plain(counts: object) -> np.ndarray:
     if isinstance(counts, Sequence | np.ndarray) and len(counts):
         if isinstance(counts, np.ndarray) or all(type(each) is int or isinstance(each, np.integer) for each in counts):
             lengths = np.asarray(counts)
@@ -211,7 +212,7 @@ def _uncompressed(texts: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
     lengths[1:] -= lengths[:-1].copy()
     bounds, read = [0], 0
     for text in texts:
-        bounds.append(bounds[-1] + np.count_nonzero(ended[read : read + len(text)]))
+        bounds.append(bounds[-1] + int(ended[read : read + len(text)].sum()))
         read += len(text)
         each = lengths[bounds[-2] : bounds[-1]]
         each[1::2] = each[1::2].cumsum()  # faster than in place
@@ -219,17 +220,18 @@ def _uncompressed(texts: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
     return lengths, bounds
 
 
-def _sound(texts: list[str] | list[bytes], area: int, empty: bool) -> bool:
+def _sound(texts: Sequence[str | bytes], area: int, empty: bool) -> bool:
     """Whether every text is a mask of a picture of that area; all at once, as masks of a track file are many and small.
 
     Run lengths are not made one by one. Runs of an object, and those of background after the first, are sums of the
     numbers that stand two apart; these sums run through all masks, and what they were before a mask is taken off.
     """
-    if set(map(type, texts)) == {str} and (whole := "".join(texts)).isascii():
-        whole = whole.encode()
+    strings = [text for text in texts if isinstance(text, str)]
+    if len(strings) == len(texts) and (joined := "".join(strings)).isascii():
+        whole = joined.encode()
     else:
-        texts = list(map(_bytes, texts))
-        whole = b"".join(texts)
+        texts = raw = list(map(_bytes, texts))
+        whole = b"".join(raw)
     digits = np.frombuffer(whole, np.uint8) - np.uint8(_ZERO)
     if digits.max() >= len(_DIGITS):
         return False

@@ -19,8 +19,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import av
 import numpy as np
+from av.error import FFmpegError
 
 from verl_stvg.video.container import open_file
 from verl_stvg.video.content import Hashed
@@ -34,6 +34,15 @@ _NO_MEMORY = re.compile("(annot|an't) allocate memory|Insufficient memory|bad_al
 
 
 def serve(decoder: str, threads: int, memory: int | None, shared: int, parent: int) -> None:
+    """Answer requests until the pipe ends or the parent is gone; what a child process runs.
+
+    Args:
+        decoder: see `verl_stvg.video.child.Decoder`.
+        threads: likewise.
+        memory: bytes of address space that a request may take; None for no bound.
+        shared: descriptor of the memory that both processes see, into which frames of blocks come.
+        parent: process ID.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
@@ -113,7 +122,7 @@ class _Worker:
         bounds = _Memory(self.memory)
         try:
             self._begin(request)
-            if "start" in request:
+            if "start" in request and self.blocks is not None:
                 out = self.pixels[: math.prod(request["shape"])].reshape(request["shape"])
                 bounds = _Memory(self.memory, self.space)
                 with bounds:
@@ -197,13 +206,16 @@ class _Memory:
         """
         judged = isinstance(error, (VideoError, DecoderError))
         cause = error.__cause__ if judged else error
-        if not (judged and isinstance(cause, av.FFmpegError)):
+        if not (judged and isinstance(cause, FFmpegError)):
             if isinstance(cause, MemoryError) or _NO_MEMORY.search(str(cause)):
                 return True
-        return self.bound is not None and _address_space()[1] > max(self.before, self.bound - self.more // 4)
+        if self.bound is None or self.more is None:
+            return False
+        return _address_space()[1] > max(self.before, self.bound - self.more // 4)
 
 
 def _address_space() -> tuple[int, int]:
     """Bytes of this process: now, and at most so far."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return tuple(1024 * int(status.get(name, status["VmSize"]).split()[0]) for name in ("VmSize", "VmPeak"))
+    now, most = (1024 * int(status.get(name, status["VmSize"]).split()[0]) for name in ("VmSize", "VmPeak"))
+    return now, most

@@ -63,6 +63,11 @@ class FrameStore:
     def decode_into(self, path: str | Path, plan: SamplingPlan, out: np.memmap) -> None:
         """Decode the frames of a plan into `out`, uint8 (T, H, W, 3), in a child process.
 
+        Args:
+            path: of the video.
+            plan: which frames, and their size.
+            out: map of a file, whose part from its offset on takes the frames.
+
         Raises:
             VideoError: the video cannot be used, crashes its decoder or takes too long.
         """

@@ -12,12 +12,12 @@ import zlib
 from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import xxhash
 
 from verl_stvg.base.lock import replacing
+from verl_stvg.video.content import Opened
 from verl_stvg.video.film import Timeline, Turn, VideoError, VideoInfo
 from verl_stvg.video.identity import identity
 from verl_stvg.video.packets import Begins, nothing_begins, walk
@@ -29,7 +29,7 @@ _HELD = 64  # timelines that a process remembers
 logger = logging.getLogger(__name__)
 
 
-def probe(path: str | Path, begins: Begins = nothing_begins, file: BinaryIO | None = None) -> VideoInfo:
+def probe(path: str | Path, begins: Begins = nothing_begins, file: Opened | None = None) -> VideoInfo:
     """What a video is to whoever watches it, and proof that a picture decodes.
 
     Args:
@@ -50,8 +50,13 @@ def probe(path: str | Path, begins: Begins = nothing_begins, file: BinaryIO | No
     return line.info
 
 
-def timeline(path: str | Path, begins: Begins = nothing_begins, file: BinaryIO | None = None) -> Timeline:
+def timeline(path: str | Path, begins: Begins = nothing_begins, file: Opened | None = None) -> Timeline:
     """The timeline of a file: from memory, from the user's cache folder, or from a walk over its packets.
+
+    Args:
+        path: of the file.
+        begins: see `verl_stvg.video.packets.walk`; not called where the timeline is known.
+        file: of that path if it is open already; it stays open.
 
     Raises:
         VideoError: see `probe`.
@@ -59,14 +64,15 @@ def timeline(path: str | Path, begins: Begins = nothing_begins, file: BinaryIO |
     path = Path(path)
     if not path.is_file():
         raise VideoError(f"{path}: no such video; check the row's path and the folder the rows are relative to")
-    key = (os.path.realpath(path), *identity(path))
+    version = identity(path)
+    key = (os.path.realpath(path), *version)
     if (found := _known.get(key)) is not None:  # in one step: threads share what is remembered
         return found
     kept = _folder() / f"{xxhash.xxh3_128_hexdigest(json.dumps(key).encode())}.timeline"
     found = _read(kept)
     if found is None:
         found = walk(path, begins, file)
-        if time.time() - max(key[2], key[3]) / 1e9 > _SETTLED and identity(path) == list(key[1:]):
+        if time.time() - max(version[1], version[2]) / 1e9 > _SETTLED and identity(path) == version:
             _write(kept, found)
     _known[key] = found
     if len(_known) > _HELD:

@@ -18,6 +18,7 @@ import numpy as np
 
 from verl_stvg.video import rle
 from verl_stvg.video.clock import FrameClock
+from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.markers import rle_boxes
 from verl_stvg.video.rle import RLE, MaskError
 
@@ -33,7 +34,7 @@ class TrackError(ValueError):
 
 
 class Video(Protocol):
-    """What `Tracks.check` asks about a video: `verl_stvg.video.decode.VideoInfo` says it, and frames being read do."""
+    """What `Tracks.check` asks about a video, and frames being read say; `VideoInfo` says it, too."""
 
     num_frames: int
     width: int
@@ -65,7 +66,7 @@ class Track:
     @property
     def lost(self) -> int:
         """Last frame in which it is seen."""
-        return next(reversed(self.masks))
+        return max(self.masks)
 
 
 class MasksByFrame(Mapping[int, RLE]):
@@ -85,17 +86,8 @@ class MasksByFrame(Mapping[int, RLE]):
     def __iter__(self) -> Iterator[int]:
         return iter(self._counts)
 
-    def __reversed__(self) -> Iterator[int]:
-        return reversed(self._counts)
-
     def __len__(self) -> int:
         return len(self._counts)
-
-    def values(self) -> list[RLE]:
-        return [{"size": self._size, "counts": each} for each in self._counts.values()]
-
-    def items(self) -> list[tuple[int, RLE]]:
-        return list(zip(self._counts, self.values(), strict=True))
 
     def __repr__(self) -> str:
         return repr(dict(self))
@@ -185,7 +177,7 @@ class Tracks:
         """Whether another program made them, of which nothing but the last frame with objects is known."""
         return "importer" in self.made_by
 
-    def check(self, video: Video) -> None:
+    def check(self, video: Video | VideoInfo) -> None:
         """Refuse tracks that are not about a video.
 
         Imported tracks may be shorter than the video, and their frame numbers are taken as those of its pictures.

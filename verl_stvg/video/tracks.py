@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -162,29 +162,21 @@ def _tracks(record: dict[str, Any], version: int, checked: bool) -> Tracks:
     _must(end is None or _is_number(end), "end", end)
     _must(isinstance(made_by, dict) and nesting.is_shallow(made_by), "made_by", type(made_by))
     _must(isinstance(record["objects"], list), "objects", record["objects"])
-    return Tracks(
-        height,
-        width,
-        record["num_frames"],
-        record["fps"],
-        tuple(_track(one, [height, width], checked) for one in record["objects"]),
-        made_by,
-        None if times is None else tuple(times),
-        end,
-        version,
-        checked=True,
-    )
+    count, fps, times = record["num_frames"], record["fps"], None if times is None else tuple(times)
+    objects = tuple(_track(item, height, width, checked) for item in record["objects"])
+    return Tracks(height, width, count, fps, objects, made_by, times, end, version, checked=True)
 
 
-def _track(one: dict[str, Any], size: list[int], checked: bool) -> Track:
+def _track(one: dict[str, Any], height: int, width: int, checked: bool) -> Track:
     number, label, score, frames, counts = (one[key] for key in ("id", "label", "score", "frames", "counts"))
     _must(type(number) is int, "id", number)
     _must(label is None or isinstance(label, str), "label", label)
     _must(score is None or _is_number(score), "score", score)
     _must(isinstance(frames, list) and set(map(type, frames)) <= {int}, "frames", frames)
     _must(isinstance(counts, list) and len(counts) == len(frames) == len(set(frames)), "counts", counts)
+    size = [height, width]
     masks = MasksByFrame(size, dict(zip(frames, counts, strict=True)))
-    if not checked and (wrong := rle.flaw(masks.values(), *size)):
+    if not checked and (wrong := rle.flaw([{"size": size, "counts": each} for each in counts], height, width)):
         raise TrackError(f"object {number}, frame {frames[wrong[0]]}: {wrong[1]}")
     if set(map(type, counts)) - {str}:
         masks = {frame: rle.encoded(mask) for frame, mask in masks.items()}
@@ -197,7 +189,7 @@ def _must(holds: bool, field_name: str, found: object) -> None:
 
 
 def _is_number(found: object) -> bool:
-    return type(found) in (int, float) and math.isfinite(found)
+    return isinstance(found, int | float) and not isinstance(found, bool) and math.isfinite(found)
 
 
 def write_folder(tracks: Tracks, folder: Path) -> None:
@@ -230,7 +222,7 @@ def read_folder(folder: Path, fps: float) -> Tracks:
     files = sorted(_numbered(folder))
     if not files:
         raise TrackError(f"{folder}: holds no mask_<frame>.json")
-    size, labels, masks = None, {}, {}
+    sizes, labels, masks = [], {}, {}
     for frame, path in files:
         try:
             record = nesting.loads(path.read_text(encoding="utf-8"))
@@ -238,9 +230,9 @@ def read_folder(folder: Path, fps: float) -> Tracks:
             objects = {int(number): (one.get("class_name"), one["rle"]) for number, one in record["objects"].items()}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise TrackError(f"{path}: not a mask file ({error!r:.200}); {AGAIN}") from error
-        if size not in (None, found):
-            raise TrackError(f"{path}: size {found} in a folder of {size}; do not mix videos in one folder")
-        size = found
+        sizes.append(found)
+        if found != sizes[0]:
+            raise TrackError(f"{path}: size {found} in a folder of {sizes[0]}; do not mix videos in one folder")
         for number, (label, mask) in objects.items():
             try:
                 mask = rle.encoded(mask)
@@ -250,7 +242,8 @@ def read_folder(folder: Path, fps: float) -> Tracks:
                 labels[number] = label
                 masks.setdefault(number, {})[frame] = mask
     tracks = tuple(Track(number, labels[number], None, masks[number]) for number in sorted(masks))
-    return Tracks(*size, files[-1][0] + 1, fps, tracks, {"importer": "STVG-R1 mask folder"})
+    height, width = sizes[0]
+    return Tracks(height, width, files[-1][0] + 1, fps, tracks, {"importer": "STVG-R1 mask folder"})
 
 
 def _numbered(folder: Path) -> Iterator[tuple[int, Path]]:
@@ -261,6 +254,6 @@ def _numbered(folder: Path) -> Iterator[tuple[int, Path]]:
         yield int(number), path
 
 
-def _text(mask: RLE) -> str:
+def _text(mask: RLE) -> str | Sequence[int]:
     counts = mask["counts"]
     return counts.decode("ascii") if isinstance(counts, bytes) else counts
