@@ -212,7 +212,7 @@ def _uncompressed(texts: Sequence[bytes]) -> tuple[np.ndarray, list[int]]:
     lengths[1:] -= lengths[:-1].copy()
     bounds, read = [0], 0
     for text in texts:
-        bounds.append(bounds[-1] + int(ended[read : read + len(text)].sum()))
+        bounds.append(bounds[-1] + int(np.count_nonzero(ended[read : read + len(text)])))
         read += len(text)
         each = lengths[bounds[-2] : bounds[-1]]
         each[1::2] = each[1::2].cumsum()  # faster than in place
