@@ -10,6 +10,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from reward_fns.measures import set_f1
+from verl_stvg.data_builders.objects.target import tube_of
 from verl_stvg.eval.benchmarks.base import Box, Item, Prediction, Predictions
 from verl_stvg.video.film import VideoInfo
 from verl_stvg.video.rle import RLE, AnyRLE
@@ -69,6 +70,27 @@ def _boxes(masks: Mapping[int, RLE]) -> dict[int, Box]:
     sides = coco.toBbox(list(masks.values()))
     sides[:, 2:] += sides[:, :2]
     return {key: (x1, y1, x2, y2) for key, (x1, y1, x2, y2) in zip(masks, sides.tolist(), strict=True) if x2 > x1}
+
+
+def tubes_of(
+    objects: Objects, object_id: int, span: tuple[int, int], repair: bool = True
+) -> tuple[Mapping[int, Box], ...]:
+    """Boxes of an object in frames of the video, as they are and if wanted repaired.
+
+    Args:
+        objects: of the video.
+        object_id: as answered; there need not be such an object.
+        span: first and last frame, which may lie outside of the video.
+        repair: also the boxes that `tube_of` repairs.
+    """
+    first, last = max(span[0], 0), min(span[1], objects.tracks.num_frames - 1)
+    own = objects.of(object_id)
+    plain = {frame: own[frame] for frame in range(first, last + 1) if frame in own}
+    if not repair:
+        return (plain,)
+    if len(plain) == max(0, last - first + 1):
+        return plain, plain
+    return plain, tube_of(objects.around(object_id), object_id, first, last, repair=True)
 
 
 @dataclass

@@ -18,10 +18,9 @@ import numpy as np
 from reward_fns import parsing, stvg_boxes
 from verl_stvg.data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
 from verl_stvg.data_builders.objects.boxes import out_of_reach as out_of_reach_boxes
-from verl_stvg.data_builders.objects.target import tube_of
 from verl_stvg.eval.benchmarks.base import Interval, Item, Prediction, Predictions, Values, only
 from verl_stvg.eval.benchmarks.temporal import read_leniently
-from verl_stvg.eval.benchmarks.tracked import Library, Objects, Sources, Tracked, identity
+from verl_stvg.eval.benchmarks.tracked import Library, Sources, Tracked, identity, tubes_of
 from verl_stvg.eval.metrics.temporal import exceeds, iou_hull, reaches
 from verl_stvg.eval.metrics.tubes import THRESHOLDS, Box, as_arrays, common, from_seconds
 from verl_stvg.moved import names_of
@@ -58,12 +57,11 @@ class Tube(Tracked):
     @classmethod
     def own(cls, truth: Mapping[str, Any]) -> tuple:
         first, boxes = truth.get("first_frame"), truth.get("boxes")
+        known = first is not None and boxes is not None and len(boxes)
         return (
             *super().own(truth),
             None if first is None else int(first),  # Arrow returns whole numbers of some columns as doubles
-            None
-            if first is None or boxes is None or not len(boxes)
-            else np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
+            np.asarray(boxes, dtype=np.float32).reshape(-1, 4) if known else None,
             tuple(truth["picture"]) if truth.get("picture") else None,
         )
 
@@ -326,25 +324,6 @@ def _viou(item: Tube, one: Prediction, span: Frames | None, library: Library, re
     either = _frames_either(span, item.true_frames)
     found = tubes_of(objects, one.object_ids[0], span, repair)
     return tuple(float(common(tube, true)[1].sum()) / either for tube in found)
-
-
-def tubes_of(objects: Objects, object_id: int, span: Frames, repair: bool = True) -> tuple[Mapping[int, Box], ...]:
-    """Boxes of an object in frames of the video, as they are and if wanted repaired.
-
-    Args:
-        objects: of the video.
-        object_id: as answered; there need not be such an object.
-        span: first and last frame, which may lie outside of the video.
-        repair: also the boxes that `tube_of` repairs.
-    """
-    first, last = max(span[0], 0), min(span[1], objects.tracks.num_frames - 1)
-    own = objects.of(object_id)
-    plain = {frame: own[frame] for frame in range(first, last + 1) if frame in own}
-    if not repair:
-        return (plain,)
-    if len(plain) == max(0, last - first + 1):
-        return plain, plain
-    return plain, tube_of(objects.around(object_id), object_id, first, last, repair=True)
 
 
 def _frames_common(a: Frames, b: Frames) -> int:
