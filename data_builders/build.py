@@ -160,15 +160,16 @@ def _look_into(
             facts.update(found)
             progress("looking into videos", len(facts), len(paths))
     root = f"{job.videos}/" if job.videos else ""
-    unusable = {path: facts[path].replace(root, "") for path in paths if isinstance(facts.get(path), str)}
+    unusable = {path: why.replace(root, "") for path in paths if isinstance(why := facts.get(path), str)}
     videos: dict[str, Video | str] = {}
     for name, path in names.items():
+        known = facts.get(path)
         if not path:
             videos[name] = "unknown video"
-        elif path in unusable:
+        elif isinstance(known, str):
             videos[name] = "unusable video"
         else:
-            videos[name] = Video(path, facts.get(path))
+            videos[name] = Video(path, known)
     return videos, unusable
 
 
@@ -277,7 +278,7 @@ def _manifest(job: Job, template: Template, files: dict[str, tuple[Path | None, 
         "video_root": os.path.relpath(job.videos, job.out) if job.videos else None,
         "probed": bool(job.videos and job.probe),
         "targets": sha256(job.targets) if job.targets else None,
-        "tracks": job_files.tracks_of(job)[1] if job.tracks else None,
+        "tracks": (job_files.tracks_of(job) or (None, None))[1],
         "marker_style": job.marker_style,
         "versions": {"verl_stvg": version("verl-stvg"), "pyarrow": pa.__version__, "python": platform.python_version()},
         "splits": {

@@ -27,6 +27,14 @@ def twins(files: list[Path], seen: list[Seen], looks: Looks) -> Iterator[tuple[S
     """Rows that ask the same about the same video, with the same answer or another; uids that are there twice.
 
     The same video is one of the same bytes; where they are not known, one of the same name.
+
+    Args:
+        files: of the rows, by the number that `Seen.file` has; named in the messages.
+        seen: what was seen of each row, in the order of the files.
+        looks: what is known of each video.
+
+    Yields:
+        The later of two rows, the problem, a detail that names the other one, and whether it spoils training.
     """
     uids: dict[str, Seen] = {}
     asked: dict[tuple, Seen] = {}
@@ -54,6 +62,14 @@ def leaks(files: list[Path], seen: list[Seen], looks: Looks) -> Iterator[tuple[S
     """Training rows whose video is also one of evaluation: by its bytes, its name, or the YouTube id within it.
 
     Where both videos were read and differ, their names prove nothing: then it is worth knowing that they have one name.
+
+    Args:
+        files: as in `twins`.
+        seen: rows of training and of evaluation.
+        looks: what is known of each video.
+
+    Yields:
+        The training row, the problem, a detail that names the other row, and whether it spoils the evaluation.
     """
     evaluated: dict[tuple[str, str], Seen] = {}
     stems: dict[str, Seen] = {}

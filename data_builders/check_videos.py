@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +57,7 @@ class Said:
     first_frame_of: str | None = None
     count: float | None = None
     size: Size | None = None
-    unrecorded: tuple[dict, dict, dict] | None = None
+    unrecorded: tuple[Mapping, Mapping, Mapping] | None = None
 
 
 @dataclass
@@ -216,17 +216,17 @@ def _contradictions(one: Seen, facts: Facts) -> Iterator[tuple]:
     """What the file says against frame numbers, sizes and recorded facts of a row."""
     said, begin = one.said, dict(one.plan).get("video_start") or 0.0
     span = said.hull and hull([said.hull], begin)
-    first = said.tube and facts.clock.in_file(said.tube[0], begin, said.first_frame_of)
-    tube = said.tube and (first, first + said.tube[1] - said.tube[0])
-    if said.numbered and (found := misnumbered(facts.clock, tube, span, said.count)):
-        yield "frame numbers", f"{found[0]}: {found[1]}", True
+    before = facts.clock.in_file(0, begin, said.first_frame_of)
+    tube = said.tube and (said.tube[0] + before, said.tube[1] + before)
+    if said.numbered and (why := misnumbered(facts.clock, tube, span, said.count)):
+        yield "frame numbers", f"{why[0]}: {why[1]}", True
     try:
         scales(said.size, (facts.width, facts.height))
     except TurnedBoxes as error:
         yield "turned boxes", str(error), True
     if said.unrecorded is not None:
         truth, extra, video = said.unrecorded
-        extra = extra | {"width": facts.width, "height": facts.height}
+        extra = {**extra, "width": facts.width, "height": facts.height}
         for problem, detail, serious in tubes.faults(truth, extra, video, facts.clock):
             yield problem, detail, serious and not one.evaluation
     if None not in said.facts and not _same(said.facts, facts):

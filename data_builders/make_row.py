@@ -12,7 +12,7 @@ from typing import Any
 
 from verl_stvg.data_builders.numbering import counted, hull, misnumbered
 from verl_stvg.data_builders.objects.boxes import TurnedBoxes, annotated_size, scales
-from verl_stvg.data_builders.records import Interval, Record, is_number
+from verl_stvg.data_builders.records import Interval, Record, Tube, is_number
 from verl_stvg.data_builders.templates import Template, normalise
 from verl_stvg.data_builders.videos import Facts
 from verl_stvg.moved import names_of
@@ -148,7 +148,7 @@ class RowMaker:
 
     def _check_tube(self, record: Record, facts: Facts | None, clip: Interval | None) -> None:
         """Refuse a tube that no answer of the template can say."""
-        if self.template.needs != "tube":
+        if self.template.needs != "tube" or record.tube is None:
             return
         known = facts is not None or (is_number(record.extra.get("fps")) and annotated_size(record.extra))
         if not known or (clip and clip[0] and facts is None):
@@ -163,7 +163,7 @@ class RowMaker:
         """The part of the file that is shown, in its seconds, and not past its end if that is known."""
         if record.clip is None:
             return None
-        start, end = map(self._seconds(record, facts, facts and facts.duration), record.clip)
+        start, end = map(self._seconds(record, facts), record.clip)
         if facts:
             end = min(end, facts.duration)
         if not 0 <= start < end:
@@ -181,15 +181,19 @@ class RowMaker:
         return duration
 
     def _seconds(
-        self, record: Record, facts: Facts | None, duration: float | None, first: float | None = None
+        self, record: Record, facts: Facts | None, duration: float | None = None, first: float | None = None
     ) -> Callable[[float], float]:
-        """What turns times of the record into seconds of the file, or into seconds after its frame ``first``."""
+        """What turns times of the record into seconds of the file, or into seconds after its frame ``first``.
+
+        Fractions are those of ``duration``, seconds; None: of the file's.
+        """
         if record.unit == "seconds":
             return float
         if facts is None:
             raise Drop(f"times are {record.unit}, and what they mean in seconds only the video knows: give --videos")
         if record.unit == "fractions":
-            return lambda fraction: fraction * duration
+            whole = facts.duration if duration is None else duration
+            return lambda fraction: fraction * whole
         clock = facts.clock
         return clock.seconds if first is None else lambda frame: clock.seconds(first + frame) - clock.seconds(first)
 
@@ -204,7 +208,7 @@ class RowMaker:
 
     def _check_size(self, record: Record, facts: Facts | None) -> None:
         """Refuse boxes that are annotated on the picture before it was turned, or after."""
-        if facts and self._has_boxes(record):
+        if facts and self._true_tube(record):
             try:
                 scales(annotated_size(record.extra), (facts.width, facts.height))
             except TurnedBoxes as error:
@@ -233,7 +237,7 @@ class RowMaker:
         if policy == "first":
             return intervals[:1]
         if policy == "hull":
-            return [hull(intervals)]
+            return [(min(start for start, _ in intervals), max(end for _, end in intervals))]
         return intervals
 
     def _row(
@@ -258,11 +262,11 @@ class RowMaker:
         rate = facts.fps if facts else record.extra.get("fps")
         picture = annotated_size(record.extra) or (facts and (facts.width, facts.height))
         first_frame_of = None
-        if self._has_boxes(record):
+        if tube := self._true_tube(record):
             begin = clip and clip[0]
             first_frame_of = "shown" if facts or not begin else None  # how many come before it only the video knows
-            first = record.tube.first_frame - (facts.clock.first_shown(begin) if facts else 0)
-            boxes = [list(box) for box in record.tube.boxes]
+            first = tube.first_frame - (facts.clock.first_shown(begin) if facts else 0)
+            boxes = [list(box) for box in tube.boxes]
             truth.update(first_frame=first, boxes=boxes, picture=picture and list(picture))
         seen = {"rate": rate, "picture": picture} if self.template.needs == "tube" else {}
         return {
@@ -295,9 +299,9 @@ class RowMaker:
             },
         }
 
-    def _has_boxes(self, record: Record) -> bool:
-        """Whether the annotated boxes are part of the row's ground truth."""
-        return record.tube is not None and (self.template.needs == "tube" or self.split != "train")
+    def _true_tube(self, record: Record) -> Tube | None:
+        """The annotated tube, if its boxes are part of the row's ground truth."""
+        return record.tube if self.template.needs == "tube" or self.split != "train" else None
 
     def _is_numbered(self, record: Record) -> bool:
         """Whether anything that the row is asked, shown or scored by has frame numbers."""

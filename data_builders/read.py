@@ -100,8 +100,8 @@ def json_start(path: Path) -> str:
         return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1].decode("latin-1")
 
 
-def csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line, from 1, and fields of every row of a CSV file with a header.
+def csv_rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str | None, Any]]]:
+    """Line, from 1, and fields of every row of a CSV file with a header; those beyond the header stand under None.
 
     Raises:
         AnnotationError: no such file, not UTF-8, or a column is missing.

@@ -7,7 +7,7 @@ all of that once, so that nothing behind it has to know where a record came from
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -137,7 +137,7 @@ NUMBER = (int, float)
 _NAMES = {str: "text", int: "an integer", float: "a number", list: "a list", dict: "an object", bool: "true or false"}
 
 
-def fault(entry: Any, wanted: dict[str, type | tuple[type, ...]]) -> str | None:
+def fault(entry: Any, wanted: Mapping[str, type | tuple[type, ...]]) -> str | None:
     """What first is wrong with the fields that a reader works with before `record` sees them; None: nothing.
 
     Args:
@@ -151,7 +151,7 @@ def fault(entry: Any, wanted: dict[str, type | tuple[type, ...]]) -> str | None:
             return f"{name}: missing"
         if not isinstance(entry[name], kind):
             kinds = kind if isinstance(kind, tuple) else (kind,)
-            return f"{name}: should be {' or '.join(map(_NAMES.get, kinds))}, found {entry[name]!r:.60}"
+            return f"{name}: should be {' or '.join(_NAMES[kind] for kind in kinds)}, found {entry[name]!r:.60}"
         if isinstance(entry[name], str) and not entry[name].strip():
             return f"{name}: is blank"
     return None
@@ -165,7 +165,7 @@ def flaw(entry: Any, fields: tuple[str, ...]) -> str | None:
     return f"{', '.join(missing)}: missing or null" if missing else None
 
 
-def is_number(found: Any) -> bool:
+def is_number(found: Any) -> TypeGuard[float]:
     """Whether a value of a JSON file is a number; true and false are none."""
     return type(found) in (int, float)
 

@@ -70,10 +70,9 @@ def write(
             places.append(_Place(file, number))
             problems[places[-1]] += _problems(row)
     for file, number, text in _found(findings) if findings else ():
-        place = _Place(file.resolve(), number)
         if number is None:
             logger.warning("%s: %s", file, text)
-        elif place in problems and text not in problems[place]:
+        elif (place := _Place(file.resolve(), number)) in problems and text not in problems[place]:
             problems[place].append(text)
     chosen = _choose(places, problems, limit)
     budget = PAGE_BYTES // max(1, len(chosen) * PICTURES)
@@ -140,7 +139,7 @@ def _card(row: Row, problems: list[str], budget: int) -> dict:
     _, video, _ = (read_entries(row.get(VIDEO_COLUMN)) or [("", {}, "")])[0]
     name = video.get("video", "")
     begin = video.get("video_start") or 0.0
-    path, pictures, size = Path(row.root, name), [], (3, 2)
+    path, pictures, size = Path(row.root or "", name), [], (3, 2)
     events = [(begin + since, begin + until) for since, until in row.intervals]
     try:
         if not name:

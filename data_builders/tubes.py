@@ -40,9 +40,8 @@ def faults(
     boxes, begin = truth.get("boxes"), video.get("video_start") or 0.0
     if not boxes or truth.get("first_frame") is None:
         return
-    size = extra.get("width"), extra.get("height")
     annotated = truth.get("picture") or annotated_size(json.loads(extra.get("annotated") or "{}"))
-    picture = tuple(annotated) if annotated else size if all(size) else None
+    picture = annotated or annotated_size(extra)
     yield from _shape(np.asarray(boxes, dtype=np.float64).reshape(-1, 4), picture)
     if clock is None:
         return
@@ -64,7 +63,7 @@ def _shape(boxes: np.ndarray, picture: tuple[float, float] | None) -> Iterator[F
     count, sides = len(boxes), boxes[:, 2:] - boxes[:, :2]
     few = FEW * count
     flat = out_of_reach(boxes, None)
-    if outside := out_of_reach(boxes, picture) - flat:
+    if picture and (outside := out_of_reach(boxes, picture) - flat):
         size = f"{picture[0]:g}x{picture[1]:g}"
         yield (
             "boxes",

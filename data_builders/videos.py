@@ -161,6 +161,7 @@ def _walk(root: str) -> _Walked:
     Folders that hold the root are not looked into, wherever links lead.
     """
     seen = {_place(os.stat(folder)) for folder in Path(root).parents}
+    waiting: list[tuple[int, tuple[str, ...], str, tuple[int, int]]]
     waiting = [(0, (), root, _place(os.stat(root)))]  # links on the way, name, real path, place
     best: dict[Hashable, tuple[int, tuple[str, ...]]] = {}
     stems: dict[str, set[Hashable]] = defaultdict(set)

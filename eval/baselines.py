@@ -11,7 +11,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from verl_stvg.eval.benchmarks import tubes
-from verl_stvg.eval.benchmarks.base import Interval, Item, Prediction
+from verl_stvg.eval.benchmarks.base import Interval, Item, Prediction, only
 from verl_stvg.eval.benchmarks.tracked import Library
 from verl_stvg.video.tracks import Tracks
 
@@ -43,11 +43,13 @@ def of(
     start, end = best_window(train if train is not None else items)
     window = f"constant window [{start:g}, {end:g}]{' of train' if train is not None else ''}"
     times = durations * (start, end)
-    for name, (how, values) in (("whole video", whole), (window, kind.unseen(items, times))):
-        found[name + how] = {key: float(value.mean()) for key, value in values.items()}
-    asked = [item for item in items if isinstance(item, tubes.Tube) and item.object_id is not None]
-    if asked and all(map(shown.knows, asked)):
-        found |= _by_id(items, list(map(tuple, times.tolist())), library, shown, window)
+    for name, unseen in (("whole video", whole), (window, kind.unseen(items, times))):
+        if unseen is not None:
+            found[name + unseen[0]] = {key: float(value.mean()) for key, value in unseen[1].items()}
+    located = only(tubes.Tube, items)
+    asked = [item for item in located if item.object_id is not None]
+    if asked and len(located) == len(items) and all(map(shown.knows, asked)):
+        found |= _by_id(located, list(map(tuple, times.tolist())), library, shown, window)
     return found
 
 
@@ -90,7 +92,9 @@ def _best(windows: list[tuple[int, int]], truths: np.ndarray, first: np.ndarray)
     return windows[int(np.argmax(np.round(means, 9)))]
 
 
-def _by_id(items: Sequence[Item], times: Sequence[Interval], library: Library, shown: Library, window: str) -> Table:
+def _by_id(
+    items: Sequence[tubes.Tube], times: Sequence[Interval], library: Library, shown: Library, window: str
+) -> Table:
     """Metrics of a random ID (its expectation) and of the largest object's, both over the constant window."""
     areas: dict[str, dict[int, int]] = {}
     for item in items:
@@ -124,5 +128,5 @@ def _areas(tracks: Tracks) -> dict[int, int]:
 
 
 def _is_largest(areas: dict[int, int]) -> np.ndarray:
-    largest = max(areas, key=areas.get)
+    largest = max(areas, key=areas.__getitem__)
     return np.array([float(number == largest) for number in areas])

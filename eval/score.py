@@ -161,7 +161,7 @@ def score_files(
     if masks is not None:
         rows = list(rows)
         first = Row.of(rows[0] if rows else {})
-        truth = annotated(first.dataset, first.extra.get("split"), masks)
+        truth = annotated(first.dataset, first.extra.get("split") or "", masks)
     fitted = read_rows(train) if train else None
     found = score(rows, answers, benchmark, tracks, masks=truth, train=fitted, counts=counts, notes=notes)
     found.made_by["rows"] = [str(Path(file).expanduser().resolve()) for file in files]
@@ -218,7 +218,7 @@ def rewards(rows: Iterable[Mapping[str, Any]], answers: Mapping[str, Answer]) ->
         scored = [compute_score(source, text, row.given_truth, row.extra) for text in answer.texts]
         for part in scored[0]:
             values = means.setdefault(source, {}).setdefault(part, [])
-            values.append(np.mean([one[part] for one in scored]))
+            values.append(float(np.mean([one[part] for one in scored])))
     return {source: {part: float(np.mean(values)) for part, values in parts.items()} for source, parts in means.items()}
 
 

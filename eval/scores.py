@@ -119,7 +119,7 @@ def groups(
             chosen_rows = matrix[owner == kind]
             if len(chosen_rows):
                 means = dict(zip(names, chosen_rows.mean(axis=0).tolist(), strict=True))
-                found[name][kind] = means | {"count": len(chosen_rows)}
+                found[name][kind] = {**means, "count": len(chosen_rows)}
     return found
 
 

@@ -37,6 +37,11 @@ def swift_orm(recipe: str, part: str = "score", weights: Mapping[str, float] | N
 
     An instance takes `completions` and the column `ground_truth` and returns one number for each completion: the total,
     or the named part if each is to be a reward function of its own. Raises ValueError for an unknown part.
+
+    Args:
+        recipe: name of the reward.
+        part: of it, or ``score`` for the total.
+        weights: by part, in place of the recipe's; None keeps those.
     """
     composition = get_recipe(recipe).with_weights(weights or {})
 
@@ -63,6 +68,11 @@ def easyr1(reward_inputs: Any, recipe: str = "stvg_r1", weights: Mapping[str, fl
 
     Set `reward_function` to the path of this file, followed by `:easyr1`, and the recipe in `reward_function_kwargs`;
     it serves the sequential and the batch manager.
+
+    Args:
+        reward_inputs: with ``response`` and ``ground_truth``, an object or its JSON text; or a list of such.
+        recipe: name of the reward.
+        weights: by part, in place of the recipe's; None keeps those.
     """
     if not isinstance(reward_inputs, Mapping):
         return [easyr1(one, recipe, weights) for one in reward_inputs]

@@ -16,13 +16,25 @@ _MISSING = object()
 
 
 def fail(row: object, key: str, problem: str) -> NoReturn:
-    """Raise the ValueError of a malformed ground truth."""
+    """Raise the ValueError of a malformed ground truth.
+
+    Args:
+        row: its name, for the message; None: not known.
+        key: that is wrong.
+        problem: what is wrong with it, as the rest of a sentence.
+    """
     where = "ground truth" if row is None else f"ground truth of row {row!r}"
     raise ValueError(f"{where}: key {key!r} {problem}; correct the annotation or drop the row when building the data")
 
 
 def value(ground_truth: Any, key: str, row: object = None) -> Any:
-    """Return `ground_truth[key]`; raise ValueError if it is not a mapping or lacks the key."""
+    """Return `ground_truth[key]`; raise ValueError if it is not a mapping or lacks the key.
+
+    Args:
+        ground_truth: of any type.
+        key: that is wanted; its value may be None.
+        row: name of the row, for the message.
+    """
     if not isinstance(ground_truth, Mapping):
         fail(row, key, f"cannot be read from a {type(ground_truth).__name__}, a mapping is needed")
     found = ground_truth.get(key, _MISSING)
@@ -32,7 +44,13 @@ def value(ground_truth: Any, key: str, row: object = None) -> Any:
 
 
 def number(ground_truth: Any, key: str, row: object = None) -> float:
-    """Return a finite number as float; raise ValueError if it is missing, of another type, NaN or infinite."""
+    """Return a finite number as float; raise ValueError if it is missing, of another type, NaN or infinite.
+
+    Args:
+        ground_truth: of any type.
+        key: of the number.
+        row: name of the row, for the message.
+    """
     return _number(value(ground_truth, key, row), key, row)
 
 
@@ -55,8 +73,9 @@ def check_span(ground_truth: Any, row: object = None) -> None:
     """
     if type(ground_truth) is dict:  # the usual case, met again for every completion: settle it in one expression
         start, end, duration = ground_truth.get("start"), ground_truth.get("end"), ground_truth.get("duration")
-        if type(start) is type(end) is type(duration) is float and -_INFINITE < start <= end < _INFINITE > duration > 0:
-            return
+        if isinstance(start, float) and isinstance(end, float) and isinstance(duration, float):
+            if -_INFINITE < start <= end < _INFINITE > duration > 0:
+                return
     start, end = number(ground_truth, "start", row), number(ground_truth, "end", row)
     if end < start:
         fail(row, "end", f"is {end}, before 'start' {start}")
@@ -88,7 +107,13 @@ def check_visible_object_span(ground_truth: Any, row: object = None) -> None:
 
 
 def check_intervals(ground_truth: Any, key: str, row: object = None) -> None:
-    """Check that `key` holds a list of intervals, each two numbers with start <= end."""
+    """Check that `key` holds a list of intervals, each two numbers with start <= end.
+
+    Args:
+        ground_truth: of any type.
+        key: of the list, which may be empty.
+        row: name of the row, for the message.
+    """
     for interval in items(ground_truth, key, row):
         start, end = numbers(interval, 2, key, row)
         if end < start:
@@ -96,19 +121,38 @@ def check_intervals(ground_truth: Any, key: str, row: object = None) -> None:
 
 
 def numbers(found: Any, count: int, key: str, row: object = None) -> list[float]:
-    """Return an entry of the list under `key` as that many finite numbers; raise ValueError if it is none."""
+    """Return an entry of the list under `key` as that many finite numbers; raise ValueError if it is none.
+
+    Args:
+        found: the entry, of any type.
+        count: of numbers.
+        key: of the list, for the message.
+        row: name of the row, for the message.
+    """
     if isinstance(found, str | bytes | Mapping) or not hasattr(found, "__len__") or len(found) != count:
         fail(row, key, f"holds {found!r}, {count} numbers are needed")
     return [_number(entry, key, row) for entry in found]
 
 
 def check_integer(ground_truth: Any, key: str, row: object = None) -> None:
-    """Check that `key` holds an integral, non-negative number (2 and 2.0 both pass)."""
+    """Check that `key` holds an integral, non-negative number (2 and 2.0 both pass).
+
+    Args:
+        ground_truth: of any type.
+        key: of the number.
+        row: name of the row, for the message.
+    """
     _check_integer(number(ground_truth, key, row), key, row)
 
 
 def items(ground_truth: Any, key: str, row: object = None) -> Any:
-    """Return a list, tuple or array under `key`; raise ValueError for anything else."""
+    """Return a list, tuple or array under `key` as a list; raise ValueError for anything else.
+
+    Args:
+        ground_truth: of any type.
+        key: of the list, whose entries are not looked at.
+        row: name of the row, for the message.
+    """
     found = value(ground_truth, key, row)
     if isinstance(found, str | bytes | Mapping) or not (hasattr(found, "__len__") and hasattr(found, "__iter__")):
         fail(row, key, f"is {found!r} of type {type(found).__name__}, a list is needed")
@@ -116,14 +160,27 @@ def items(ground_truth: Any, key: str, row: object = None) -> Any:
 
 
 def check_text(ground_truth: Any, key: str, row: object = None) -> None:
-    """Check that `key` holds text that is not blank."""
+    """Check that `key` holds text that is not blank.
+
+    Args:
+        ground_truth: of any type.
+        key: of the text.
+        row: name of the row, for the message.
+    """
     found = value(ground_truth, key, row)
     if not isinstance(found, str) or not found.strip():
         fail(row, key, f"is {found!r} of type {type(found).__name__}, a text that is not blank is needed")
 
 
 def check_letter(ground_truth: Any, key: str, row: object = None, letters: str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ") -> None:
-    """Check that `key` holds one option letter, bare or in round brackets."""
+    """Check that `key` holds one option letter, bare or in round brackets.
+
+    Args:
+        ground_truth: of any type.
+        key: of the letter.
+        row: name of the row, for the message.
+        letters: that options may have, in order.
+    """
     check_text(ground_truth, key, row)
     found = ground_truth[key].strip()
     bare = found[1:-1] if found.startswith("(") and found.endswith(")") else found

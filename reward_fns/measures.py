@@ -13,7 +13,14 @@ _INFINITE = float("inf")
 def temporal_iou(start: float, end: float, true_start: float, true_end: float) -> float:
     """Return intersection over hull of two intervals, in [0, 1].
 
-    Seconds or any common unit. 0 for disjoint, touching, reversed or zero-length intervals and for an infinite hull.
+    0 for disjoint, touching, reversed or zero-length intervals and for an infinite hull.
+
+    Args:
+        start: of the prediction, seconds or any common unit.
+        end: of the prediction.
+        true_start: of the truth, in the same unit.
+        true_end: of the truth.
+
     Source: STVG-R1, 2.2; Temporal-R1, 2.1.
     """
     intersection = min(end, true_end) - max(start, true_start)
@@ -27,6 +34,13 @@ def temporal_iou_union(start: float, end: float, true_start: float, true_end: fl
     """Return intersection over the true union of two intervals, in [0, 1]; 0 where the union is empty.
 
     Differs from `temporal_iou` by nothing but its treatment of reversed intervals, which have length 0 here.
+
+    Args:
+        start: of the prediction, seconds or any common unit.
+        end: of the prediction.
+        true_start: of the truth, in the same unit.
+        true_end: of the truth.
+
     Source: VideoTG-R1 notes, 6.1 (VideoMind).
     """
     intersection = max(0.0, min(end, true_end) - max(start, true_start))
@@ -38,6 +52,13 @@ def temporal_giou(start: float, end: float, true_start: float, true_end: float) 
     """Return IoU minus the share of the hull that neither interval covers, in [-1, 1].
 
     Unlike IoU it tells a near miss from a far one. -1 for an infinite hull; reversed intervals have length 0.
+
+    Args:
+        start: of the prediction, seconds or any common unit.
+        end: of the prediction.
+        true_start: of the truth, in the same unit.
+        true_end: of the truth.
+
     Source: Rezatofighi et al., Generalized Intersection over Union, CVPR 2019, for one dimension.
     """
     end, true_end = max(start, end), max(true_start, true_end)
@@ -55,6 +76,13 @@ def temporal_diou(start: float, end: float, true_start: float, true_end: float) 
     """Return IoU minus the squared distance of the centres over the squared hull, in [-1, 1].
 
     -1 for an infinite hull; reversed intervals have length 0.
+
+    Args:
+        start: of the prediction, seconds or any common unit.
+        end: of the prediction.
+        true_start: of the truth, in the same unit.
+        true_end: of the truth.
+
     Source: Zheng et al., Distance-IoU Loss, AAAI 2020, for one dimension.
     """
     end, true_end = max(start, end), max(true_start, true_end)
@@ -72,6 +100,13 @@ def temporal_iou_v2(start: float, end: float, true_start: float, true_end: float
 
     At most 1. Negative once exactly one boundary is off by more than the duration, as in the original, which does not
     clamp. 0 without overlap and where the product is not finite. Source: Time-R1 `iou_v2` (STVG-R1 notes, 6.1).
+
+    Args:
+        start: of the prediction, seconds or any common unit.
+        end: of the prediction.
+        true_start: of the truth, in the same unit.
+        true_end: of the truth.
+        duration: of the video, in the same unit.
     """
     overlap = temporal_iou(start, end, true_start, true_end)
     if overlap <= 0.0 or duration <= 0.0:
@@ -123,7 +158,13 @@ def set_f1(ids: Collection[int], true_ids: Collection[int]) -> float:
 
 
 def overlaps_any(start: float, end: float, intervals: Iterable[Sequence[float]]) -> bool:
-    """Tell whether the interval shares a moment with any of `intervals` (closed on both sides); False if reversed."""
+    """Tell whether the interval shares a moment with any of `intervals` (closed on both sides); False if reversed.
+
+    Args:
+        start: seconds or any common unit.
+        end: in the same unit.
+        intervals: (start, end) of each, in the same unit.
+    """
     return start <= end and any(start <= other_end and other_start <= end for other_start, other_end in intervals)
 
 

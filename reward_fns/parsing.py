@@ -146,8 +146,8 @@ def last_pair(text: str) -> Interval | None:
         return None
     run_end = last.start(1) - 1
     run = _RUN_BEFORE.search(text, max(0, run_end - 32), run_end) or _RUN_BEFORE.search(text, 0, run_end)
-    number = _trailing_number(run.group())
-    if number and _ENDS_IN_SEPARATOR.search(text, max(0, run.start() - 6), run.start()) is None:
+    number = _trailing_number(run.group()) if run is not None else ""
+    if run is not None and number and _ENDS_IN_SEPARATOR.search(text, max(0, run.start() - 6), run.start()) is None:
         return float(number), float(last.group(2))
     # Its first number may belong to the pair before it, or is none: find the pairs from the left.
     pair, taken, end = None, 0, last.end(2)
@@ -219,6 +219,11 @@ def json_interval(text: str, start_key: str = "start_time", end_key: str = "end_
 
     Signs, exponents, padded blanks and `true` count as numbers; NaN and infinity are unreadable, which costs the same
     reward as the original pays for them. Source: Temporal-R1, 2.1.
+
+    Args:
+        text: of the object, with nothing but blanks around.
+        start_key: of the start, seconds.
+        end_key: of the end, seconds.
     """
     found = json_object(text)
     if found is None:

@@ -172,6 +172,12 @@ def answered_frames(span: Interval, ground_truth: Mapping[str, Any], first: int,
     Ground truths do not hold the video's rate, but the annotated time and the annotated tube are the same part of the
     video: `start` is the beginning of frame `first`, `end` that of frame `first + count`, and frames lie evenly. Bounds
     are rounded to the nearest beginning of a frame.
+
+    Args:
+        span: answered start and end, seconds.
+        ground_truth: with ``start`` and ``end``, seconds.
+        first: frame of the annotated tube.
+        count: of its frames.
     """
     true_start, length = ground_truth["start"], ground_truth["end"] - ground_truth["start"]
     if not length > 0.0:

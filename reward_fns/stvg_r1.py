@@ -85,10 +85,10 @@ def spatial_visible(completion: str, ground_truth: Mapping[str, Any]) -> float:
 
     `visible` lists the (start, end) in seconds at which the ID is drawn. Source: STVG-R1, 2.3, the paper's condition.
     """
-    if spatial(completion, ground_truth) == 0.0:
+    answer = parse(completion)
+    if answer is None or answer[0] != ground_truth["object_id"]:
         return 0.0
-    _, start, end = parse(completion)
-    return 1.0 if measures.overlaps_any(start, end, ground_truth["visible"]) else 0.0
+    return 1.0 if measures.overlaps_any(answer[1], answer[2], ground_truth["visible"]) else 0.0
 
 
 @lru_cache(maxsize=8)

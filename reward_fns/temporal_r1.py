@@ -46,6 +46,11 @@ def tvg_accuracy(completion: str, solution: Sequence[float], video_length: float
     """Return the temporal IoU of the answer, divided by `video_length` seconds, with `solution`, two fractions.
 
     In [0, 1]; 0 if unreadable or if the length is 0. The form of the original, which checks none of its inputs.
+
+    Args:
+        completion: of the policy.
+        solution: start and end as fractions of the video, 0 to 1.
+        video_length: seconds.
     """
     answer = parse(completion)
     if answer is None or video_length == 0.0:

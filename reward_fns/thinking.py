@@ -23,12 +23,24 @@ def reasoning(completion: str) -> str:
 
 
 def length(completion: str, ground_truth: Mapping[str, Any] | None = None, limit: int = 500) -> float:
-    """Return the number of characters of the reasoning, capped at `limit`, as a share of it."""
+    """Return the number of characters of the reasoning, capped at `limit`, as a share of it.
+
+    Args:
+        completion: of the policy.
+        ground_truth: not looked at; every part of a recipe is given it.
+        limit: characters that earn everything, at least 1.
+    """
     return min(len(reasoning(completion)), limit) / limit
 
 
 def timestamps(completion: str, ground_truth: Mapping[str, Any] | None = None, limit: int = 1) -> float:
-    """Return the number of `<timestep>a to b</timestep>` in the reasoning, capped at `limit`, as a share of it."""
+    """Return the number of `<timestep>a to b</timestep>` in the reasoning, capped at `limit`, as a share of it.
+
+    Args:
+        completion: of the policy.
+        ground_truth: not looked at; every part of a recipe is given it.
+        limit: steps that earn everything, at least 1.
+    """
     found = 0
     for _ in _TIMESTEP.finditer(reasoning(completion)):
         found += 1
@@ -38,12 +50,24 @@ def timestamps(completion: str, ground_truth: Mapping[str, Any] | None = None, l
 
 
 def paragraphs(completion: str, ground_truth: Mapping[str, Any] | None = None, limit: int = 2) -> float:
-    """Return the number of lines of the reasoning that are not blank, capped at `limit`, as a share of it."""
+    """Return the number of lines of the reasoning that are not blank, capped at `limit`, as a share of it.
+
+    Args:
+        completion: of the policy.
+        ground_truth: not looked at; every part of a recipe is given it.
+        limit: lines that earn everything, at least 1.
+    """
     return min(sum(1 for line in reasoning(completion).split("\n") if line.strip()), limit) / limit
 
 
 def keywords(completion: str, words: Collection[str], limit: int = 2) -> float:
-    """Return how many of the lower-case `words` occur in the reasoning, capped at `limit`, as a share of it."""
+    """Return how many of the lower-case `words` occur in the reasoning, capped at `limit`, as a share of it.
+
+    Args:
+        completion: of the policy.
+        words: looked for anywhere, also inside of other words.
+        limit: of words that earn everything, at least 1.
+    """
     text = reasoning(completion).lower()
     return min(sum(1 for word in words if word in text), limit) / limit
 

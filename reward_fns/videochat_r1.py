@@ -130,7 +130,13 @@ def write_1_5(ground_truth: Mapping[str, Any]) -> str:
 
 
 def iou_1_5(completion: str, ground_truth: Mapping[str, Any], most: int = 3) -> float:
-    """Return the IoU of the united tuples of the first answer block with the one true span; 0 beyond `most` tuples."""
+    """Return the IoU of the united tuples of the first answer block with the one true span; 0 beyond `most` tuples.
+
+    Args:
+        completion: of the policy.
+        ground_truth: with ``start`` and ``end``, seconds.
+        most: tuples that are still paid for.
+    """
     intervals = parse_1_5(completion)
     if intervals is None or len(intervals) > most:
         return 0.0

@@ -25,8 +25,9 @@ class TurnedBoxes(ValueError):
 
 def annotated_size(extra: Mapping[str, Any]) -> Size | None:
     """(width, height) of the pictures that were annotated, from the further fields of an annotation; None: unknown."""
-    found = extra.get("width"), extra.get("height")
-    return found if all(isinstance(side, int | float) and 0 < side < math.inf for side in found) else None
+    sides = extra.get("width"), extra.get("height")
+    known = [side for side in sides if isinstance(side, int | float) and 0 < side < math.inf]
+    return (known[0], known[1]) if len(known) == 2 else None
 
 
 def scales(annotated: Size | None, shown: Size) -> Size:
@@ -51,7 +52,16 @@ def scales(annotated: Size | None, shown: Size) -> Size:
 
 
 def scaled(boxes: Iterable[Iterable[float]], annotated: Size | None, shown: Size) -> list[Box]:
-    """Boxes xyxy in pixels of the shown video; arguments and errors of `scales`."""
+    """Boxes xyxy in pixels of the shown video.
+
+    Args:
+        boxes: (T, 4) xyxy in pixels of the annotated pictures.
+        annotated: (width, height) of those pictures; None: unknown, and taken to be `shown`.
+        shown: (width, height) of the video as it is shown.
+
+    Raises:
+        TurnedBoxes: one of the two is upright and the other is not.
+    """
     x, y = scales(annotated, shown)
     return [(x1 * x, y1 * y, x2 * x, y2 * y) for x1, y1, x2, y2 in boxes]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from verl_stvg.base.lock import finished, turn, write_whole
 from verl_stvg.data_builders.numbering import counted, hull, misnumbered
-from verl_stvg.data_builders.objects.boxes import Box, TurnedBoxes, annotated_size, scaled
+from verl_stvg.data_builders.objects.boxes import TurnedBoxes, annotated_size, scaled
 from verl_stvg.data_builders.objects.detector import Detector, wanted
 from verl_stvg.data_builders.objects.frames import VideoFrames
 from verl_stvg.data_builders.objects.target import match_masks, match_tube, size_filter
@@ -290,7 +290,7 @@ def _target(record: Record, tracks: Tracks, rule: Rule, clock: FrameClock | None
     if reason := _misnumbered(record, clock):
         return {"reason": reason}
     if record.tube is not None:
-        boxes = _scaled(record, tracks)
+        boxes = scaled(record.tube.boxes, annotated_size(record.extra), (tracks.width, tracks.height))
         last = record.tube.first_frame + len(boxes) - 1
         if last >= clock.num_frames + _SLACK:
             had = f"the tube reaches frame {last}, the tracked video has {clock.num_frames} frames"
@@ -320,15 +320,6 @@ def _misnumbered(record: Record, clock: FrameClock) -> str | None:
     seconds = hull(record.intervals, begin) if record.unit == "seconds" else None
     wrong = misnumbered(clock, tube, seconds, counted(record.extra))
     return wrong and f"{wrong[0]}: {wrong[1]}"
-
-
-def _scaled(record: Record, tracks: Tracks) -> list[Box]:
-    """Boxes of the tube in pixels of the tracked video, which may be a smaller copy of the annotated one.
-
-    Raises:
-        TurnedBoxes: the annotation is of the picture before it was turned, or after.
-    """
-    return scaled(record.tube.boxes, annotated_size(record.extra), (tracks.width, tracks.height))
 
 
 def _visible(tracks: Tracks, ids: set[int], record: Record, clock: FrameClock | None = None) -> list[list[float]]:
@@ -368,7 +359,14 @@ def write_targets(lines: list[dict[str, Any]], path: Path) -> Counter[str]:
 
 
 def detections(root: Path, video: str, models: Models, options: Options) -> Iterator[dict[str, Any]]:
-    """Detections of a video's keyframes, one line for each: frame, box xyxy, label, score."""
+    """Detections of a video's keyframes, one line for each: frame, box xyxy, label, score.
+
+    Args:
+        root: of the videos.
+        video: relative to the root.
+        models: of which the detector is taken.
+        options: of which the distance of keyframes, in frames, and the classes that count are taken.
+    """
     frames = VideoFrames(root / video)
     for frame in range(0, frames.num_frames, options.step):
         for one in wanted(_detector(models).detect(frames.read(frame, frame + 1)[0]), options.mode):

@@ -120,7 +120,13 @@ class Sam2Segmenter:
         return found
 
     def start(self, height: int, width: int, num_frames: int) -> "Sam2Tracker":
-        """A tracker for a video of that size and length."""
+        """A tracker for a video, see `Segmenter.start`.
+
+        Args:
+            height: of the video, pixels.
+            width: of the video, pixels.
+            num_frames: of the video.
+        """
         return Sam2Tracker(self, height, width, num_frames)
 
     @contextmanager
@@ -207,7 +213,7 @@ def _sam2() -> Iterator[None]:
     try:
         for name in ("sam2.sam2_video_predictor", "sam2.utils.misc"):
             module = importlib.import_module(name)
-            module.tqdm = functools.partial(importlib.import_module("tqdm").tqdm, disable=True)
+            vars(module).update(tqdm=functools.partial(importlib.import_module("tqdm").tqdm, disable=True))
         GlobalHydra.instance().clear()
         with initialize_config_module("sam2", version_base="1.2"):
             yield

@@ -5,17 +5,27 @@ narrowly it won. Its file is one frame late, because HC-STVG counts frames from 
 overlap and fragments of the target are recorded, so that doubtful targets can be seen and, if wanted, left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from pycocotools import mask as coco
 
 from reward_fns.measures import box_iou
+from verl_stvg.data_builders.objects.boxes import Box as Corners
 from verl_stvg.video.markers import rle_area
-from verl_stvg.video.rle import RLE, MaskError, encoded
+from verl_stvg.video.rle import RLE, AnyRLE, MaskError, encoded
 from verl_stvg.video.tracks import Track, Tracks
 
 Box = Sequence[float]
+
+
+class Boxed(Protocol):
+    """Objects with boxes by frame, as `Tracks` are."""
+
+    def boxes(self, frame: int) -> Mapping[int, Corners]:
+        """Boxes of a frame by object ID."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -62,14 +72,14 @@ def match_tube(
     for k, box in enumerate(boxes):
         found = tracks.boxes(first_frame + k + faithful)
         overlaps.append({number: tube_iou(box, other, faithful) for number, other in found.items()})
-    voted = [max(ious, key=ious.get) if ious and max(ious.values()) > 0 else None for ious in overlaps]
+    voted = [max(ious, key=ious.__getitem__) if ious and max(ious.values()) > 0 else None for ious in overlaps]
     votes: dict[int, int] = {}
     for number in voted:
         if number is not None:
             votes[number] = votes.get(number, 0) + 1
     if not votes:
         return None
-    winner = max(votes, key=votes.get)
+    winner = max(votes, key=votes.__getitem__)
     share = votes[winner] / len(boxes)
     mean_iou = sum(ious.get(winner, 0.0) for ious in overlaps) / len(boxes)
     if share < min_share or mean_iou < min_iou:
@@ -91,7 +101,7 @@ def tube_iou(annotated: Box, found: Box, faithful: bool = False) -> float:
 
 
 def match_masks(
-    tracks: Tracks, masks: Sequence[RLE | None], first_frame: int = 0, share: float = 0.5
+    tracks: Tracks, masks: Sequence[AnyRLE | None], first_frame: int = 0, share: float = 0.5
 ) -> dict[int, float]:
     """The objects that annotated masks are about, which may be several: those that lie within them. By ID, their share.
 
@@ -104,8 +114,10 @@ def match_masks(
     Raises:
         MaskError: an annotated mask is malformed, or of another size than the video; the message says in which frame.
     """
-    wanted = {first_frame + k: mask for k, mask in enumerate(masks) if mask is not None}
-    for frame, mask in wanted.items():
+    wanted: dict[int, RLE] = {}
+    for frame, mask in enumerate(masks, first_frame):
+        if mask is None:
+            continue
         try:
             wanted[frame] = encoded(mask)
         except MaskError as error:
@@ -158,7 +170,7 @@ def size_filter(tracks: Tracks, ratio: float = 1 / 3, per_label: bool = False, h
     return replace(tracks, tracks=tuple(kept), made_by={**tracks.made_by, "filter": filtered})
 
 
-def tube_of(tracks: Tracks, object_id: int, first: int, last: int, repair: bool = False) -> dict[int, tuple[int, ...]]:
+def tube_of(tracks: Boxed, object_id: int, first: int, last: int, repair: bool = False) -> dict[int, Corners]:
     """Boxes of an object by frame, xyxy: from its ID back to a tube.
 
     Args:
@@ -175,13 +187,13 @@ def tube_of(tracks: Tracks, object_id: int, first: int, last: int, repair: bool 
     own = {frame: boxes[object_id] for frame, boxes in by_frame.items() if object_id in boxes}
     if not repair:
         return own
-    tube: dict[int, tuple[int, ...]] = {}
+    tube: dict[int, Corners] = {}
     current = seen = None
     for frame, boxes in by_frame.items():
         if frame in own:
             tube[frame] = current = seen = own[frame]
         elif current is not None:
-            tube[frame] = _nearest(current, boxes) or _largest(boxes) or seen or current
+            tube[frame] = _nearest(current, boxes) or (_largest(boxes) if boxes else seen or current)
         elif own:
             reference = own[min(own, key=lambda other: abs(other - frame))]
             tube[frame] = current = _nearest(reference, boxes) or reference
@@ -190,15 +202,15 @@ def tube_of(tracks: Tracks, object_id: int, first: int, last: int, repair: bool 
     return tube
 
 
-def _nearest(reference: tuple[int, ...], boxes: Mapping[int, tuple[int, ...]]) -> tuple[int, ...] | None:
+def _nearest(reference: Corners, boxes: Mapping[int, Corners]) -> Corners | None:
     """The box that overlaps a reference most; None if none does."""
     ious = {number: tube_iou(reference, box) for number, box in boxes.items()}
-    best = max(ious, key=ious.get, default=None)
+    best = max(ious, key=ious.__getitem__, default=None)
     return boxes[best] if best is not None and ious[best] > 0 else None
 
 
-def _largest(boxes: Mapping[int, tuple[int, ...]]) -> tuple[int, ...] | None:
-    return max(boxes.values(), key=lambda box: (box[2] - box[0]) * (box[3] - box[1]), default=None)
+def _largest(boxes: Mapping[int, Corners]) -> Corners:
+    return max(boxes.values(), key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
 
 
 def _common(a: RLE, b: RLE) -> int:
@@ -206,10 +218,10 @@ def _common(a: RLE, b: RLE) -> int:
     return int(coco.area(coco.merge([a, b], intersect=True)))
 
 
-def _runs(voted: Sequence[int | None], first_frame: int):
+def _runs(voted: Sequence[int | None], first_frame: int) -> Iterator[tuple[int, int, int]]:
     start = 0
     for k in range(1, len(voted) + 1):
         if k == len(voted) or voted[k] != voted[start]:
-            if voted[start] is not None:
-                yield voted[start], first_frame + start, first_frame + k - 1
+            if (number := voted[start]) is not None:
+                yield number, first_frame + start, first_frame + k - 1
             start = k

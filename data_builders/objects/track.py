@@ -114,7 +114,13 @@ class Segmenter(Protocol):
         ...
 
     def start(self, height: int, width: int, num_frames: int) -> Tracker:
-        """A tracker for a video of that size and length, before its first frame. It need not see all of its frames."""
+        """A tracker for a video, before its first frame. It need not see all of its frames.
+
+        Args:
+            height: of the video, pixels.
+            width: of the video, pixels.
+            num_frames: of the video.
+        """
         ...
 
 
@@ -201,9 +207,9 @@ def _shares(mask: RLE, others: list[RLE]) -> tuple[np.ndarray, np.ndarray, np.nd
     """The common pixels of a mask and each of the others, over their union, over the mask, and over the other; (N,)."""
     count = len(others)
     return (
-        coco.iou([mask], others, [0] * count)[0],
-        coco.iou([mask], others, [1] * count)[0],  # a "crowd": over the first one's area
-        coco.iou(others, [mask], [1])[:, 0],
+        np.asarray(coco.iou([mask], others, [0] * count))[0],
+        np.asarray(coco.iou([mask], others, [1] * count))[0],  # a "crowd": over the first one's area
+        np.asarray(coco.iou(others, [mask], [1]))[:, 0],
     )
 
 
@@ -213,6 +219,12 @@ def fill(mask: RLE, existing: Sequence[RLE], iou: float = 0.4, containment: floa
     None if there are none, or if the mask is one of the existing objects (IoU at least ``iou``, or at least
     ``containment`` of it inside of one): an object that was lost and found again, followed back into its first life,
     would otherwise leave an edge of pixels there under its second ID.
+
+    Args:
+        mask: found backwards.
+        existing: masks of the same frame; those without pixels do not count.
+        iou: least IoU with one of them at which the mask is that object, 0 to 1.
+        containment: least part of the mask inside of one of them at which it is that object, 0 to 1.
     """
     others = [other for other in existing if coco.area(other)]
     if others:
@@ -234,7 +246,7 @@ def paint(below: Mapping[int, RLE], above: Mapping[int, RLE]) -> dict[int, RLE]:
     labels = dict(below)
     for number, mask in above.items():
         if coco.area(mask):
-            hit = [k for k, other in labels.items() if coco.iou([mask], [other], [0])[0, 0]]
+            hit = [k for k, other in labels.items() if np.any(coco.iou([mask], [other], [0]))]
             labels |= {k: _without(labels[k], [mask]) for k in hit}
             labels[number] = mask
     return {number: mask for number, mask in labels.items() if coco.area(mask)}

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import av
 import numpy as np
+from av.container import OutputContainer
 
 from verl_stvg.base.lock import replacing
 from verl_stvg.video.identity import ENDINGS
@@ -56,15 +58,14 @@ def write_video(
         stream.width, stream.height = size
         stream.pix_fmt = "yuv444p" if size[0] % 2 or size[1] % 2 else "yuv420p"
         stream.options = {"crf": "18", "preset": "veryfast"}
-        lasting = {}
-        if times is not None:
+        stamps = [] if times is None else _stamps(times, times[-1] + 1 / fps if end is None else end)
+        lasting = {a: b - a for a, b in pairwise(stamps)}
+        if stamps:
             stream.codec_context.time_base = _TICK
             stream.options |= {"bf": "0"}  # the file ends with the last packet, which has to be the last picture
-            stamps = _stamps(times, times[-1] + 1 / fps if end is None else end)
-            lasting = {a: b - a for a, b in zip(stamps, stamps[1:], strict=False)}
         for k, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            if times is not None:
+            if stamps:
                 frame.pts, frame.time_base = stamps[k], _TICK
             _mux(container, stream.encode(frame), lasting)
         _mux(container, stream.encode(), lasting)
@@ -78,7 +79,7 @@ def _stamps(times: tuple[float, ...], end: float) -> list[int]:
     return stamps
 
 
-def _mux(container: av.container.OutputContainer, packets: list[av.Packet], lasting: dict[int, int]) -> None:
+def _mux(container: OutputContainer, packets: list[av.Packet], lasting: dict[int, int]) -> None:
     for packet in packets:
         if packet.pts in lasting:  # the muxer would give the last picture the time of the one before
             packet.duration = lasting[packet.pts]

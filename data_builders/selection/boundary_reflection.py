@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -25,6 +25,8 @@ from verl_stvg.rows.masks import visible_units
 from verl_stvg.rows.row import Row, plan_of
 from verl_stvg.video.child import shared_decoder
 from verl_stvg.video.film import VideoError, VideoInfo
+
+Number = TypeVar("Number", int, float)
 
 NAME = "boundary_reflection"
 MODES = ("prompted", "blanked")
@@ -111,6 +113,11 @@ def stage(mode: str = "prompted", rules: Rules | None = None, own_prompt: bool =
 def asked(row: dict, mode: str, own_prompt: bool = False) -> dict:
     """The row that is asked: another prompt, and in mode ``blanked`` with temporal units of its video ``hidden``.
 
+    Args:
+        row: as `verl_stvg.data_builders.selection.pool.Pool.rows` has it.
+        mode: of `MODES`.
+        own_prompt: the row's prompt stays.
+
     Raises:
         SelectionError: the row does not say what the temporal units of its video are, and the video cannot be used.
     """
@@ -186,16 +193,22 @@ def judged(sample: Sample, answer: Answer, rules: Rules, own_prompt: bool = Fals
 
     Rows whose reply cannot be read are kept. ``drop_reason`` is ``partial``, ``bad_gt`` (no annotated interval within
     the video), ``video_error`` or None.
+
+    Args:
+        sample: the row.
+        answer: the first of its texts counts.
+        rules: when a prediction is evidence against the annotation.
+        own_prompt: the row was asked with its own prompt, so that the reply is read as its reward reads it.
     """
     text = answer.texts[0] if answer.texts else ""
-    found = read_intervals(text, sample.recipe) if own_prompt else read_reply(text)
+    said = read_intervals(text, sample.recipe) if own_prompt else read_reply(text)
     spans = clipped(sample.spans, sample.duration)
-    outside = evidence(found or [], spans, sample.duration, rules)
+    outside = evidence(said or [], spans, sample.duration, rules)
     partial = bool(spans) and len(outside) >= rules.min_items
     reason = "video_error" if answer.error else "bad_gt" if not spans else "partial" if partial else None
     return {
-        "parse_ok": found is not None,
-        "pred": [list(item) for item in found or []],
+        "parse_ok": said is not None,
+        "pred": [list(item) for item in said or []],
         "outside": [list(item) for item in outside],
         "is_partial": partial,
         "drop_reason": reason,
@@ -203,7 +216,7 @@ def judged(sample: Sample, answer: Answer, rules: Rules, own_prompt: bool = Fals
 
 
 def evidence(
-    items: Iterable[Sequence[float]], spans: Sequence[Interval], duration: float, rules: Rules
+    items: Iterable[tuple[float, ...]], spans: Sequence[Interval], duration: float, rules: Rules
 ) -> list[tuple[float, ...]]:
     """The predictions that lie outside of the annotation; source: VideoTG-R1 notes, 1.3.
 
@@ -238,15 +251,15 @@ def clipped(intervals: Iterable[Sequence[float]], duration: float) -> list[Inter
     return [(start, end) for start, end in cut if start < end]
 
 
-def united(intervals: Iterable[Sequence[float]]) -> list[Interval]:
+def united(intervals: Iterable[tuple[Number, Number]]) -> list[tuple[Number, Number]]:
     """Disjoint intervals that cover the same, in order; touching ones become one."""
-    found: list[Interval] = []
+    disjoint: list[tuple[Number, Number]] = []
     for start, end in sorted(intervals):
-        if found and start <= found[-1][1]:
-            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        if disjoint and start <= disjoint[-1][1]:
+            disjoint[-1] = (disjoint[-1][0], max(end, disjoint[-1][1]))
         else:
-            found.append((start, end))
-    return found
+            disjoint.append((start, end))
+    return disjoint
 
 
 def health(lines: list[dict], rules: Rules) -> list[str]:

@@ -62,16 +62,21 @@ def judged(sample: Sample, answer: Answer, rules: Rules) -> dict[str, Any]:
 
     ``parse_ok`` says that all of them could be read. ``drop_reason`` is ``bad_gt`` (no annotated interval within the
     video), ``video_error`` or None; without an answer there is no IoU.
+
+    Args:
+        sample: the row.
+        answer: each of its texts is compared with the annotation.
+        rules: how replies are read.
     """
-    found = [_read(text, sample.recipe, rules) for text in answer.texts]
+    said = [_read(text, sample.recipe, rules) for text in answer.texts]
     spans = [span for span in sample.spans if span[0] < span[1]]
     reason = "video_error" if answer.error else None if clipped(spans, sample.duration) else "bad_gt"
-    ious = [overlap(one, tuple(spans)) if one is not None else 0.0 for one in found] if reason is None else []
+    ious = [overlap(one, tuple(spans)) if one is not None else 0.0 for one in said] if reason is None else []
     iou = statistics.fmean(ious) if ious else None
     return {
-        "parse_ok": bool(found) and None not in found,
-        "pred": [list(interval) for interval in (found[0] if found else None) or []],
-        "n_samples": len(found),
+        "parse_ok": bool(said) and None not in said,
+        "pred": [list(interval) for interval in (said[0] if said else None) or []],
+        "n_samples": len(said),
         "ious": ious,
         "iou": iou,
         "iou_std": statistics.pstdev(ious) if ious else None,

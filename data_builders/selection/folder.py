@@ -91,7 +91,7 @@ def prepare(
     if fit is None:
         fit = read_manifest(out).get("fit") if (out / MANIFEST).is_file() else None
     fields = {key: _PLAN_TYPES.get(key, pa.int64()) for key in fit or ()}
-    schema = with_fields(source.schema, "videos", fields | stage.video_fields)
+    schema = with_fields(source.schema, "videos", {**fields, **stage.video_fields})
     truths, datasets = hashlib.sha256(), Counter()
 
     def asked() -> Iterator[dict]:
@@ -144,7 +144,14 @@ def _same(out: Path, there: Mapping[str, Any], manifest: Mapping[str, Any]) -> N
 
 
 def line_of(sample: Sample, answer: Answer, made_by: Mapping[str, Any], version: str) -> dict:
-    """What every line of judgements begins with; source: VideoTG-R1 notes, 1.4."""
+    """What every line of judgements begins with; source: VideoTG-R1 notes, 1.4.
+
+    Args:
+        sample: the row.
+        answer: to it; the first of its texts is kept.
+        made_by: what made the answers, of which ``model`` is kept.
+        version: of the prompt.
+    """
     return {
         "uid": sample.uid,
         "dataset": sample.dataset,

@@ -90,16 +90,20 @@ def pool(files: Iterable[Path], video_root: Path | None = None) -> Pool:
         ValueError: no files, or one that is missing.
     """
     files = tuple(files)
-    if missing := [file for file in files if not file.is_file()] or not files:
-        raise SelectionError(
-            f"{missing[0] if files else 'rows'}: no such file; build the rows first, or correct the path"
-        )
+    if missing := [file for file in files if not file.is_file()] if files else ["rows"]:
+        raise SelectionError(f"{missing[0]}: no such file; build the rows first, or correct the path")
     roots = tuple(root_of(file, video_root) for file in files)
     return Pool(files, Path(os.path.commonpath(roots)), roots)
 
 
 def with_fields(schema: pa.Schema, column: str, fields: Mapping[str, pa.DataType]) -> pa.Schema:
-    """A schema whose struct column (or list of structs) has further fields; those of the same name are replaced."""
+    """A schema whose struct column (or list of structs) has further fields.
+
+    Args:
+        schema: of rows.
+        column: of structs, or of lists of structs.
+        fields: types by name; they replace those of the same name. None at all: the schema as it is.
+    """
     if not fields:
         return schema
     index = schema.get_field_index(column)
@@ -111,13 +115,25 @@ def with_fields(schema: pa.Schema, column: str, fields: Mapping[str, pa.DataType
 
 
 def write_rows(path: Path, rows: Iterable[dict], schema: pa.Schema) -> int:
-    """Write rows to a parquet file and return their number."""
+    """Write rows to a parquet file and return their number.
+
+    Args:
+        path: of the file, which is overwritten.
+        rows: with no other columns than the schema.
+        schema: of the file.
+    """
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         return sum(1 for _ in as_read(rows, schema, writer))
 
 
 def as_read(rows: Iterable[dict], schema: pa.Schema, writer: pq.ParquetWriter | None) -> Iterator[dict]:
-    """Rows as they will be read again, written on the way if there is a writer."""
+    """Rows as they will be read again, written on the way if there is a writer.
+
+    Args:
+        rows: to be converted; columns that the schema has not are left out.
+        schema: of the file.
+        writer: of the file; None: nothing is written.
+    """
     rows = iter(rows)
     while True:
         table = pa.Table.from_pylist(list(itertools.islice(rows, _BATCH)), schema)

@@ -62,6 +62,11 @@ def judged(sample: Sample, answer: Answer, rules: Rules) -> dict[str, Any]:
     ``mean`` and ``std`` of their sums, ``rank`` (the higher, the sooner kept), ``drop_reason`` (``low variance, good``,
     ``low variance, poor``, ``video_error`` or None; `keep` adds ``quota``) and ``kept``.
 
+    Args:
+        sample: the row.
+        answer: its texts, two or more, unless there was an error.
+        rules: what counts as varying and as good.
+
     Raises:
         SelectionError: fewer than two answers.
     """

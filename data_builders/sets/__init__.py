@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from verl_stvg.data_builders.records import Entries
 
@@ -40,18 +41,19 @@ class AnnotationSet:
         title: one line about it.
         home: where its files are published.
         splits: files of each split (``train``, ``val``, ``test``), the annotation first.
-        read: takes the files of a split, in that order, and the split's name; yields records in the file's order.
+        read: takes the files of a split, as many as the set says and in that order, None for one that is not required
+            and not there, and the split's name; yields records in the file's order.
         template: of the prompts, unless the user names another.
-        named: further files, which the annotation names.
+        named: takes the same files; further ones, which the annotation names.
     """
 
     name: str
     title: str
     home: str
     splits: Mapping[str, tuple[Source, ...]]
-    read: Callable[[tuple[Path | None, ...], str], Entries]
+    read: Callable[[tuple[Any, ...], str], Entries]
     template: str
-    named: Callable[[tuple[Path | None, ...]], list[Path]] = lambda files: []
+    named: Callable[[tuple[Any, ...]], list[Path]] = lambda files: []
 
 
 NAMES = {
@@ -97,11 +99,11 @@ def described(source: AnnotationSet) -> str:
 
     Lines with an indent are to be shown as they are; all others may be wrapped.
     """
-    texts = [inspect.getdoc(sys.modules[source.read.__module__]), inspect.getdoc(source.read)]
-    what, form = (re.sub("``?", "", text) for text in texts)
+    texts = inspect.getdoc(sys.modules[source.read.__module__]), inspect.getdoc(source.read)
+    purpose, form = (re.sub("``?", "", text or "") for text in texts)
     splits = "\n".join(f"  {split:5}  {'; '.join(map(_file, files))}" for split, files in source.splits.items())
     return (
-        f"{source.title}.\n\n{what}\n\nPublished: {source.home}. Default template: {source.template}.\n\n"
+        f"{source.title}.\n\n{purpose}\n\nPublished: {source.home}. Default template: {source.template}.\n\n"
         f"Files in the annotation folder, by split:\n\n{splits}\n\nForm: {form}"
     )
 
@@ -114,5 +116,5 @@ def _file(source: Source) -> str:
 def all_sets() -> dict[str, AnnotationSet]:
     """Every set by its name."""
     modules = [importlib.import_module(f"{__name__}.{module}") for module in dict.fromkeys(NAMES.values())]
-    found = {one.name: one for module in modules for one in module.SETS}
-    return {name: found[name] for name in NAMES}
+    by_name = {source.name: source for module in modules for source in module.SETS}
+    return {name: by_name[name] for name in NAMES}

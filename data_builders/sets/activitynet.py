@@ -9,7 +9,7 @@ from verl_stvg.data_builders.records import Entries, Problem, record
 from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path, Path | None], split: str) -> Entries:
     """JSON ``{video: {duration, timestamps: [[s, e], ...], sentences: [...]}}``, times in seconds; durations within it
     or in ``durations.json``.
 

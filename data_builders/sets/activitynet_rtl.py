@@ -11,7 +11,7 @@ from verl_stvg.data_builders.sets import AnnotationSet, Source
 TIME = re.compile(r"<(\d*\.\d+|\d+\.?)>", re.ASCII)
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path], split: str) -> Entries:
     """Training: ``{video: {duration, QA: [{q, a}]}}``; val: a list of ``vid, question, answer, duration, question_id``.
 
     Pitfalls: the span is in the answer's text, the first two numbers in angle brackets (``times`` counts them all, the

@@ -8,7 +8,7 @@ from verl_stvg.data_builders.sets import AnnotationSet, Source
 from verl_stvg.data_builders.sets.activitynet import known_durations, sentences
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path, Path | None], split: str) -> Entries:
     """Text lines ``VIDEO start end##sentence``, or JSON ``{video: {duration, timestamps: [[s, e], ...], sentences}}``.
 
     Pitfalls: 14 % of the training intervals end after the video, 4 are reversed; the text form has no durations: a

@@ -8,7 +8,7 @@ from verl_stvg.data_builders.records import NUMBER, Entries, Problem, fault, rec
 from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path], split: str) -> Entries:
     """JSON lines ``{vid, query, span: [s, e], duration}``, whose videos are ``<vid>.mp4``.
 
     Pitfalls: the largest of the sets, whose rows share videos: they are told apart by their number within the video.

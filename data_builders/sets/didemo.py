@@ -13,7 +13,7 @@ SEGMENT = 5
 """Seconds."""
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path, Path | None], split: str) -> Entries:
     """A JSON list of ``{video, description, times: [[first, last], ...], annotation_id, ...}``; durations beside it.
 
     Pitfalls: ``times`` are numbers of segments of five seconds, from 0, last included, one pair for each annotator; the

@@ -43,7 +43,7 @@ PASSED = ("video", "query", "intervals", "duration", "clip", "masks", "options",
 KNOWN = (*PASSED, "start", "end", "id", "tube")
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path], split: str) -> Entries:
     """Lines of the fields that are listed above.
 
     Pitfalls: a misspelt field would be an annotation lost, so an unknown one is a problem; no interval at all is read

@@ -12,7 +12,7 @@ SECONDS = 20.0
 """Of every clip: the release says so, and its ``img_num`` is the frame rate times 20."""
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path], split: str) -> Entries:
     """JSON ``{file name: {bbox, st_frame, st_time, ed_time, img_num, ...}}``; queries alone: ``{file name: sentence}``.
 
     Pitfalls: ``st_frame`` counts from 1, times start with the clip; boxes are x, y, width, height and may overshoot the

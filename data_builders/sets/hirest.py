@@ -10,7 +10,7 @@ from verl_stvg.data_builders.records import NUMBER, Entries, Problem, chosen, fa
 from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 
-def read_moments(files: tuple[Path | None, ...], split: str) -> Entries:
+def read_moments(files: tuple[Path], split: str) -> Entries:
     """JSON ``{goal: {video file: {relevant, clip, v_duration, bounds: [s, e], steps: [...]}}}``.
 
     One record for every video of a goal that has a moment for it, its ``bounds``.
@@ -35,7 +35,7 @@ def read_moments(files: tuple[Path | None, ...], split: str) -> Entries:
         )
 
 
-def read_steps(files: tuple[Path | None, ...], split: str) -> Entries:
+def read_steps(files: tuple[Path, ...], split: str) -> Entries:
     """JSON ``{goal: {video file: {relevant, clip, v_duration, steps: [{heading, absolute_bounds: [s, e]}, ...]}}}``.
 
     One record for every step of a moment, its ``absolute_bounds``, in seconds of the video.

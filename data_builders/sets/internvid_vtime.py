@@ -7,7 +7,7 @@ from verl_stvg.data_builders.sets import AnnotationSet, Source
 from verl_stvg.data_builders.sets.cosmo_cap import spans
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path], split: str) -> Entries:
     """JSON lines ``{vid, query, span: [s, e], duration}``, whose videos are ``<vid>.mp4``.
 
     Pitfalls: the videos are cropped already (``videos_crop_3fps_480_noaudio/<vid>.mp4``), spans and durations are those

@@ -14,7 +14,7 @@ from verl_stvg.data_builders.sets import AnnotationSet, Source
 from verl_stvg.video.rle import RLE, MaskError, encoded
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path, Path | None], split: str) -> Entries:
     """``meta_expressions.json`` with videos and expressions, and ``mask_dict.json`` with the masks of every object.
 
     Pitfalls: an expression may mean several objects, whose masks are joined here in each frame, or, in the second
@@ -90,7 +90,7 @@ def _record(
     return record(where, _NAMES, **fields, unit="frames", intervals=times, masks=masks, extra=extra)
 
 
-def _joined(masks: tuple[dict | None, ...]) -> dict | None:
+def _joined(masks: tuple[RLE | None, ...]) -> RLE | None:
     """Union of the masks of one frame."""
     there = [mask for mask in masks if mask]
     if len(there) < 2:

@@ -14,7 +14,7 @@ COLUMNS = ("video_id", "qid", "question", "answer", *OPTIONS, "type")
 LISTED = ("video", "question", "options", "glue", "answer")
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path, Path | None, Path | None], split: str) -> Entries:
     """Questions of a CSV file (``video_id, qid, question, answer, a0`` to ``a4, type``) with segments and video names
     beside it, or VideoChat-R1's JSON list of both (``video, question, options, glue, answer``).
 
@@ -27,9 +27,9 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
     if path.suffix == ".json":
         yield from _listed(json_items(path))
         return
-    for side, name in ((segments, f"gsub_{split}.json"), (names, "map_vid_vidorID.json")):
-        if side is None:
-            raise AnnotationError(f"{path}: needs {name} beside it; download it from where the questions are")
+    if segments is None or names is None:
+        name = f"gsub_{split}.json" if segments is None else "map_vid_vidorID.json"
+        raise AnnotationError(f"{path}: needs {name} beside it; download it from where the questions are")
     yield from once(_questions(path, segments, names))
 
 

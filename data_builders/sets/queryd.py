@@ -12,7 +12,7 @@ PREFIX = 6
 """Characters, ``video-``, before the YouTube id."""
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path, Path, Path, Path | None], split: str) -> Entries:
     """A list of ids, one a line, and two pickles with sentences (lists of words) and times ([s, e]) of every id.
 
     Pitfalls: the pickles hold all splits, the list says which ids are meant; ids have a prefix that neither the video

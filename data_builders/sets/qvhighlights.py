@@ -11,7 +11,7 @@ _TEST_WITH_TRUTH = "highlight_test_with_gt.jsonl"
 _CLIP = 2  # seconds of an annotated clip
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path], split: str) -> Entries:
     """JSON lines ``{qid, query, duration, vid, relevant_windows: [[s, e], ...]}``.
 
     Pitfalls: a query has 1 to 25 windows, and every one is kept, in the order of the file; the first file of the test

@@ -7,7 +7,7 @@ from verl_stvg.data_builders.records import Entries, Problem, flaw, letters, onc
 from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path], split: str) -> Entries:
     """A JSON list of ``{qid, vid, question, options, span: [s, e], ans, duration, ...}``, ``ans`` being a letter; or
     the JSON lines of ReXTime's script, ``{qid, query, duration, vid, relevant_windows: [[s, e]], ans}``.
 

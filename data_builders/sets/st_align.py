@@ -12,7 +12,7 @@ from verl_stvg.data_builders.sets import AnnotationSet, Source
 _TUBE = "<bboxes>"
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path], split: str) -> Entries:
     """JSON list of ``{video_path, conversations, meta: {split, width, height, time_token, spatial_token}}``.
 
     Pitfalls: all frames are those of the whole file; ``meta.split`` is the part that is shown, first and last frame
@@ -49,7 +49,8 @@ def _record(where: str, key: str, number: int, video: str, entry: Mapping[str, A
         return Problem(where, f"meta.split: not two frames, found {shown!r:.60}")
     if not isinstance(times, dict) or any(type(times.get(token)) is not int for token in ("<s>", "<e>")):
         return Problem(where, f"meta.time_token: no frames <s> and <e>, found {times!r:.60}")
-    tube = _tube(places.get(_TUBE) if isinstance(places, dict) else None)
+    boxes = places if isinstance(places, dict) else {}
+    tube = _tube(boxes.get(_TUBE))
     if isinstance(tube, str):
         return Problem(where, f"meta.spatial_token.{_TUBE}: {tube}")
     fps = entry.get("fps", meta.get("fps"))
@@ -64,7 +65,7 @@ def _record(where: str, key: str, number: int, video: str, entry: Mapping[str, A
             "clip": (first / fps, (last + 1) / fps),
             "duration": (last + 1 - first) / fps,
         }
-    named = [token for token in places if token != _TUBE and token in text]
+    named = [token for token in boxes if token != _TUBE and token in text]
     return record(
         where,
         key=key,
@@ -78,7 +79,7 @@ def _record(where: str, key: str, number: int, video: str, entry: Mapping[str, A
             "fps": fps,
             "width": meta.get("width"),
             "height": meta.get("height"),
-            **{token: json.dumps(boxes_xyxy([places[token]])[0]) for token in named},
+            **{token: json.dumps(boxes_xyxy([boxes[token]])[0]) for token in named},
         },
         **fields,
     )

@@ -8,7 +8,7 @@ from verl_stvg.data_builders.records import NUMBER, Entries, Problem, chosen, fa
 from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path], split: str) -> Entries:
     """JSON lines of VideoMind, ``{vid, query, duration, relevant_windows: [[s, e]]}`` with exactly one window.
 
     Or, in a file that ends in ``.json``, JSON of 2D-TAN, ``{"<vid>.avi": {timestamps: [[first, last], ...], sentences,

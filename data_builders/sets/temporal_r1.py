@@ -22,7 +22,7 @@ KEYS = ("json_path", "data_folder", "sampling_strategy")
 STRATEGY = re.compile(r"all|(first|end|random):(\d{1,12})(%?)", re.ASCII)
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path], split: str) -> Entries:
     """YAML with ``datasets``, each with ``json_path`` (beside the YAML if relative), ``data_folder`` and, if not all
     of it is wanted, ``sampling_strategy``: ``first:N``, ``end:N`` or ``random:N``, N also in ``%``, rounded up. Or one
     such ``.json`` or ``.jsonl`` by itself. An item of a list is ``{dataset, video, problem, solution: [s, e],
@@ -39,10 +39,10 @@ def read(files: tuple[Path | None, ...], split: str) -> Entries:
     if path.suffix in (".yaml", ".yml"):
         yield from once(_configured(path))
     else:
-        yield from once(_listed(path, "", "all"))
+        yield from once(_listed(path, ""))
 
 
-def lists(files: tuple[Path | None, ...]) -> list[Path]:
+def lists(files: tuple[Path]) -> list[Path]:
     """The lists that a YAML names."""
     (path,) = files
     if path.suffix not in (".yaml", ".yml"):
@@ -66,7 +66,7 @@ def _configured(path: Path) -> Entries:
         if not match or (match[2] and int(match[2]) == 0):
             forms = "all, first:N, end:N or random:N with N from 1 on, also in %"
             raise AnnotationError(f"{at}: sampling_strategy must be {forms}, found {strategy!r:.60}")
-        yield from _listed(path.parent / entry["json_path"], entry["data_folder"], strategy)
+        yield from _listed(path.parent / entry["json_path"], entry["data_folder"], match)
 
 
 def _config(path: Path) -> list[Any]:
@@ -83,21 +83,19 @@ def _config(path: Path) -> list[Any]:
     return found["datasets"]
 
 
-def _listed(path: Path, folder: str, strategy: str) -> Entries:
+def _listed(path: Path, folder: str, strategy: re.Match[str] | None = None) -> Entries:
     taken = _taken(path, strategy)
     counts: dict[tuple[str, str], int] = {}
     for position, (place, item) in enumerate(_items(path)):
         where = f"{path.name} {place}"
-        problem = flaw(item, ("dataset", "video", "problem", "solution"))
-        if not problem:
-            named = str(item["dataset"]), str(item["video"])
-            count = counts.get(named, 0)
-            counts[named] = count + 1
-        if position not in taken:
+        if problem := flaw(item, ("dataset", "video", "problem", "solution")):
+            if position in taken:
+                yield Problem(where, problem)
             continue
-        if problem:
-            yield Problem(where, problem)
-        else:
+        named = str(item["dataset"]), str(item["video"])
+        count = counts.get(named, 0)
+        counts[named] = count + 1
+        if position in taken:
             key = f"{path.stem}/{'/'.join(named)}/{count}"
             yield _item(f"{where} ({item['video']})", key, folder, item)
 
@@ -127,12 +125,12 @@ def _item(where: str, key: str, folder: str, item: dict) -> Record | Problem:
     )
 
 
-def _taken(path: Path, strategy: str) -> range | set[int]:
-    """Positions of a list that a strategy takes."""
-    order, number, percent = STRATEGY.fullmatch(strategy).groups()
-    total = sum(1 for _ in _items(path)) if order else 0
-    if not order:
+def _taken(path: Path, strategy: re.Match[str] | None) -> range | set[int]:
+    """Positions of a list that a strategy takes, a match of `STRATEGY`; None takes all."""
+    if strategy is None or strategy[1] is None:
         return range(2**63)
+    order, number, percent = strategy.groups()
+    total = sum(1 for _ in _items(path))
     wanted = min(total, math.ceil(int(number) * total / 100) if percent else int(number))
     if order == "random":
         return set(random.Random(SEED).sample(range(total), wanted))

@@ -9,7 +9,7 @@ from verl_stvg.data_builders.sets import AnnotationSet, Source
 from verl_stvg.data_builders.sets.tvgbench import below_videos
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path], split: str) -> Entries:
     """A JSON list of ``{video, duration, timestamp, sentence, qid, video_start, video_end, difficulty, pred}``.
 
     Pitfalls: 665 rows have ``video_start`` and ``video_end``, the place of the file in a longer video that it was cut

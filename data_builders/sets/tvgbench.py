@@ -8,7 +8,7 @@ from verl_stvg.data_builders.records import NUMBER, Entries, Problem, chosen, fa
 from verl_stvg.data_builders.sets import AnnotationSet, Source
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path], split: str) -> Entries:
     """A JSON list of ``{path, question, answer: "s-e", start, end, duration, qsemtype, bins, ...}``.
 
     Pitfalls: the answer is one text, in seconds after ``start``; 27 answers end after ``duration``; ``dataset_name`` is

@@ -19,7 +19,7 @@ from verl_stvg.video.identity import identity
 _KINDS = {"captions": "declarative", "questions": "interrogative"}
 
 
-def read(files: tuple[Path | None, ...], split: str) -> Entries:
+def read(files: tuple[Path, Path], split: str) -> Entries:
     """JSON list of ``{vid, fps, used_segment, temporal_gt, captions, questions, ...}``, spans being
     ``{begin_fid, end_fid}``; boxes from VidOR's ``<group>/<vid>.json``, a folder.
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ Values = dict[str, np.ndarray]
 
 Predictions = Sequence["Prediction | None"]
 """What was read from the answer to each item; None for nothing."""
+
+Kind = TypeVar("Kind", bound="Item")
 
 _FAR = 1e12  # frames; far beyond any video it does not matter which
 
@@ -102,6 +104,17 @@ class Item:
         """Frame numbers and seconds of the file; None without a rate."""
         return FrameClock(self.num_frames or 0, self.fps, self.times, self.file_end) if self.fps else None
 
+    @property
+    def known_clock(self) -> FrameClock:
+        """`clock`, where frames cannot do without it.
+
+        Raises:
+            ValueError: neither the video nor the annotation says the rate.
+        """
+        if self.clock is None:
+            raise ValueError(f"row {self.uid}: the rate of its video is not known; build the rows with --videos")
+        return self.clock
+
     def frames(self, interval: Interval) -> tuple[int, int]:
         """First and last frame of the file in an interval of what is shown; the last is before the first if none is.
 
@@ -111,13 +124,15 @@ class Item:
 
     def span(self, seconds: float) -> float:
         """How many frames the first seconds of what is shown are."""
+        clock = self.known_clock
         if self.times is None:
-            return seconds * self.fps
-        return self.clock.place(self.shown + seconds) - self.clock.place(self.shown)
+            return seconds * clock.fps
+        return clock.place(self.shown + seconds) - clock.place(self.shown)
 
     def _nearest(self, seconds: float) -> int:
-        far = _FAR / self.fps
-        return self.clock.nearest(min(max(self.shown + seconds, -far), far))
+        clock = self.known_clock
+        far = _FAR / clock.fps
+        return clock.nearest(min(max(self.shown + seconds, -far), far))
 
     def answered_size(self) -> Size | None:
         """(width, height) of the picture that answered thousandths are of; None: not known."""
@@ -198,6 +213,11 @@ class Item:
         return []
 
 
+def only(kind: type[Kind], items: Sequence[Item]) -> list[Kind]:
+    """Those of some items that are of a kind."""
+    return [item for item in items if isinstance(item, kind)]
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What was read from an answer, or what another program predicted.
@@ -221,7 +241,7 @@ class Prediction:
     intervals: tuple[Interval, ...] = ()
     object_ids: tuple[int, ...] = ()
     option: str | None = None
-    tube: Mapping[int, Box] | None = field(default=None, hash=False)
+    tube: Mapping[int, Sequence[float]] | None = field(default=None, hash=False)
     span: tuple[int, int] | None = None
     ranked: bool = False
     text: str | None = None
@@ -242,15 +262,15 @@ class Prediction:
     @cached_property
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """The tube as frames (T,), ascending, and boxes (T, 4)."""
-        return as_arrays(self.tube)
+        return as_arrays(self.tube or {})
 
     def finite(self) -> "Prediction | None":
         """Without what is not finite; None if nothing is there, or left."""
         intervals = tuple(one for one in self.intervals if all(map(math.isfinite, one)))
-        tube = self.tube and {k: box for k, box in self.tube.items() if all(map(math.isfinite, box))}
+        tube = {k: box for k, box in (self.tube or {}).items() if all(map(math.isfinite, box))}
         if not (intervals or self.object_ids or self.option or tube):
             return None
-        if len(intervals) == len(self.intervals) and (not self.tube or len(tube) == len(self.tube)):
+        if len(intervals) == len(self.intervals) and len(tube) == len(self.tube or ()):
             return self
         lost = self.intervals[0] if self.intervals and self.intervals[0] not in intervals else self.first
         return replace(self, intervals=intervals, tube=tube or None, first=lost)

@@ -32,7 +32,7 @@ def item_of(row: Mapping[str, Any], kind: type[Item] | None = None) -> Item:
     if row.uid is None or not row.duration:
         raise ValueError(f"row {row.name!r} has no uid or no duration; build the rows again")
     entry = row.entries[0] if row.entries else {}
-    size, frames = (info.get("width"), info.get("height")), info.get("num_frames")
+    width, height, frames = (info.get(name) for name in ("width", "height", "num_frames"))
     kind = kind or _kind(row.dataset, truth, info)
     item = kind(
         row.uid,
@@ -47,7 +47,7 @@ def item_of(row: Mapping[str, Any], kind: type[Item] | None = None) -> Item:
         info.get("source_fps"),
         entry.get("video_start") or 0.0,
         None if frames is None else int(frames),  # Arrow returns whole numbers of some columns as doubles
-        size if all(size) else None,
+        (width, height) if width and height else None,
         _times(info),
         info.get("file_end"),
         Path(entry["tracks"]) if entry.get("tracks") else None,
@@ -92,6 +92,6 @@ def read_answer(item: Item, text: str, num_options: int | None = None) -> Predic
         option = read_option(text, item.num_options if num_options is None else num_options)
     if said is None:
         return Prediction(option=option).finite()
-    if said.boxes is not None:
-        return tubes.prediction(item, said)
+    if said.boxes is not None and said.intervals:
+        return tubes.prediction(item, said.intervals[0], said.boxes)
     return Prediction(said.intervals or (), said.object_ids, option).finite()

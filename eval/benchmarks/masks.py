@@ -10,10 +10,10 @@ from pycocotools import mask as coco
 
 from verl_stvg.data_builders.records import Record
 from verl_stvg.data_builders.sets import find
-from verl_stvg.eval.benchmarks.base import Item, Prediction, Predictions, Values
+from verl_stvg.eval.benchmarks.base import Item, Prediction, Predictions, Values, only
 from verl_stvg.eval.benchmarks.tracked import Library, Masks, Sources, Tracked, identity
 from verl_stvg.eval.metrics.masks import j_f
-from verl_stvg.video.rle import encoded
+from verl_stvg.video.rle import AnyRLE, encoded
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Referred(Tracked):
         return True
 
     @classmethod
-    def measure(cls, items: Sequence[Tracked], said: Predictions, sources: Sources) -> tuple[Values, list[str]]:
-        return measure(items, said, sources.library, sources.masks)
+    def measure(cls, items: Sequence[Item], said: Predictions, sources: Sources) -> tuple[Values, list[str]]:
+        return measure(only(cls, items), said, sources.library, sources.masks)
 
 
 def annotated(dataset: str, split: str, folder: Path) -> dict[str, Masks]:
@@ -49,8 +49,11 @@ def annotated(dataset: str, split: str, folder: Path) -> dict[str, Masks]:
         if file is None:
             raise ValueError(f"{folder}: has no {' or '.join(one.names)}; give the folder of {dataset}'s annotations")
         files.append(file)
-    records = (one for one in source.read(tuple(files), split) if isinstance(one, Record) and one.masks is not None)
-    return {f"{dataset}/{split}/{one.key}": one.masks for one in records}
+    return {
+        f"{dataset}/{split}/{record.key}": record.masks
+        for record in source.read(tuple(files), split)
+        if isinstance(record, Record) and record.masks is not None
+    }
 
 
 def measure(
@@ -60,6 +63,12 @@ def measure(
 
     The answered time does not matter, as in the benchmark: the objects are masked in every frame. A frame of the video
     that its tracks lack has no mask.
+
+    Args:
+        items: of a set with masks.
+        said: what was read from each answer; None for nothing.
+        library: of track files, whose masks the answered IDs are.
+        masks: annotated, by uid; None if they are not given.
 
     Raises:
         ValueError: masks of a row are not known, or tracks have another size than its masks.
@@ -95,7 +104,7 @@ def _j_f(item: Item, one: Prediction | None, library: Library, masks: Mapping[st
         raise ValueError(f"row {item.uid}: {error}; track the video at the size of its masks") from error
 
 
-def _united(masks: Sequence[Mapping]) -> Mapping | None:
+def _united(masks: Sequence[AnyRLE]) -> AnyRLE | None:
     if len(masks) < 2:
         return masks[0] if masks else None
-    return coco.merge(list(map(encoded, masks)))
+    return coco.merge([encoded(mask) for mask in masks])

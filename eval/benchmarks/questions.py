@@ -9,7 +9,7 @@ import numpy as np
 from reward_fns import videochat_r1
 from reward_fns.measures import intervals_iou
 from reward_fns.parsing import first_block
-from verl_stvg.eval.benchmarks.base import Item, Prediction, Predictions, Values
+from verl_stvg.eval.benchmarks.base import Item, Prediction, Predictions, Values, only
 from verl_stvg.eval.benchmarks.temporal import intervals, read_leniently, set_iou, truths
 from verl_stvg.eval.benchmarks.tracked import Sources
 from verl_stvg.eval.metrics import videomind
@@ -48,18 +48,20 @@ class Question(Item):
         return ["wrong option"] if "Acc@QA" in values and said.option != self.answer else super().wrong(said, values)
 
     @classmethod
-    def measure(cls, items: Sequence["Question"], said: Predictions, sources: Sources) -> tuple[Values, list[str]]:
-        return measure(items, said), []
+    def measure(cls, items: Sequence[Item], said: Predictions, sources: Sources) -> tuple[Values, list[str]]:
+        return measure(only(cls, items), said), []
 
     @classmethod
-    def variants(cls, items: Sequence["Question"], said: Predictions, sources: Sources, values: Values) -> Values:
-        return variants(items, said, sources.texts)
+    def variants(cls, items: Sequence[Item], said: Predictions, sources: Sources, values: Values) -> Values:
+        return variants(only(cls, items), said, sources.texts)
 
     @classmethod
-    def unseen(cls, items: Sequence["Question"], times: np.ndarray) -> tuple[str, Values]:
+    def unseen(cls, items: Sequence[Item], times: np.ndarray) -> tuple[str, Values]:
         """Expectation over options, all equally likely."""
-        pairs = zip(items, map(tuple, times.tolist()), strict=True)
-        values = measure(items, [Prediction((time,), option=item.answer) for item, time in pairs])
+        questions = only(cls, items)
+        pairs = zip(questions, times.tolist(), strict=True)
+        guesses = [Prediction(((start, end),), option=item.answer) for item, (start, end) in pairs]
+        values = measure(questions, guesses)
         chance = np.array([1 / max(item.num_options, 1) for item in items])
         drawn = {name: found * (chance if name.startswith("Acc") else 1) for name, found in values.items()}
         return ", random option", drawn
@@ -96,6 +98,11 @@ def variants(items: Sequence[Question], said: Predictions, texts: Sequence[str |
     all answered periods together and the first capital A to G of the answer. VideoMind takes the first period, which is
     worth nothing where it is not finite, computes in float32, and reads the first letter of the reply: of its own file,
     or of the answer block, where there is one.
+
+    Args:
+        items: with their truth.
+        said: what was read from each answer; None for nothing.
+        texts: replies; None for what is no text.
     """
     if not all(item.intervals for item in items):
         return {}
@@ -125,6 +132,11 @@ def lenient(items: Sequence[Question], said: Predictions, texts: Sequence[str | 
 
     A time that was read stands, because prompts of this kind ask for it outside of the answer's block. The option is
     the one that was read, or, where nothing could be, what `answers.read_option` reads in the reply.
+
+    Args:
+        items: with their truth.
+        said: what was read from each answer; None for nothing.
+        texts: replies; None for what is no text.
     """
     strict = [one.interval if one is not None else None for one in said]
     times = [time or found for time, found in zip(strict, read_leniently(said, texts) or strict, strict=True)]

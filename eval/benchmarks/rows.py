@@ -6,6 +6,7 @@ those of `verl_stvg.rows.row`, with their rules.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +74,7 @@ def _has(kind: pa.DataType, name: str) -> bool:
 class ColumnRow(Row):
     """A row of `read_rows`, whose videos were read with their column: paths as in the row, those of tracks absolute."""
 
-    @property
+    @cached_property
     def entries(self) -> list[dict]:
         return self.raw["videos"]
 

@@ -97,8 +97,8 @@ def variants(
     ]
     forms = {item.reward.form for item in items}
     scripts = {_SCRIPTS.get(form) for form in forms}
-    if len(scripts) == 1 and None not in scripts:
-        [(name, counts)] = scripts
+    if len(scripts) == 1 and (script := scripts.pop()) is not None:
+        name, counts = script
         found = [
             readers.parse_timestamp_output(text) if text is not None else one and one.interval
             for text, one in zip(texts, said, strict=True)
@@ -122,11 +122,17 @@ def _of_temporal_r1(item: Item, one: Prediction | None, text: str | None, stored
         if text is None:
             return one and one.interval
         stored = readers.extract_timestamps(text) if "thinking" in item.reward.asks else text
-    return next(iter(readers.extract_time(stored)), None)
+    return next(((start, end) for start, end in readers.extract_time(stored)), None)
 
 
 def lenient(items: Sequence[Item], said: Predictions, texts: Sequence[str | None]) -> Values:
-    """Return mIoU and R1@m of what `lenient.read_time` reads, per item; nothing where it reads what was read."""
+    """Return mIoU and R1@m of what `lenient.read_time` reads, per item; nothing where it reads what was read.
+
+    Args:
+        items: with their truth.
+        said: what was read from each answer; None for nothing.
+        texts: replies; None for what is no text.
+    """
     found = read_leniently(said, texts)
     if found is None:
         return {}
@@ -166,7 +172,13 @@ def set_iou(items: Sequence[Item], said: Predictions) -> np.ndarray:
 
 
 def best_of(measure: Measure, found: np.ndarray, items: Sequence[Item]) -> np.ndarray:
-    """The best value of a measure over the annotated intervals of each item, (N,)."""
+    """The best value of a measure over the annotated intervals of each item, (N,).
+
+    Args:
+        measure: of `metrics.temporal`.
+        found: (N, 2) seconds, NaN where there is nothing.
+        items: N, with their truth.
+    """
     if all(len(item.intervals) == 1 for item in items):
         return measure(found, np.array([item.intervals[0] for item in items], dtype=np.float64))
     return best(measure, found, truths(items))

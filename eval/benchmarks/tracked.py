@@ -10,15 +10,16 @@ import numpy as np
 from pycocotools import mask as coco
 
 from reward_fns.measures import set_f1
-from verl_stvg.eval.benchmarks.base import Item, Prediction, Predictions
-from verl_stvg.eval.metrics.tubes import Box
+from verl_stvg.data_builders.objects.target import tube_of
+from verl_stvg.eval.benchmarks.base import Box, Item, Prediction, Predictions
 from verl_stvg.video.film import VideoInfo
+from verl_stvg.video.rle import RLE, AnyRLE
 from verl_stvg.video.tracks import TrackError, Tracks, find_track, load
 
 HELD_MASKS = 500_000
 """Masks of track files that are held at once, about 0.3 GB."""
 
-Masks = Sequence[Mapping | None]
+Masks = Sequence[AnyRLE | None]
 """Encoded masks of an expression by frame."""
 
 
@@ -62,13 +63,34 @@ class _Around:
         return {self.object_id: own[frame]} if frame in own else _boxes(self.objects.tracks.at(frame))
 
 
-def _boxes(masks: Mapping[int, Mapping]) -> dict[int, Box]:
+def _boxes(masks: Mapping[int, RLE]) -> dict[int, Box]:
     """Boxes xyxy of masks that have a pixel, as `Tracks.boxes` gives them, many at a time."""
     if not masks:
         return {}
-    found = coco.toBbox(list(masks.values()))
-    found[:, 2:] += found[:, :2]
-    return {key: tuple(box) for key, box in zip(masks, found.tolist(), strict=True) if box[2] > box[0]}
+    sides = coco.toBbox(list(masks.values()))
+    sides[:, 2:] += sides[:, :2]
+    return {key: (x1, y1, x2, y2) for key, (x1, y1, x2, y2) in zip(masks, sides.tolist(), strict=True) if x2 > x1}
+
+
+def tubes_of(
+    objects: Objects, object_id: int, span: tuple[int, int], repair: bool = True
+) -> tuple[Mapping[int, Box], ...]:
+    """Boxes of an object in frames of the video, as they are and if wanted repaired.
+
+    Args:
+        objects: of the video.
+        object_id: as answered; there need not be such an object.
+        span: first and last frame, which may lie outside of the video.
+        repair: also the boxes that `tube_of` repairs.
+    """
+    first, last = max(span[0], 0), min(span[1], objects.tracks.num_frames - 1)
+    own = objects.of(object_id)
+    plain = {frame: own[frame] for frame in range(first, last + 1) if frame in own}
+    if not repair:
+        return (plain,)
+    if len(plain) == max(0, last - first + 1):
+        return plain, plain
+    return plain, tube_of(objects.around(object_id), object_id, first, last, repair=True)
 
 
 @dataclass
@@ -99,20 +121,22 @@ class Library:
         about the content, so that tracks of a copy serve, if its pictures are as large and as many.
 
         Raises:
-            ValueError: the file cannot be read, or is of another video; the message names the row.
+            ValueError: there is no such file, or it cannot be read, or is of another video; the message names the row.
         """
         path = self.path(item)
-        found = self._held.pop(path, None)
-        if found is None:
+        if path is None:
+            raise ValueError(f"row {item.uid}: names no track file; give the folder of track files with --tracks")
+        objects = self._held.pop(path, None)
+        if objects is None:
             try:
-                found = Objects(load(path))
+                objects = Objects(load(path))
             except ValueError as error:
                 raise ValueError(f"row {item.uid}: {error}") from error
-            self._masks += found.num_masks
-        self._held[path] = found
+            self._masks += objects.num_masks
+        self._held[path] = objects
         while len(self._held) > 1 and self._masks > HELD_MASKS:
             self._masks -= self._held.pop(next(iter(self._held))).num_masks
-        tracks = found.tracks
+        tracks = objects.tracks
         if item.size is not None and (tracks.width, tracks.height) != item.size:
             raise ValueError(
                 f"row {item.uid}: {path} is of a video of {tracks.width}x{tracks.height}, the row's has "
@@ -128,7 +152,7 @@ class Library:
                     f"row {item.uid}: {path}: {error}, or, if the row is older than the video or this program, build "
                     "the rows again"
                 ) from error
-        return found
+        return objects
 
 
 @dataclass(frozen=True)
@@ -180,7 +204,7 @@ class Tracked(Item):
         return [*(["id"] if said.object_ids and right < 1 else []), *super().wrong(said, values)]
 
     @classmethod
-    def notes(cls, items: Sequence["Tracked"], told: dict[str, int]) -> list[str]:
+    def notes(cls, items: Sequence[Item], told: dict[str, int]) -> list[str]:
         unknown = sum(not item.true_ids for item in items)
         if unknown in (0, len(items)):
             return []

@@ -11,18 +11,16 @@ compared within the answered time. Boxes without a time answer the frames that t
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 
 from reward_fns import parsing, stvg_boxes
-from reward_fns.recipe import Reading
 from verl_stvg.data_builders.objects.boxes import Size, TurnedBoxes, annotated_size, scales
 from verl_stvg.data_builders.objects.boxes import out_of_reach as out_of_reach_boxes
-from verl_stvg.data_builders.objects.target import tube_of
-from verl_stvg.eval.benchmarks.base import Interval, Item, Prediction, Predictions, Values
+from verl_stvg.eval.benchmarks.base import Interval, Item, Prediction, Predictions, Values, only
 from verl_stvg.eval.benchmarks.temporal import read_leniently
-from verl_stvg.eval.benchmarks.tracked import Library, Objects, Sources, Tracked, identity
+from verl_stvg.eval.benchmarks.tracked import Library, Sources, Tracked, identity, tubes_of
 from verl_stvg.eval.metrics.temporal import exceeds, iou_hull, reaches
 from verl_stvg.eval.metrics.tubes import THRESHOLDS, Box, as_arrays, common, from_seconds
 from verl_stvg.moved import names_of
@@ -46,7 +44,7 @@ class Tube(Tracked):
 
     Attributes:
         first_frame: of the annotated tube, zero-based, of the file, whatever the row counts in.
-        boxes: (T, 4) float32 xyxy of the annotated tube; None if there is none.
+        boxes: (T, 4) float32 xyxy of the annotated tube; None if there is none, or its first frame is not known.
         picture: (width, height) that answered thousandths are of; None: the annotation's, else the file's.
     """
 
@@ -59,10 +57,11 @@ class Tube(Tracked):
     @classmethod
     def own(cls, truth: Mapping[str, Any]) -> tuple:
         first, boxes = truth.get("first_frame"), truth.get("boxes")
+        known = first is not None and boxes is not None and len(boxes)
         return (
             *super().own(truth),
             None if first is None else int(first),  # Arrow returns whole numbers of some columns as doubles
-            None if boxes is None or not len(boxes) else np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
+            np.asarray(boxes, dtype=np.float32).reshape(-1, 4) if known else None,
             tuple(truth["picture"]) if truth.get("picture") else None,
         )
 
@@ -75,31 +74,33 @@ class Tube(Tracked):
         return self.picture or super().answered_size()
 
     def known_frames(self) -> int:
-        return self.num_frames or (self.first_frame + len(self.boxes) if self.boxes is not None else 0)
+        return self.num_frames or self.true_frames[1] + 1
 
     @property
     def true_frames(self) -> Frames:
-        """First and last frame of the annotated tube."""
-        return self.first_frame, self.first_frame + len(self.boxes) - 1
+        """First and last frame of the annotated tube; the last is before the first if there is none."""
+        first = self.first_frame or 0
+        return first, first + (0 if self.boxes is None else len(self.boxes)) - 1
 
     @classmethod
-    def measure(cls, items: Sequence["Tube"], said: Predictions, sources: Sources) -> tuple[Values, list[str]]:
-        return measure(items, said, sources.library)
+    def measure(cls, items: Sequence[Item], said: Predictions, sources: Sources) -> tuple[Values, list[str]]:
+        return measure(only(cls, items), said, sources.library)
 
     @classmethod
-    def variants(cls, items: Sequence["Tube"], said: Predictions, sources: Sources, values: Values) -> Values:
+    def variants(cls, items: Sequence[Item], said: Predictions, sources: Sources, values: Values) -> Values:
         scored = sources.scripts and "m_vIoU" in values
-        by_scripts = variants(items, said, sources.library, sources.scripts) if scored else {}
-        return by_scripts | lenient(items, said, sources.texts)
+        tubes = only(cls, items)
+        by_scripts = variants(tubes, said, sources.library, sources.scripts) if scored else {}
+        return by_scripts | lenient(tubes, said, sources.texts)
 
     @classmethod
-    def unseen(cls, items: Sequence["Tube"], times: np.ndarray) -> tuple[str, Values]:
-        values, _ = measure(items, [Prediction((time,)) for time in map(tuple, times.tolist())], Library())
+    def unseen(cls, items: Sequence[Item], times: np.ndarray) -> tuple[str, Values]:
+        values, _ = measure(only(cls, items), [Prediction(((start, end),)) for start, end in times.tolist()], Library())
         return "", {"m_tIoU": values["m_tIoU"]}
 
     @classmethod
-    def notes(cls, items: Sequence["Tube"], told: dict[str, int]) -> list[str]:
-        lost, of_rows = out_of_reach(items)
+    def notes(cls, items: Sequence[Item], told: dict[str, int]) -> list[str]:
+        lost, of_rows = out_of_reach(only(cls, items))
         if not lost:
             return super().notes(items, told)
         told["boxes_out_of_reach"] = lost
@@ -113,18 +114,25 @@ class Tube(Tracked):
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def prediction(item: Item, said: Reading) -> Prediction:
+def prediction(item: Item, span: Interval, said: Mapping[int, object]) -> Prediction:
     """Answered boxes by frame of the file, in pixels of the annotation.
 
     Keys are frames of what is shown or whole seconds (`_is_by_second`); the boxes of `stvg_boxes_seconds` are
     thousandths of the picture.
 
+    Args:
+        item: that was answered.
+        span: answered time, seconds of what is shown.
+        said: boxes as they were written, by key; see `Reading`.
+
     Raises:
         ValueError: thousandths of a picture whose size the row does not say.
     """
-    (span,), boxes = said.intervals, said.boxes
-    if not _all_boxes(boxes):  # what is no box counts as a frame without overlap, as in the reward
-        boxes = {frame: parsing.box(box) or _NO_BOX for frame, box in boxes.items()}
+    boxes: Mapping[int, Box]
+    if _all_boxes(said):
+        boxes = said
+    else:  # what is no box counts as a frame without overlap, as in the reward
+        boxes = {frame: parsing.box(box) or _NO_BOX for frame, box in said.items()}
     if "boxes_by_second" in item.reward.asks:
         picture = item.answered_size()
         if picture is None:
@@ -145,7 +153,7 @@ def _is_by_second(item: Item, span: Interval, boxes: Mapping[int, Box]) -> bool:
     They are what more of them lie within the stated time as. Where that is equal they are what the prompt asks for,
     or seconds, if there is exactly one for each whole second of the stated time.
     """
-    first = item.clock.first_shown(item.shown)
+    first = item.known_clock.first_shown(item.shown)
     start, end = (bound - first for bound in item.frames(span))
     low, high = stvg_boxes.whole_seconds(span)
     by_second = "boxes_by_second" in item.reward.asks
@@ -162,7 +170,7 @@ def _by_frame(item: Item, span: Interval, boxes: Mapping[int, Box]) -> dict[int,
     """Boxes by frame of the file from boxes by whole second; one outside of the stated time is a frame there."""
     start, end = item.frames(span)
     frames = np.arange(max(start, 0), min(end, item.known_frames() - 1) + 1)
-    times = [item.clock.seconds(frame) - item.shown for frame in frames.tolist()]
+    times = [item.known_clock.seconds(frame) - item.shown for frame in frames.tolist()]
     low, high = stvg_boxes.whole_seconds(span)
     inside = {key: box for key, box in boxes.items() if low <= key <= high}
     there, sides = from_seconds(inside, times, span)
@@ -170,7 +178,7 @@ def _by_frame(item: Item, span: Interval, boxes: Mapping[int, Box]) -> dict[int,
     return outside | dict(zip(frames[there].tolist(), sides[there].tolist(), strict=True))
 
 
-def _all_boxes(boxes: Mapping[int, object]) -> bool:
+def _all_boxes(boxes: Mapping[int, object]) -> TypeGuard[Mapping[int, Box]]:
     """Whether all values are boxes that `parsing.box` reads, seen at once."""
     try:
         sides = np.array(list(boxes.values()), dtype=np.float64)
@@ -190,6 +198,12 @@ def measure(
     m_tIoU is of frames where the annotated tube and the rate are known, of seconds otherwise; m_vIoU never exceeds it.
     m_vIoU and its recalls (strictly above) are plain, and with `_repaired`, unless `repair` is off, as STVG-R1 repairs
     IDs. ID accuracy counts an unknown true ID as missed; for several IDs it is their F1.
+
+    Args:
+        items: with their annotated tubes.
+        said: what was read from each answer; None for nothing.
+        library: of track files, which make a tube of an ID.
+        repair: also the metrics with ``_repaired``.
     """
     framed = all(item.boxes is not None and item.fps for item in items)
     table = {"m_tIoU": np.zeros(len(items))}
@@ -235,7 +249,13 @@ def measure(
 
 
 def lenient(items: Sequence[Tube], said: Predictions, texts: Sequence[str | None]) -> Values:
-    """Return m_tIoU of what `lenient.read_time` reads, per item; nothing where it reads what was read."""
+    """Return m_tIoU of what `lenient.read_time` reads, per item; nothing where it reads what was read.
+
+    Args:
+        items: with their annotated tubes.
+        said: what was read from each answer; None for nothing.
+        texts: replies; None for what is no text.
+    """
     times = read_leniently(said, texts)
     if times is None:
         return {}
@@ -285,7 +305,7 @@ def _tiou(item: Tube, one: Prediction, span: Frames | None) -> float:
     true = item.true_frames
     if one.tube and not _states_time(one):
         both = sum(true[0] <= frame <= true[1] for frame in one.tube)
-        return both / (len(one.tube) + len(item.boxes) - both)
+        return both / (len(one.tube) + true[1] + 1 - true[0] - both)
     return _frames_iou(span, true)
 
 
@@ -294,7 +314,7 @@ def _viou(item: Tube, one: Prediction, span: Frames | None, library: Library, re
     true = true_tube(item, one)
     if one.tube:
         frames, ious, either = common(one.arrays, true)
-        if _states_time(one):
+        if span is not None and _states_time(one):
             ious = ious[(span[0] <= frames) & (frames <= span[1])]
             either = _frames_either(span, item.true_frames) + _astray(one.arrays[0], span, item.true_frames)
         return (float(ious.sum()) / either,) * (1 + repair)
@@ -304,18 +324,6 @@ def _viou(item: Tube, one: Prediction, span: Frames | None, library: Library, re
     either = _frames_either(span, item.true_frames)
     found = tubes_of(objects, one.object_ids[0], span, repair)
     return tuple(float(common(tube, true)[1].sum()) / either for tube in found)
-
-
-def tubes_of(objects: Objects, object_id: int, span: Frames, repair: bool = True) -> tuple[dict[int, Box], ...]:
-    """Boxes of an object in frames of the video, as they are and if wanted repaired."""
-    first, last = max(span[0], 0), min(span[1], objects.tracks.num_frames - 1)
-    own = objects.of(object_id)
-    plain = {frame: own[frame] for frame in range(first, last + 1) if frame in own}
-    if not repair:
-        return (plain,)
-    if len(plain) == max(0, last - first + 1):
-        return plain, plain
-    return plain, tube_of(objects.around(object_id), object_id, first, last, repair=True)
 
 
 def _frames_common(a: Frames, b: Frames) -> int:
@@ -342,7 +350,7 @@ def true_tube(item: Tube, one: Prediction) -> Arrays:
     Raises:
         ValueError: the annotation is of a turned picture; the message names the row.
     """
-    boxes = item.boxes
+    boxes = np.zeros((0, 4), np.float32) if item.boxes is None else item.boxes
     if not one.tube and item.size:
         try:
             factors = scales(annotated_size(item.extra), item.size)
@@ -362,6 +370,12 @@ def variants(items: Sequence[Tube], said: Predictions, library: Library, scripts
     """Return m_tIoU, m_vIoU and vIoU@R of scripts of papers, under their names, per item; IDs are repaired.
 
     A script that knows IDs only is left out where no answer has one.
+
+    Args:
+        items: with their annotated tubes.
+        said: what was read from each answer; None for nothing.
+        library: of track files, which make a tube of an ID.
+        scripts: by name.
     """
     table: Values = {}
     with_ids = any(one is not None and one.object_ids for one in said)
@@ -369,7 +383,7 @@ def variants(items: Sequence[Tube], said: Predictions, library: Library, scripts
     values = {name: np.zeros((len(items), 2)) for name in scripts}
     for k, (item, one) in enumerate(zip(items, said, strict=True)):
         span = frames_of(item, one) if one is not None else None
-        if span is None or span[1] < span[0] or not (one.tube or one.object_ids):
+        if one is None or span is None or span[1] < span[0] or not (one.tube or one.object_ids):
             continue
         by_id = None if one.tube else tubes_of(library.objects(item), one.object_ids[0], span)[1]
         tube = one.arrays if by_id is None else as_arrays(by_id)

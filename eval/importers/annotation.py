@@ -21,15 +21,15 @@ def is_annotation(file: Path, items: Sequence[Item]) -> bool:
         return False
     uids = {item.uid for item in items}
     try:
-        return any(entry.names[0] in uids and entry.said.intervals for entry in read_annotation(file, items))
+        return any(entry.names[0] in uids and entry.truth is not None for entry in read_annotation(file, items))
     except (ValueError, KeyError, TypeError, AttributeError):  # predictions in the file's place
         return False
 
 
 def _source(items: Sequence[Item]) -> Source:
-    one = items[0] if items else None
-    known = one is not None and one.dataset in NAMES and one.split in find(one.dataset).splits
-    return find(one.dataset).splits[one.split][0] if known else Source(())
+    first = items[0] if items else None
+    splits = find(first.dataset).splits if first is not None and first.dataset in NAMES else {}
+    return splits[first.split][0] if first is not None and first.split in splits else Source(())
 
 
 def read_annotation(file: Path, items: Sequence[Item]) -> Iterator[Entry]:
@@ -64,8 +64,9 @@ def _of_record(record: Record, item: Item | None) -> Prediction:
     tube = None
     if record.tube is not None:
         tube = {record.tube.first_frame + k: tuple(box) for k, box in enumerate(record.tube.boxes)}
-    times = [tuple(_in_seconds(time, record.unit, item) for time in one) for one in record.intervals]
-    return Prediction(tuple(times), item.true_ids, record.answer, tube)
+    unit = record.unit
+    times = tuple((_in_seconds(start, unit, item), _in_seconds(end, unit, item)) for start, end in record.intervals)
+    return Prediction(times, item.true_ids, record.answer, tube)
 
 
 def _in_seconds(bound: float, unit: str, item: Item) -> float:

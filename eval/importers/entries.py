@@ -69,7 +69,8 @@ def said_of(line: Mapping[str, Any]) -> Said:
         times = next(
             ([line[a], line[b]] for a, b in _BOUNDS if line.get(a) is not None and line.get(b) is not None), None
         )
-    ids = line.get("object_ids") if line.get("object_ids") is not None else [line.get("object_id")]
+    if (ids := line.get("object_ids")) is None:
+        ids = [line.get("object_id")]
     return replace(
         times_of(times if isinstance(times, list) else []),
         object_ids=tuple(one for one in ids if type(one) is int),
@@ -84,9 +85,9 @@ def times_of(found: Sequence[Any]) -> Prediction:
         found = [found]
     intervals = []
     for one in found:
-        times = [number_of(time) for time in one]
-        if len(times) == 2 and None not in times:
-            intervals.append(tuple(times))
+        times = [number for time in one if (number := number_of(time)) is not None]
+        if len(times) == len(one) == 2:
+            intervals.append((times[0], times[1]))
     return Prediction(tuple(intervals))
 
 
@@ -100,8 +101,11 @@ def _tube(found: Any) -> dict[int, tuple] | None:
 
 def box_of(found: Any) -> tuple[float, float, float, float]:
     """A box; one that is none overlaps nothing."""
-    numbers = [number_of(side) for side in found] if isinstance(found, list | tuple) else []
-    return tuple(numbers) if len(numbers) == 4 and None not in numbers else (0.0, 0.0, 0.0, 0.0)
+    sides = found if isinstance(found, list | tuple) and len(found) == 4 else (None,) * 4
+    x1, y1, x2, y2 = map(number_of, sides)
+    if x1 is None or y1 is None or x2 is None or y2 is None:
+        return 0.0, 0.0, 0.0, 0.0
+    return x1, y1, x2, y2
 
 
 def number_of(found: Any) -> float | None:

@@ -85,7 +85,7 @@ def read(files: Sequence[Path], items: Sequence[Item], form: str = "auto") -> Fo
         )
     if not found.forms:
         raise ValueError(f"{files[0]}: holds no predictions; was the program ended before its first one?")
-    if found.answers and found.forms.keys() - {"verl", "answers"}:
+    if found.first is not None and found.forms.keys() - {"verl", "answers"}:
         _check_readable(files[0], items, next(iter(found.forms)), found.first, found.answers)
     notes = _notes(found.forms, found.strangers, ambiguous, in_order)
     return Found(found.answers, dict(+found.counts), tuple(found.forms), notes)

@@ -38,7 +38,8 @@ def _lmms_eval(content: list[dict], counts: Counter) -> Iterator[Entry]:
         key = _key(line, doc)
         if key is not None:
             video, query, annotated = key
-            said = Prediction(tuple(map(tuple, extract_time(texts[0]))), text=texts[0]) if texts else Prediction()
+            times = tuple((start, end) for start, end in extract_time(texts[0])) if texts else ()
+            said = Prediction(times, text=texts[0]) if texts else Prediction()
             yield Entry(said, (), video, query, annotated, source=texts[0] if texts else line)
             continue
         said = Answer("", texts) if texts else Prediction()
@@ -47,10 +48,12 @@ def _lmms_eval(content: list[dict], counts: Counter) -> Iterator[Entry]:
             yield Entry(said, (uid,), source=line)
             continue
         start, _, end = line["target"].partition(" to ")
-        truth = (number_of(start), number_of(end))
-        if None in truth:
+        first, last = number_of(start), number_of(end)
+        if first is None or last is None:
             raise KeyError(f"target {line['target']!r} of doc_id {line['doc_id']} is no time")
-        yield Entry(said, truth=truth, place=int(line["doc_id"]), prompt=str(line.get("input", "")), source=line)
+        yield Entry(
+            said, truth=(first, last), place=int(line["doc_id"]), prompt=str(line.get("input", "")), source=line
+        )
 
 
 def _key(line: Mapping[str, Any], doc: Mapping[str, Any]) -> tuple[str, str, Interval | None] | None:
@@ -73,8 +76,8 @@ def _named_by(key: str) -> tuple[str, str, Interval | None]:
 
 def _first_interval(annotated: Any) -> Interval | None:
     times = str(annotated).replace("[", " ").replace("]", " ").strip("() ").split(",")[:2]
-    numbers = [number_of(time.strip(" ()")) for time in times]
-    return (numbers[0], numbers[1]) if len(numbers) == 2 and None not in numbers else None
+    numbers = [number for time in times if (number := number_of(time.strip(" ()"))) is not None]
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
 
 
 def _leaves(found: Any) -> Iterator[str]:

@@ -24,7 +24,7 @@ class Rows:
         both, the row that an ID names has to be one of them; else only the video is compared, unless the ID is a uid.
         """
         if entry.prompt is not None:
-            return self._by_target(entry)
+            return self._by_target(entry, entry.prompt)
         described = self._described(entry)
         for name in entry.names:
             for table in (self._by_uid, self._by_key, self._by_qid):
@@ -51,17 +51,17 @@ class Rows:
             return []
         return [item for item in self.items[entry.place : entry.place + 1] if _agrees(item, entry.truth)]
 
-    def _by_target(self, entry: Entry) -> list[Item]:
+    def _by_target(self, entry: Entry, prompt: str) -> list[Item]:
         """Rows with the truth of an entry whose query stands in its prompt; the one at its place, if there are several.
 
         The place may be one of all rows, or of those of one sentence type (VidSTG).
         """
-        found = self._by_times.get(entry.truth, [])
-        asked = [item for item in found if item.query in entry.prompt]
+        place, alike = entry.place, self._by_times.get(entry.truth, []) if entry.truth is not None else []
+        asked = [item for item in alike if item.query in prompt]
         longest = max((len(item.query) for item in asked), default=0)  # "sits" stands in "sits down" as well
         asked = [item for item in asked if len(item.query) == longest]
-        if len(asked) > 1:
-            at_place = [rows[entry.place] for rows in self._numberings if entry.place < len(rows)]
+        if len(asked) > 1 and place is not None:
+            at_place = [rows[place] for rows in self._numberings if place < len(rows)]
             asked = [item for item in asked if any(item is one for one in at_place)] or asked
         return asked
 

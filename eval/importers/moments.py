@@ -17,10 +17,11 @@ def _time_r1(content: list[dict], counts: Counter) -> Iterator[Entry]:
     """Time-R1's ``tg_*.jsonl``, whose ``qid`` ends in the place of the row in the annotation."""
     for line in content:
         place = _NUMBERED.search(line["qid"])
+        start, end = map(float, line["target"])
         yield Entry(
             Answer("", (line["output_text"],)),
             (line["qid"],),
-            truth=tuple(map(float, line["target"])),
+            truth=(start, end),
             place=int(place.group(1)) if place is not None else None,
         )
 
@@ -48,7 +49,7 @@ def _timechat(content: Mapping[str, Any], counts: Counter) -> Iterator[Entry]:
     """
     numbers = {name: int(name) if name.isdecimal() else None for name in content}
     if None not in numbers.values():
-        content = {name: content[name] for name in sorted(content, key=numbers.get)}
+        content = {name: content[name] for name in sorted(content, key=int)}
     for name, one in content.items():
         yield Entry(
             replace(times_of(one["timestamp"]), ranked=True),

@@ -39,6 +39,8 @@ def _stvg_r1(content: str | Mapping[str, Any], counts: Counter) -> Iterator[Entr
     for block in blocks:
         name, query, predicted, output = (pattern.search(block) for pattern in (BLOCK, _QUERY, _PREDICTED, _OUTPUT))
         said = Answer("", (block[output.end() :],)) if output is not None else _line_prediction(predicted)
+        if name is None:
+            raise ValueError(f"a block without `ID: `, {block!r:.60}")
         yield Entry(said, (name.group(1),), query=query and query.group(1))
 
 

@@ -59,11 +59,12 @@ def interrogative(rows):
 
 def doc_to_visual(doc: dict) -> list[str]:
     """Path of what a model is to see: the video, or the part of it that the row shows, cut beside the rows."""
-    item, entry = item_of(doc), entry_of(doc["videos"][0])
+    item, entry = _item(doc), entry_of(doc["videos"][0])
     video = _video(item)
-    if "video_start" not in entry:
+    if "video_start" not in entry and "video_end" not in entry:
         return [str(video)]
-    start, end = entry["video_start"], entry.get("video_end")
+    start = entry.get("video_start", 0.0)
+    end = entry.get("video_end", start + item.duration)
     known = f"{video.resolve()}|{_PARTS}"  # numbered or not, of one size or another
     source = hashlib.sha256(known.encode()).hexdigest()[:12]
     out = _row_file(item.dataset).parent / "parts" / f"{video.stem}-{start:.3f}-{end:.3f}-{source}.mp4"
@@ -79,7 +80,7 @@ def doc_to_text(doc: dict) -> str:
         ValueError: a row that cannot be asked or scored: a prompt whose answers give no time, no ground truth, no
             video, no boxes or tracks where an answer says where.
     """
-    _check(item_of(doc))
+    _check(_item(doc))
     return "\n".join(turn["content"].replace("<video>", "").strip() for turn in doc["prompt"])
 
 
@@ -110,7 +111,7 @@ def process_results(doc: dict, results: list[str]) -> dict[str, float]:
     Always m_tIoU, of frames, and R1@m, of seconds. For prompts that ask where (an ID, or boxes) m_vIoU and vIoU@R as
     well; in m_vIoU_repaired frames in which the answered object is not seen get the box that STVG-R1 takes.
     """
-    item = item_of(doc)
+    item = _item(doc)
     said = read_answer(item, results[0])
     library = _library(_track_file(item)) if "object" in item.reward.asks else Library()
     values = temporal.measure([item], [said]) | tubes.measure([item], [said], library)[0]
@@ -137,7 +138,16 @@ def _library(track_file: Path) -> Library:
 # --- rows and files
 
 
-def _check(item: Item) -> None:
+def _item(doc: dict) -> tubes.Tube:
+    item = item_of(doc)
+    if not isinstance(item, tubes.Tube):
+        raise ValueError(
+            f"{item.uid}: rows of {item.dataset} have no tubes; the tasks are those of {', '.join(SPLITS)}"
+        )
+    return item
+
+
+def _check(item: tubes.Tube) -> None:
     asks = item.reward.asks
     if "time" not in asks or asks & {"option", "objects"}:
         raise ValueError(

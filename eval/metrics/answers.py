@@ -56,6 +56,11 @@ def check_ans(num_options: int, ans: str, response: str) -> bool | None:
     The first word, up to a blank, without `().`, then its first character: "apple" reads A. Where nothing is left the
     original raises; here it is None. Source: VideoMind `eval_auto.py`.
 
+    Args:
+        num_options: that the question has, lettered from A on.
+        ans: letter of the right one, in any case.
+        response: reply of the model.
+
     Raises:
         ValueError: `num_options` out of range.
     """

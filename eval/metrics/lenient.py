@@ -96,7 +96,7 @@ def _read(said: str) -> Interval | None:
     pairs = {_interval(*(part for part in found.groups() if part is not None)) for found in _PAIR.finditer(said)}
     if pairs:
         return pairs.pop() if len(pairs) == 1 else None
-    named: dict[bool, set[float | None]] = {True: set(), False: set()}
+    named: dict[bool, set[float]] = {True: set(), False: set()}
     for found in _NAMED.finditer(said):
         named[found.group(1).lower() in ("start", "begin")].add(_seconds(found.group(2)))
     if len(named[True]) == len(named[False]) == 1:
@@ -126,8 +126,8 @@ def _bounds(found: object) -> Interval | None:
         return None
     if isinstance(found[0], list):
         return _bounds(found[0]) if not (found[0] and isinstance(found[0][0], list)) else None
-    values = [_bound(one) for one in found]
-    return (values[0], values[1]) if len(values) == 2 and None not in values else None
+    bounds = [bound for each in found if (bound := _bound(each)) is not None]
+    return (bounds[0], bounds[1]) if len(bounds) == len(found) == 2 else None
 
 
 def _bound(found: object) -> float | None:

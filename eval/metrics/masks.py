@@ -5,23 +5,21 @@ expression may refer to several objects, whose masks are united.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as coco
 
-from verl_stvg.video.rle import encoded
+from verl_stvg.video.rle import AnyRLE, encoded
 
-RLE = Mapping[str, Any]
 Mask = NDArray[np.bool_]
 
 TOLERANCE = 0.008  # of the diagonal: how far boundaries may lie apart
 
 
-def decode(masks: Sequence[RLE | None], size: tuple[int, int]) -> Mask:
+def decode(masks: Sequence[AnyRLE | None], size: tuple[int, int]) -> Mask:
     """Return the union of the masks of a frame, (height, width) bool; all False if there are none.
 
     Raises:
@@ -66,6 +64,11 @@ def boundary_accuracy(mask: ArrayLike, true_mask: ArrayLike, tolerance: float = 
     A boundary pixel is met if the other boundary comes within `ceil(tolerance * diagonal)` pixels of it. 1 where both
     masks have no boundary, 0 where one has none. Source: MeViS `tools/metrics.py`.
 
+    Args:
+        mask: (height, width), predicted.
+        true_mask: (height, width), annotated.
+        tolerance: part of the picture's diagonal.
+
     Raises:
         ValueError: sizes differ.
     """
@@ -86,7 +89,7 @@ def boundary_accuracy(mask: ArrayLike, true_mask: ArrayLike, tolerance: float = 
 
 
 def j_f(
-    masks: Sequence[RLE | None] | None, true_masks: Sequence[Sequence[RLE | None]], size: tuple[int, int]
+    masks: Sequence[AnyRLE | None] | None, true_masks: Sequence[Sequence[AnyRLE | None]], size: tuple[int, int]
 ) -> tuple[float, float]:
     """Return (J, F) of one expression, the means over its frames.
 

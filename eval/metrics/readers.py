@@ -77,8 +77,7 @@ def _first_range(text: str) -> tuple[str, str] | None:
     previous = 0
     while (dash := text.find("-", previous)) >= 0:
         after = _NUMBER_AFTER.match(text, dash + 1)
-        before = _trailing_number(text[previous:dash].rstrip()) if after is not None else ""
-        if before:
+        if after is not None and (before := _trailing_number(text[previous:dash].rstrip())):
             return before, after.group(1)
         previous = dash + 1
     return None

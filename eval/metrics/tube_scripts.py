@@ -26,6 +26,12 @@ def hcstvg_challenge(tube: Tube, span: Span, true_tube: Tube, true_span: Span) -
 
     Spans are first and last frame, both included; the denominator is the hull of the spans, and frames are common if
     both tubes have a box, whatever the spans say. Source: HC-STVG `eval_hcvg.py`.
+
+    Args:
+        tube: predicted.
+        span: predicted, first and last frame.
+        true_tube: annotated.
+        true_span: annotated, first and last frame.
     """
     frames, ious, _ = common(tube, true_tube)
     hull = max(span[1], true_span[1]) - min(span[0], true_span[0]) + 1
@@ -123,6 +129,11 @@ def st_align_frames(first: int, last: int, count: int = ST_ALIGN_FRAMES) -> Fram
     """Return the frames that LLaVA-ST shows and scores, evenly from the first to the last of a clip, both included.
 
     Halves are rounded to the even frame, and short clips repeat frames. Source: LLaVA-ST `inference/src/datasets.py`.
+
+    Args:
+        first: frame of the clip.
+        last: frame of the clip, included.
+        count: of frames, at least two.
     """
     return first + np.rint(np.arange(count) / (count - 1) * (last - first)).astype(np.int64)
 
@@ -210,22 +221,22 @@ def stvg_r1_boxes(objects: Objects, object_id: int | None, first: int, last: int
         last: frame, included.
     """
     there = [frame for frame in range(first, last + 1) if frame in objects]
-    seen_in = [frame for frame in there if object_id in objects[frame]]
+    own = {frame: here[object_id] for frame in there if object_id is not None and object_id in (here := objects[frame])}
     boxes: dict[int, Box] = {}
     current: Box | None = None
     seen: Box | None = None
     for frame in there:
         here = objects[frame]
-        if object_id in here:
-            box = current = seen = here[object_id]
+        if frame in own:
+            box = current = seen = own[frame]
         elif current is not None:
             box = _nearest(current, here) or _largest(here)
             if box is None and seen is not None:
                 box = current = seen
         else:
             box = None
-            if seen_in:
-                reference = objects[min(seen_in, key=lambda other: abs(other - frame))][object_id]
+            if own:
+                reference = own[min(own, key=lambda other: abs(other - frame))]
                 box = current = _nearest(reference, here) or reference
             box = box or _largest(here)
         if box is not None:

@@ -50,9 +50,9 @@ def as_arrays(tube: Tube) -> tuple[Frames, Floats]:
     """
     if isinstance(tube, Mapping):
         frames = np.fromiter(map(int, tube), dtype=np.int64, count=len(tube))
-        wrong = next((frame for frame, box in tube.items() if len(box) != 4), None)
-        if wrong is not None:
-            raise ValueError(f"the box of frame {wrong} has {len(tube[wrong])} numbers instead of four")
+        odd = next(((frame, len(box)) for frame, box in tube.items() if len(box) != 4), None)
+        if odd is not None:
+            raise ValueError(f"the box of frame {odd[0]} has {odd[1]} numbers instead of four")
         boxes = np.array(list(tube.values()), dtype=np.float64).reshape(-1, 4)
     else:
         frames, boxes = np.asarray(tube[0], dtype=np.int64), np.asarray(tube[1], dtype=np.float64)

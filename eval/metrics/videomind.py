@@ -62,7 +62,8 @@ def eval_auto(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[
         named = sample.get("task", "unknown")
         tasks = [named] if isinstance(named, str) else list(named)
         for task in tasks:
-            grounding.setdefault(task, []), answers.setdefault(task, [])
+            for table in (grounding, answers):
+                table.setdefault(task, [])
         near = within = False
         if "pred" in sample and "conf" in sample and "span" in sample:
             iou, iop = iou_iop(sample["pred"], sample["span"])
@@ -84,7 +85,7 @@ def eval_auto(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[
 
 def _grounding_row(rows: Sequence[tuple[Floats, Floats, bool]], measure: int, mean: str) -> dict[str, float]:
     row: dict[str, float] = {"#Samples": len(rows), "Failed": sum(not row[2] for row in rows)}
-    values = [found[measure] for found in rows]
+    values = [found[:2][measure] for found in rows]
     for k in TOP_K:
         tops = np.array([found[:k].max() for found in values], dtype=np.float32)
         row |= {f"R{k}@{t}": _percent(int(np.count_nonzero(tops >= np.float32(t))), len(rows)) for t in THRESHOLDS}

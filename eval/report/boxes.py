@@ -4,6 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from verl_stvg.data_builders.objects.boxes import Size
@@ -41,7 +42,8 @@ def objects_of(row: Row, folder: Path) -> Objects | None:
         TrackError: a track file that cannot be read.
         VideoError: the video of a tube in a part of it cannot be read.
     """
-    ids, at, entry = frozenset(), None, row.videos[0]
+    at: Callable[[int], Mapping[int, Sequence[float]]] | None = None
+    ids, entry = frozenset(), row.videos[0]
     beside = folder / "tracks" / f"{Path(entry['video']).stem}.json"
     if entry.get("tracks"):
         tracks = track_files.load(Path(entry["tracks"]))
@@ -52,23 +54,26 @@ def objects_of(row: Row, folder: Path) -> Objects | None:
             int(found["object_id"]): dict(zip(found["frames"], found["boxes_xyxy"], strict=True))
             for found in record["objects"]
         }
-        ids = frozenset(by_object)
-
-        def at(index: int) -> Boxes:
-            return {object_id: boxes[index] for object_id, boxes in by_object.items() if index in boxes}
-
+        ids, at = frozenset(by_object), partial(_recorded, by_object)
     tube, first = row.truth.get("boxes") or [], row.truth.get("first_frame") or 0
-    if not tube:
-        return Objects(ids, at) if at is not None else None
-    if begin := entry.get("video_start"):
+    if not tube and at is None:
+        return None
+    if tube and (begin := entry.get("video_start")):
         first = shared_decoder().probe(entry["video"]).clock.in_file(first, begin, row.extra.get("first_frame_of"))
     return Objects(
         ids,
-        lambda index: {
-            **(at(index) if at is not None else {}),
-            **({None: tube[index - first]} if first <= index < first + len(tube) else {}),
-        },
+        lambda index: dict(
+            [
+                *(at(index).items() if at is not None else ()),
+                *([(None, tube[index - first])] if first <= index < first + len(tube) else ()),
+            ]
+        ),
     )
+
+
+def _recorded(by_object: Mapping[int, Mapping[int, Sequence[float]]], index: int) -> dict[int, Sequence[float]]:
+    """Boxes of a frame by object ID, from boxes by frame of each object."""
+    return {object_id: boxes[index] for object_id, boxes in by_object.items() if index in boxes}
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,14 @@ def named_boxes(
 ) -> list[Named]:
     """Boxes of a frame: the truth's in the true span, each voice's objects or own boxes in its own span; truth first,
     then the last voice.
+
+    Args:
+        index: of the frame, in the file.
+        inside: kinds of the voices (and ``truth``) in whose span the frame lies.
+        replies: by kind.
+        boxes: of the frame.
+        factors: in x and y from annotated pixels to the file's, for the truth's and the answers' own boxes; None where
+            the two differ by a turn, and own boxes are left out.
     """
     order = [kind for kind in ("truth", *reversed([k for k in replies if k != "truth"])) if kind in inside]
     true_ids = replies["truth"].object_ids if "truth" in replies else ()
@@ -133,6 +146,12 @@ def tags(
 ) -> list[dict]:
     """The number of each object beside its outlines, where it covers neither an object nor another outline; places in
     per cent of the picture. Where there is no such place it is left out.
+
+    Args:
+        named: boxes of the frame.
+        outlines: of each of them, in pixels of the video.
+        boxes: xyxy of all objects of the frame, which no number may cover.
+        size: (width, height) of the video, pixels.
     """
     unit = _pixels(size)
     taken = [tuple(map(float, box)) for box in boxes]

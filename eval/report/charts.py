@@ -171,7 +171,13 @@ def value_span(values: Sequence[float]) -> tuple[float, float]:
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers from low to high."""
+    """Round numbers from low to high, both included if they are round.
+
+    Args:
+        low: below `high`.
+        high: above `low`.
+        count: about as many; the step is at least a `count`-th of the range.
+    """
     step = _tick_step(low, high, count)
     first = math.ceil(low / step - 1e-9)
     return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]

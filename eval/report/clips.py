@@ -205,7 +205,6 @@ def _drawn(clip: Clip, voices: Sequence[Voice], row: Row | None, objects: Object
     row = row or Row({})
     extra, duration = row.extra, clip.duration or row.duration
     lanes = [_lane(voice, clip.said[voice.kind], clip.truth, duration, objects) for voice in voices]
-    ticks = charts.ticks(0, duration, 8) if duration else []
     return {
         "uid": clip.uid,
         "query": extra.get("query") or clip.query,
@@ -216,9 +215,14 @@ def _drawn(clip: Clip, voices: Sequence[Voice], row: Row | None, objects: Object
         "final": clip.final,
         "lanes": [_truth_lane(clip.truth, duration), *lanes],
         "duration": duration,
-        "ticks": [{"at": charts.percent(value / duration), "text": charts.tick(value)} for value in ticks],
+        "ticks": _ticks(duration) if duration else [],
         "answers": [_answer(voice, clip.said[voice.kind]) for voice in voices],
     }
+
+
+def _ticks(duration: float) -> list[dict]:
+    ticks = charts.ticks(0, duration, 8)
+    return [{"at": charts.percent(value / duration), "text": charts.tick(value)} for value in ticks]
 
 
 def _answer(voice: Voice, said: Said) -> dict:
@@ -240,7 +244,7 @@ def _spans(clip: Clip) -> tuple[Sequence[tuple[float, float]], Sequence[tuple[fl
 
 
 def _frames(
-    entry: Mapping,
+    entry: dict,
     budget: int,
     events: Sequence[tuple[float, float]] = (),
     claims: Sequence[tuple[float, float]] = (),
@@ -305,7 +309,9 @@ def _note(start: float, end: float, duration: float | None) -> str:
 def _bars(reply: Reply, duration: float | None) -> list[dict]:
     """Place of each span on the time line, per cent of the clip; what lies outside of it has none."""
     bars = []
-    for start, end in reply.intervals if duration else ():
+    if not duration:
+        return bars
+    for start, end in reply.intervals:
         left, right = charts.percent(start / duration), charts.percent(end / duration)
         if right > left:
             bars.append({"left": left, "width": round(right - left, 2)})

@@ -120,8 +120,8 @@ def differences(evaluations: Sequence[Evaluation], kinds: Sequence[str], videos:
             found = bootstrap(gains, resamples=RESAMPLES, groups=drawn)
             bounds = {metric: found[:, k].tolist() for k, metric in enumerate(shared)}
         for metric in first.scores["metrics"]:
-            there = other.value(metric)
-            plain = (there - first.value(metric) if there is not None else None, None, None)
+            here, there = first.value(metric), other.value(metric)
+            plain = (there - here if there is not None and here is not None else None, None, None)
             gain, low, high = bounds.get(metric, plain)
             clear = low is not None and (low > 0 or high < 0)
             cell = {"kind": kind, "name": other.name, "gain": gain, "low": low, "high": high, "clear": clear}

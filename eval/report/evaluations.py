@@ -138,11 +138,9 @@ def names(found: Sequence[tuple[str | None, Path]]) -> list[str]:
         lambda model, folder: "/".join(folder.resolve().parts[1:][-2:]),
         lambda model, folder: "/".join(folder.resolve().parts[1:][-3:]),
     ]
-    for way in ways:
-        chosen = [way(model, folder) for model, folder in found]
-        if len(set(chosen)) == len(chosen):
-            return chosen
-    return [f"{k}: {name}" for k, name in enumerate(chosen, 1)]
+    tried = [[way(model, folder) for model, folder in found] for way in ways]
+    numbered = [f"{k}: {name}" for k, name in enumerate(tried[-1], 1)]
+    return next((chosen for chosen in tried if len(set(chosen)) == len(chosen)), numbered)
 
 
 def model_name(model: str) -> str:

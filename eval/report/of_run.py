@@ -288,7 +288,8 @@ def _run_clips(run: Run, count: int) -> Looked:
     for uid, selections in clips.pick(then, now, count).items():
         first, last = before[uid], after.get(uid)
         row = rows.get(uid)
-        recipe = run.recipes[0] if len(run.recipes) == 1 else row and training.recipe_of(row.data_source)
+        of_row = training.recipe_of(row.data_source) if row is not None else None
+        recipe = run.recipes[0] if len(run.recipes) == 1 else of_row
         said = {
             voice.kind: _answered(answers[uid], recipe, run, row)
             for voice, answers in zip(voices, (before, after), strict=False)

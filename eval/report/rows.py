@@ -90,10 +90,10 @@ class Rows:
 def _fields(annotated: object) -> dict:
     """Further fields of a row's annotation; none where the text is no JSON object, which the row's own card says."""
     try:
-        found = nesting.loads(annotated) if annotated else {}
-    except (ValueError, TypeError):
+        fields = nesting.loads(annotated) if isinstance(annotated, str | bytes) else None
+    except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _path(videos: object) -> str | None:

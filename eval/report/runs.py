@@ -5,6 +5,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from reward_fns import RECIPES, Recipe
 from verl_stvg.base.recipe_names import values
@@ -105,7 +106,7 @@ def read_lines(path: Path) -> tuple[list[tuple[int, dict]], bool]:
     return records, False
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -142,8 +143,8 @@ def _recipes(arguments: Mapping[str, str], sources: list[str]) -> tuple[str, ...
     """Recipes of the run's held-out rows: the one it was told to use, else those of its data sources."""
     if (told := arguments.get(_RECIPE_KEY)) is not None:
         return (told,) if told in RECIPES else ()
-    names = {recipe_of(source) for source in sources}
-    return tuple(sorted(names)) if None not in names else ()
+    names = {recipe_of(source) or "" for source in sources}
+    return tuple(sorted(names)) if "" not in names else ()
 
 
 def _read_answers(path: Path, recipe: Recipe | None, several: bool) -> tuple[dict[str, Answer], list[str]]:
@@ -156,7 +157,7 @@ def _read_answers(path: Path, recipe: Recipe | None, several: bool) -> tuple[dic
     records, torn = read_lines(path)
     name = f"validation/{path.name}"
     notices = [f"The last line of {name} is half-written and left out."] if torn else []
-    drawn, failed, parts = defaultdict(list), 0, None
+    drawn, failed, parts = defaultdict(list), 0, []
     for place, record in records:
         where = f"{path}, line {place}"
         truth = record.get("gts")
@@ -169,7 +170,7 @@ def _read_answers(path: Path, recipe: Recipe | None, several: bool) -> tuple[dic
                 raise ValueError(f"{where}: {error}") from error
         if not isinstance(record.get("output"), str):
             raise ValueError(f"{where}: output is missing or no text; dumps are those of verl's validation")
-        if parts is None:
+        if not parts:
             parts = ["score", *_dumped_parts(record)]
         if absent := [key for key in parts if key not in record]:
             raise ValueError(f"{where}: no {', '.join(absent)}; every answer of a run carries the same reward parts")

@@ -154,7 +154,16 @@ def logged_name(part: str) -> str:
 
 
 def dumped_mean(run: Run, step: int, part: str) -> float | None:
-    """Mean of a part over the clips of a dump, those without an answer with it, which are worth 0."""
+    """Mean of a part over the clips of a dump, those without an answer with it, which are worth 0.
+
+    Args:
+        run: with the dump.
+        step: of the validation.
+        part: of the reward.
+
+    Returns:
+        None where no answer has the part.
+    """
     values = [answer.values[part] for answer in run.validations[step].values() if part in answer.values]
     return math.fsum(values) / (len(values) + run.unanswered(step, part)) if values else None
 

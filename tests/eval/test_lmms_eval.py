@@ -199,6 +199,14 @@ def test_a_part_of_a_video_is_shown_as_a_file_of_its_own(rows, world):
     assert utils.doc_to_visual(rows("stvg_r1", "vidstg")[0]) != [str(part)]
 
 
+def test_a_part_may_have_one_bound_only(rows):
+    """The other one is the file's start, or the end of what the row says is shown: here 2 to 6 s of 12."""
+    row = rows("time_r1", "vidstg")[0]
+    for unset, num_frames in (("video_start", 150), ("video_end", 100)):
+        [part] = utils.doc_to_visual(row | {"videos": [row["videos"][0] | {unset: None}]})
+        assert probe(part).num_frames == num_frames
+
+
 # --- numbers
 
 TRUE = (1.0, 4.4)

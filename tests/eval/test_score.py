@@ -27,7 +27,7 @@ from verl_stvg.eval.benchmarks.items import Prediction, item_of, read_rows
 from verl_stvg.eval.benchmarks.masks import Referred, annotated
 from verl_stvg.eval.benchmarks.questions import Question
 from verl_stvg.eval.benchmarks.temporal import Moment
-from verl_stvg.eval.benchmarks.tracked import Objects
+from verl_stvg.eval.benchmarks.tracked import Library, Objects
 from verl_stvg.eval.benchmarks.tubes import Tube
 from verl_stvg.eval.importers import foreign
 from verl_stvg.eval.metrics import tubes
@@ -290,6 +290,29 @@ def test_boxes_without_a_time_answer_the_frames_that_they_name():
         assert (value(scores, "m_tIoU"), value(scores, "m_vIoU")) == pytest.approx((tiou, tiou))
     gaps = dict.fromkeys(range(10, 30, 2), BOX)
     assert value(score([row], {row["extra_info"]["uid"]: Prediction(tube=gaps)}), "m_vIoU") == pytest.approx(0.5)
+
+
+def test_boxes_without_their_first_frame_are_no_tube():
+    row = tube()
+    del row["reward_model"]["ground_truth"]["first_frame"]
+    scores = score([row], answer(row, target(1, 1.0, 2.0)))
+    assert value(scores, "m_tIoU") == pytest.approx(0.5) and "m_vIoU" not in scores.metrics
+    assert any("rows lack annotated boxes" in note for note in scores.notes)
+
+
+def test_what_needs_the_rate_or_the_tracks_of_a_row_that_has_none_says_so():
+    row = tube()
+    row["extra_info"]["source_fps"] = None
+    with pytest.raises(ValueError, match="hc_stvg_v1/test/a.mp4: the rate of its video is not known"):
+        item_of(row).frames((1.0, 2.0))
+    with pytest.raises(ValueError, match="hc_stvg_v1/test/a.mp4: names no track file; .*--tracks"):
+        Library().objects(item_of(row))
+
+
+def test_a_block_of_stvg_r1_without_an_id_is_named(tmp_path):
+    file = write(tmp_path / "p.txt", f"ID: V1_0\nQuery: q\n{'-' * 80}\nQuery: r\n{'-' * 80}\n")
+    with pytest.raises(ValueError, match="a block without `ID: `, 'Query: r'"):
+        read(file, ROWS, "stvg_r1")
 
 
 @given(

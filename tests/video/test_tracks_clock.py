@@ -244,7 +244,7 @@ def test_boxes_of_a_turned_picture_give_no_target(uneven, tmp_path):
     one = annotation(boxes=((8.0, 8.0, 16.0, 16.0),), extra={"width": 180, "height": 320})
     wide = Tracks(180, 320, 50, 5.0, (Track(1, None, None, {0: encode(np.ones((180, 320)))}),))
     with pytest.raises(TurnedBoxes, match="180x320, but the video is shown as 320x180"):
-        pipeline._scaled(one, wide)
+        pipeline._target(one, wide, pipeline.Rule())
     (tmp_path / "b").mkdir()
     video = tmp_path / "b" / "b.mp4"
     write_video(video, np.zeros((50, 180, 320, 3), np.uint8), (320, 180), 5.0)

@@ -10,7 +10,7 @@ import itertools
 import reprlib
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from pycocotools import mask as coco
@@ -29,11 +29,15 @@ _AT_ONCE = 256  # masks that are checked together: what is held for them fits in
 
 class RLE(TypedDict):
     """A mask as pycocotools writes it: ``size`` [height, width], and ``counts``, the lengths of alternating runs of
-    background and object down the columns, compressed (str or bytes) or plain (integers).
+    background and object down the columns, compressed.
     """
 
-    size: Sequence[int]
-    counts: str | bytes | Sequence[int]
+    size: list[int]
+    counts: str | bytes
+
+
+AnyRLE = Mapping[str, Any]
+"""A mask of unknown origin: `RLE` if all is well, also with plain ``counts`` (integers) or another sequence as size."""
 
 
 class MaskError(ValueError):
@@ -45,7 +49,7 @@ def malformed(what: str) -> MaskError:
     return MaskError(f"malformed RLE: {what}; write masks with pycocotools.mask.encode on a Fortran-ordered array")
 
 
-def size_of(rle: RLE) -> tuple[int, int]:
+def size_of(rle: AnyRLE) -> tuple[int, int]:
     """(height, width) of a mask.
 
     Raises:
@@ -62,7 +66,7 @@ def size_of(rle: RLE) -> tuple[int, int]:
     return height, width
 
 
-def lengths_of(rles: Sequence[RLE], height: int, width: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+def lengths_of(rles: Sequence[AnyRLE], height: int, width: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """Run lengths of background and object in turn, mask after mask; their running sum; and where each mask begins.
 
     Args:
@@ -95,7 +99,7 @@ def lengths_of(rles: Sequence[RLE], height: int, width: int) -> tuple[np.ndarray
     return lengths, ends, bounds
 
 
-def pixels(rle: RLE) -> int:
+def pixels(rle: AnyRLE) -> int:
     """Pixels of a mask.
 
     Raises:
@@ -104,7 +108,7 @@ def pixels(rle: RLE) -> int:
     return int(lengths_of([rle], *size_of(rle))[0][1::2].sum())
 
 
-def encoded(rle: RLE) -> RLE:
+def encoded(rle: AnyRLE) -> RLE:
     """A mask of unknown origin as pycocotools may have it: compressed text, without runs of no pixels in between.
 
     Raises:
@@ -146,7 +150,7 @@ def compressed(lengths: Sequence[int]) -> str:
     return text.decode("ascii")
 
 
-def flaw(rles: Sequence[RLE], height: int, width: int, empty: bool = False) -> tuple[int, str] | None:
+def flaw(rles: Sequence[AnyRLE], height: int, width: int, empty: bool = False) -> tuple[int, str] | None:
     """Place of the first of many masks that is no mask of that size, and what is wrong with it; None if all are right.
 
     Args:

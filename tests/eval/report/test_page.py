@@ -1,6 +1,7 @@
 """The report says what the run's files say, stands alone, escapes what a model wrote, and survives missing pieces."""
 
 import base64
+import dataclasses
 import json
 import math
 import re
@@ -555,6 +556,11 @@ def test_a_comparison_pairs_its_differences(tmp_path, evaluations_of):
     assert all(cell["gain"] == cell["low"] == cell["high"] == 0 for row in itself for cell in row["cells"])
     one_video = comparison.differences([base, tuned], ["m1", "m2"], dict.fromkeys(base.items, "a.mp4"))[0]["cells"][0]
     assert one_video["low"] == pytest.approx(one_video["high"])  # nothing to draw from
+    unknown = dataclasses.replace(base, scores=base.scores | {"metrics": base.scores["metrics"] | {metric: {}}})
+    [cell] = next(
+        row["cells"] for row in comparison.differences([unknown, tuned], ["m1", "m2"], {}) if row["metric"] == metric
+    )
+    assert cell["gain"] is None
 
     page = page_of(evaluations_of, tmp_path)
     assert "base and tuned on synthetic val" in page.text and "Differences to base" in page.text
