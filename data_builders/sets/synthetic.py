@@ -14,11 +14,9 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -50,6 +48,7 @@ from verl_stvg.data_builders.sets.synthetic_world import (
     mask_box,
     object_mask,
     render_frames,
+    write_video,
 )
 from verl_stvg.video.rle import encode
 
@@ -113,7 +112,14 @@ class Task:
         return self.instruction.replace("{query}", query)
 
     def completion(self, object_id: int, start: float, end: float, thought: str) -> str:
-        """The canonical completion: a thought, then the answer, seconds with two decimals."""
+        """The canonical completion: a thought, then the answer, seconds with two decimals.
+
+        Args:
+            object_id: of the target; left out where the task asks for a time only.
+            start: seconds.
+            end: seconds.
+            thought: text between the thinking tags.
+        """
         answer = self.answer.replace("{id}", str(object_id))
         answer = answer.replace("{start}", f"{start:.2f}").replace("{end}", f"{end:.2f}")
         return f"<think>{thought}</think>\n<answer>{answer}</answer>"
@@ -152,14 +158,24 @@ def build(
 ) -> Path:
     """Write a whole data set and return its folder; an identical, complete one that is already there is kept.
 
-    `task` is one of `TASKS`. In a share `twice` of the training clips the event happens twice and one of the two
-    passages is annotated; `extra_info.again` has the other.
-
     Files: `videos/<split>_<k>.mp4`, `tracks/<split>_<k>.json` (masks as COCO RLE, boxes xyxy, of every shape),
     `annotations_<split>.json` (keys as in HC-STVG v2, STVG-R1 section 5.2, plus `target_id`), `<split>.parquet`
     (verl's rows) and `dataset.json` (the arguments). The folder appears only when all of it is written.
 
-    Raises ValueError for impossible arguments and for a folder that holds anything else or is damaged.
+    Args:
+        out_dir: the folder.
+        num_train: clips of the training split.
+        num_val: clips of the held-out split.
+        seed: of all clips.
+        min_objects: fewest shapes of a clip.
+        max_objects: most shapes of a clip.
+        task: one of `TASKS`.
+        twice: share of the training clips whose event happens twice; one of the two passages is annotated, and
+            `extra_info.again` has the other.
+        progress: whether a bar is shown.
+
+    Raises:
+        ValueError: impossible arguments, or a folder that holds anything else or is damaged.
     """
     out_dir = Path(out_dir)
     counts = {"train": num_train, "val": num_val}
@@ -227,7 +243,15 @@ def annotation(clip: ClipSpec) -> dict:
 
 
 def row(clip: ClipSpec, seed: int, split: str, index: int, task: str = "stvg_r1") -> dict:
-    """verl's row of a clip; the video path is relative to the parquet file."""
+    """verl's row of a clip; the video path is relative to the parquet file.
+
+    Args:
+        clip: what is shown.
+        seed: of the set, part of the uid.
+        split: of the set.
+        index: number of the clip in its split.
+        task: one of `TASKS`.
+    """
     track, asked = clip.target_track, TASKS[task]
     stem = f"{split}_{index:05d}"
     uid = f"synthetic-{seed}-{stem}"
@@ -316,18 +340,6 @@ def _write_clip(folder: Path, split: str, index: int, clip: ClipSpec) -> None:
     stem = f"{split}_{index:05d}"
     write_video(folder / "videos" / f"{stem}.mp4", render_frames(clip, range(NUM_FRAMES)))
     _write_json(folder / "tracks" / f"{stem}.json", _tracks_record(clip, f"{stem}.mp4"))
-
-
-def write_video(path: Path, frames: np.ndarray) -> None:
-    """Encode RGB frames (T, HEIGHT, WIDTH, 3) as H.264 in mp4; one version of the encoder always gives the same."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=SOURCE_FPS)
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
-        stream.time_base = Fraction(1, SOURCE_FPS)
-        stream.options = {"preset": "superfast", "crf": "18", "threads": "1"}  # one thread, else bytes may vary
-        for array in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
-        container.mux(stream.encode())
 
 
 def _tracks_record(clip: ClipSpec, video: str) -> dict:

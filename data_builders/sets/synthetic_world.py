@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
+from pathlib import Path
 
+import av
 import numpy as np
 
 MODEL_SCALE = 4  # native size over the size a tiny model sees
@@ -120,9 +123,16 @@ def make_clip(
 ) -> ClipSpec:
     """Draw clip `index` of a split; the same arguments always give the same clip, other arguments another one.
 
-    With `twice` the target passes a second time, a second or more before or after the first.
+    Args:
+        seed: of the whole set.
+        split: one of `SPLITS`.
+        index: number of the clip, from 0.
+        min_objects: fewest shapes.
+        max_objects: most shapes.
+        twice: whether the target passes a second time, a second or more before or after the first.
 
-    Raises ValueError for an unknown split, a negative seed or index, or an object count outside 1 to MAX_OBJECTS.
+    Raises:
+        ValueError: an unknown split, a negative seed or index, or an object count outside 1 to MAX_OBJECTS.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: use one of {', '.join(SPLITS)}")
@@ -182,6 +192,18 @@ def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """Tight box of a non-empty mask as (x, y, w, h) in pixels."""
     ys, xs = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(xs[0]), int(ys[0]), int(xs[-1] - xs[0] + 1), int(ys[-1] - ys[0] + 1)
+
+
+def write_video(path: Path, frames: np.ndarray) -> None:
+    """Encode RGB frames (T, HEIGHT, WIDTH, 3) as H.264 in mp4; one version of the encoder always gives the same."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=SOURCE_FPS)
+        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        stream.time_base = Fraction(1, SOURCE_FPS)
+        stream.options = {"preset": "superfast", "crf": "18", "threads": "1"}  # one thread, else bytes may vary
+        for array in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def _draw_track(rng: np.random.Generator, object_id: int, color: str) -> Track:

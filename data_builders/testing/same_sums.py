@@ -36,7 +36,13 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``torch.nn.functional.linear`` by `product`."""
+    """``torch.nn.functional.linear`` by `product`.
+
+    Args:
+        x: float32 (..., K).
+        weight: float32 (N, K).
+        bias: float32 (N,).
+    """
     y = _Product.apply(x, weight)
     return y if bias is None else y + bias
 

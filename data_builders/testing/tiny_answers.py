@@ -40,7 +40,13 @@ def completion(track: synthetic.Track, task: str = "stvg_r1") -> str:
 
 
 def prompt_ids(tokenizer: Qwen2Tokenizer, sentence: str, task: str = "stvg_r1") -> list[int]:
-    """Token IDs of a prompt with the video's placeholders in place, as the processor would give them."""
+    """Token IDs of a prompt with the video's placeholders in place, as the processor would give them.
+
+    Args:
+        tokenizer: of the model.
+        sentence: that is asked about.
+        task: one of `synthetic.TASKS`.
+    """
     content = [{"type": "text", "text": synthetic.TASKS[task].prompt(sentence)}, {"type": "video"}]
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
@@ -56,7 +62,13 @@ def positions(model: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor) -> t
 
 
 def embed(model: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
-    """Input embeddings (B, S, width) with the visual tokens (B, VIDEO_TOKENS, width) in their places."""
+    """Input embeddings (B, S, width) with the visual tokens in their places.
+
+    Args:
+        model: whose words are embedded.
+        ids: int64 (B, S), with VIDEO_TOKENS placeholders each.
+        visual: float32 (B, VIDEO_TOKENS, width).
+    """
     embeddings = model.get_input_embeddings()(ids)
     return embeddings.masked_scatter((ids == model.config.video_token_id)[..., None], visual)
 
@@ -111,7 +123,18 @@ def train_answers(
     The loss is that of the answer's tokens, the first ID counted `id_weight` times. A linear head on the visual tokens
     after `guide_layer`, dropped afterwards, is asked which second a token shows and whether it shows the target: both
     are needed for any answer and come late when only the answer teaches them.
-    Returns the last mean cross-entropy.
+
+    Args:
+        model: its language model is changed in place.
+        tokenizer: of the model.
+        clips: N clips.
+        visual: tokens of the clips, float32 (N, VIDEO_TOKENS, width), see `features`.
+        config: steps, batch, learning rate and how often rare words are drawn.
+        seed: of the batches.
+        progress: whether a bar is shown.
+
+    Returns:
+        the last mean cross-entropy.
     """
     samples = _samples(tokenizer, clips, config)
     ids, clip_of, length = samples.ids, samples.clip_of, len(samples.loss_weight)
@@ -165,7 +188,13 @@ def silence_placeholders(
     """Give the tokens that stand for pixels a logit below -20 wherever an answer is being written.
 
     A placeholder in a sampled answer has no pixels behind it and ends a training step with an error, and a small model
-    would write one in ten thousand tokens. `hidden`: final hidden states (N, width) of answers.
+    would write one in ten thousand tokens.
+
+    Args:
+        model: its output layer is changed in place.
+        tokenizer: of the model.
+        hidden: final hidden states of answers, float32 (N, width).
+        progress: whether a bar is shown.
     """
     row = torch.zeros(hidden.shape[1], requires_grad=True)
     optimizer = torch.optim.Adam([row], lr=0.05, fused=True)
@@ -189,7 +218,16 @@ def answer_greedily(
     max_new_tokens: int = 40,
     task: str = "stvg_r1",
 ) -> list[str]:
-    """Answers about clips from their visual tokens (N, VIDEO_TOKENS, width), without the vision tower."""
+    """Answers about clips from their visual tokens, without the vision tower.
+
+    Args:
+        model: that answers.
+        tokenizer: of the model.
+        clips: N clips; each is asked about its target.
+        visual: tokens of the clips, float32 (N, VIDEO_TOKENS, width).
+        max_new_tokens: of an answer.
+        task: one of `synthetic.TASKS`.
+    """
     ids = torch.tensor([prompt_ids(tokenizer, clip.target_track.sentence, task) for clip in clips])
     place = positions(model, ids)
     cache = DynamicCache()
@@ -213,7 +251,13 @@ def answer_greedily(
 
 
 def reward_parts(tracks: list[synthetic.Track], texts: list[str], task: str = "stvg_r1") -> dict[str, float]:
-    """Mean parts of the task's reward, each in [0, 1]: `temporal_iou`, `format` and, for STVG-R1, `id_match`."""
+    """Mean parts of the task's reward, each in [0, 1]: `temporal_iou`, `format` and, for STVG-R1, `id_match`.
+
+    Args:
+        tracks: the targets.
+        texts: an answer for each.
+        task: one of `synthetic.TASKS`.
+    """
     parts = find_recipe(synthetic.TASKS[task].data_source).parts
     totals = dict.fromkeys(parts, 0.0)
     for track, text in zip(tracks, texts, strict=True):

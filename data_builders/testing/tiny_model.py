@@ -26,6 +26,7 @@ import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -76,8 +77,16 @@ def score(
 ) -> dict[str, float]:
     """Mean reward parts of a saved model on clips, by way of real mp4 files, the sampling plan and the processor.
 
-    Greedy by default; with `samples`, that many answers per clip are drawn at temperature 1.
-    Returns what `reward_parts` does.
+    Args:
+        model_dir: folder of the model.
+        clips: each is asked about its target.
+        samples: answers for each clip at temperature 1; 0: one greedy answer.
+        seed: of the samples.
+        batch: clips that are answered at a time.
+        task: one of `synthetic.TASKS`.
+
+    Returns:
+        what `reward_parts` does.
     """
     mend_transformers()
     processor = AutoProcessor.from_pretrained(model_dir)
@@ -130,7 +139,14 @@ def make(out_dir: str | os.PathLike, seed: int = 0, config: TinyConfig | None = 
     A model made there before from the same configuration, seed, code and libraries is kept; an outdated one is
     replaced. The folder appears only when everything in it is written.
 
-    Raises ValueError when `out_dir` exists and is no folder made by this function.
+    Args:
+        out_dir: the folder.
+        seed: of weights, clips and batches.
+        config: sizes and steps; None: `TinyConfig()`.
+        progress: whether bars are shown.
+
+    Raises:
+        ValueError: `out_dir` exists and is no folder made by this function.
     """
     config = config or TinyConfig()
     out_dir = Path(out_dir)
@@ -209,9 +225,9 @@ def make_weights(folder: str, asked: str) -> None:
 
     `asked` is JSON: the configuration, the seed, whether to show bars, and the process that waits for this one.
     """
-    asked = json.loads(asked)
-    python.end_with_parent(asked["parent"])
-    config, seed, progress = TinyConfig(**asked["config"]), asked["seed"], asked["progress"]
+    given: dict[str, Any] = json.loads(asked)
+    python.end_with_parent(given["parent"])
+    config, seed, progress = TinyConfig(**given["config"]), given["seed"], given["progress"]
     torch.backends.mkldnn.set_flags(False)
     nn.functional.linear = linear
     mend_transformers()

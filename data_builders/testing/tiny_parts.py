@@ -73,13 +73,13 @@ class TinyConfig:
     vision_steps: int = 240
     vision_batch: int = 128  # temporal units, not clips
     vision_lr: float = 2e-3
-    answer_steps: int = 365
+    answer_steps: int = 480
     answer_batch: int = 32
     answer_lr: float = 2e-3
     id_weight: float = 3.0
     guide_layer: int = 2
     common_colors: int = synthetic.COMMON_COLORS  # of COLORS; the others are rare words of the supervised pass,
-    rare_share: float = 0.045  # each sample about one drawn with this weight
+    rare_share: float = 0.0415  # each sample about one drawn with this weight
     eval_clips: int = 96
 
 
@@ -177,7 +177,13 @@ def _model_config(config: TinyConfig, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLCo
 
 
 def make_untrained(config: TinyConfig, tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """A random model in float32, weights drawn with standard deviation 1/sqrt(fan in)."""
+    """A random model in float32, weights drawn with standard deviation 1/sqrt(fan in).
+
+    Args:
+        config: sizes.
+        tokenizer: of `make_tokenizer`.
+        seed: of the weights.
+    """
     model = Qwen2_5_VLForConditionalGeneration(_model_config(config, tokenizer))
     token_id = tokenizer.convert_tokens_to_ids
     generator = torch.Generator().manual_seed(seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -38,7 +40,14 @@ _CONCEPTS = (  # what a visual token may show, as words of the vocabulary; class
 def render_pool(
     seed: int, first: int, count: int, progress: bool = True
 ) -> tuple[list[synthetic.ClipSpec], np.ndarray]:
-    """Clips of the warm-start split as the model would see them: specs and uint8 (count, 16, 56, 84, 3)."""
+    """Clips of the warm-start split as the model would see them: specs and uint8 (count, 16, 56, 84, 3).
+
+    Args:
+        seed: of the clips.
+        first: number of the first clip.
+        count: number of clips.
+        progress: whether a bar is shown.
+    """
     clips = [synthetic.make_clip(seed, "warm", first + k) for k in range(count)]
     frames = np.empty((count, synthetic.NUM_TICKS, FRAME_HEIGHT, FRAME_WIDTH, 3), dtype=np.uint8)
     ticks, scale = range(0, synthetic.NUM_FRAMES, synthetic.FRAMES_PER_TICK), synthetic.MODEL_SCALE
@@ -62,7 +71,7 @@ def patchify(video_processor: Qwen2VLVideoProcessor, frames: np.ndarray) -> torc
     return x.reshape(len(x), ROWS * COLUMNS * MERGE**2, -1)
 
 
-def tower(visual: nn.Module, patches: torch.Tensor) -> torch.Tensor:
+def tower(visual: Any, patches: torch.Tensor) -> torch.Tensor:
     """The vision tower over many equal frames at once: (units, patches, values) to (units, ROWS * COLUMNS, width).
 
     The model's own forward attends unit by unit in a Python loop; frames of one small size need none. Its convolution,
@@ -119,9 +128,20 @@ def train_vision(
     A visual token is compared with the embeddings of the words for colours, IDs and shapes, and a linear head, dropped
     afterwards, tells in which of the unit's two frames the shape is there. The merger's output is finally scaled to a
     standard deviation of one, the size of the word embeddings.
-    Returns the accuracies over the last tenth of the steps, on tokens where something is centred.
+
+    Args:
+        model: its tower is changed in place.
+        processor: of the model.
+        clips: N clips.
+        frames: of the clips, uint8 (N, T, H, W, 3), see `render_pool`.
+        config: steps, batch and learning rate.
+        seed: of the batches.
+        progress: whether a bar is shown.
+
+    Returns:
+        the accuracies over the last tenth of the steps, on tokens where something is centred.
     """
-    visual = model.model.visual
+    visual: Any = model.model.visual
     generator = torch.Generator().manual_seed(seed)
     words = [
         model.get_input_embeddings().weight[[processor.tokenizer(w)["input_ids"][0] for w in c]].detach()
@@ -168,6 +188,12 @@ def train_vision(
 def features(
     model: Qwen2_5_VLForConditionalGeneration, video_processor: Qwen2VLVideoProcessor, frames: np.ndarray
 ) -> torch.Tensor:
-    """Visual tokens of clips, float32 (N, VIDEO_TOKENS, width); each temporal unit is computed once."""
+    """Visual tokens of clips, float32 (N, VIDEO_TOKENS, width); each temporal unit is computed once.
+
+    Args:
+        model: whose tower is asked.
+        video_processor: of the model.
+        frames: uint8 (N, T, H, W, 3), see `render_pool`.
+    """
     chunks = [patchify(video_processor, frames[k : k + 16]) for k in range(0, len(frames), 16)]
     return torch.cat([tower(model.model.visual, c) for c in chunks]).view(len(frames), VIDEO_TOKENS, -1)

@@ -197,7 +197,7 @@ ALLOWED = {
     "verl_stvg/video/pictures.py": Allowed(READERS | {"av"}, "called by the child"),
     "verl_stvg/video/timeline.py": Allowed({"walk"}, "called by the child"),
     "data_builders/objects/write.py": Allowed({"av"}, "writes files, opens none"),
-    "data_builders/sets/synthetic.py": Allowed({"av"}, "writes files, opens none"),
+    "data_builders/sets/synthetic_world.py": Allowed({"av"}, "writes files, opens none"),
     "data_builders/testing/tiny_model.py": Allowed({"read_frames"}, "reads clips that it has just written"),
 }
 
