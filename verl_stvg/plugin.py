@@ -52,7 +52,7 @@ def register() -> None:
         vllm_positions,
         weight_sockets,
     )
-    from verl_stvg.training import sampler, shared_attention, sharing
+    from verl_stvg.training import known_log_probs, sampler, shared_attention, sharing
 
     python.guard_spawn()
     when_imported("ray.job_config", python.guard_ray)
@@ -87,6 +87,7 @@ def register() -> None:
     when_imported("verl.workers.engine_workers", sharing.mend_worker)
     when_imported("verl.workers.engine.fsdp.transformer_impl", register_shared_prompts)
     when_imported("verl.trainer.ppo.v1.trainer_base", sharing.mend_trainer)
+    when_imported("verl.trainer.ppo.v1.trainer_base", known_log_probs.mend_trainer)
     when_imported("verl.experimental.agent_loop", register_agent_loop)
     if cpu_platform.wanted():
         cpu_platform.register(when_imported)

@@ -41,15 +41,17 @@ PATCH = {"qwen2_5_vl": 14, "qwen3_vl": 16}
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model; `heads` attention heads, half as many for keys."""
+    """Of a model: its language model's `heads` are two to a key, `tower` and what follows are the vision tower's."""
 
-    width: int = 128
-    layers: int = 3
-    heads: int = 4
-    vocabulary: int = 512
-    tower: int = 64
+    width: int = 64
+    intermediate: int = 128
+    layers: int = 2
+    heads: int = 2
+    vocabulary: int = 256
+    tower: int = 32
+    tower_intermediate: int = 64
     depth: int = 2
-    inner: int = 2
+    tower_heads: int = 2
 
     @property
     def head(self) -> int:
@@ -65,7 +67,7 @@ def make_model(kind: str, folder: Path, size: Size | None = None) -> Path:
     text = {
         "vocab_size": size.vocabulary,
         "hidden_size": size.width,
-        "intermediate_size": size.inner * size.width,
+        "intermediate_size": size.intermediate,
         "num_hidden_layers": size.layers,
         "num_attention_heads": size.heads,
         "num_key_value_heads": size.heads // 2,
@@ -73,8 +75,13 @@ def make_model(kind: str, folder: Path, size: Size | None = None) -> Path:
         "eos_token_id": 1,
         "rope_parameters": rope,
     }
-    vision = {"depth": size.depth, "hidden_size": size.tower, "num_heads": 2, "intermediate_size": 2 * size.tower}
-    vision["out_hidden_size"] = size.width
+    vision = {
+        "depth": size.depth,
+        "hidden_size": size.tower,
+        "num_heads": size.tower_heads,
+        "intermediate_size": size.tower_intermediate,
+        "out_hidden_size": size.width,
+    }
     if kind == "qwen2_5_vl":
         vision |= {"fullatt_block_indexes": [size.depth - 1], "window_size": 112}
     else:
@@ -239,6 +246,30 @@ def loss_of(**settings):
     return partial(ppo_loss, config=FSDPActorConfig(**{**usual, **settings}))
 
 
+class Engines:
+    """Engines made once, each with a copy of the weights that it begins with.
+
+    Args:
+        folders: of the model of each kind.
+    """
+
+    def __init__(self, folders: dict[str, Path]):
+        self._folders, self._made = folders, {}
+
+    def get(self, shared: bool, kind: str, **settings):
+        """An engine as it was made."""
+        key = (shared, kind, *sorted(settings.items()))
+        if key not in self._made:
+            engine = make_engine(shared, self._folders[kind], **settings)
+            self._made[key] = engine, [p.detach().clone() for p in engine.module.parameters()]
+        engine, weights = self._made[key]
+        with torch.no_grad():
+            for parameter, weight in zip(engine.module.parameters(), weights, strict=True):
+                parameter.copy_(weight)
+        engine.optimizer.state.clear()
+        return engine
+
+
 def full(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
 
@@ -250,12 +281,15 @@ def read(engine, batch: TensorDict) -> dict[str, torch.Tensor]:
     return {name: response_from_nested(output[name], batch["response_mask"]).values() for name in output}
 
 
-def step(engine, batch: TensorDict, loss) -> dict:
-    """Loss, metrics and gradients of a batch whose old log-probabilities are a little off, and weights after a step."""
-    batch = batch.clone()
-    generator = torch.Generator().manual_seed(3)
-    offsets = batch["responses"].offsets()
-    old = -6 + 0.5 * torch.randn(int(offsets[-1]), generator=generator)
+def step(engine, batch: TensorDict, loss, old: torch.Tensor | None = None) -> dict:
+    """Loss, metrics and gradients of a batch, and how far a step moves the weights.
+
+    Args:
+        old: old log-probabilities of the answers' tokens; default: some, so that ratios are not 1.
+    """
+    batch, offsets = batch.clone(), batch["responses"].offsets()
+    if old is None:
+        old = -6 + 0.5 * torch.randn(int(offsets[-1]), generator=torch.Generator().manual_seed(3))
     batch["old_log_probs"] = torch.nested.nested_tensor_from_jagged(old, offsets)
     before = {name: full(p) for name, p in engine.module.named_parameters()}
     with engine.train_mode():
@@ -297,7 +331,7 @@ def main(rank: int, folder: Path) -> None:
     found = {}
     for shared in (False, True):
         engine = make_engine(shared, folder / "model")
-        batch = make_batch("qwen3_vl", groups, seed=rank + 1, micro_batch_size_per_gpu=4 if shared else 1)
+        batch = make_batch("qwen3_vl", groups, seed=rank + 1, micro_batch_size_per_gpu=4)
         found[shared] = read(engine, batch) | step(engine, batch, loss_of())
     torch.save(apart(found[False], found[True]), folder / f"apart-{rank}.pt")
     dist.destroy_process_group()

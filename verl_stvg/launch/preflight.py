@@ -46,6 +46,7 @@ from verl_stvg.launch.machine_checks import (
 )
 from verl_stvg.launch.row_checks import PreflightError, check_rows
 from verl_stvg.moved import names_of
+from verl_stvg.training import sharing
 from verl_stvg.training.resume import too_little_disk, unusable_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -117,6 +118,7 @@ def check(config: DictConfig) -> dict[str, Any]:
             *too_few_gpus(config),
             *attention_that_cannot_run(config),
             *kernels_without_logits(config),
+            *sharing.refused(config),
             *unusable_cache(config),
             *cache_without_manager(config),
             *too_few_cpus(config),

@@ -1,9 +1,10 @@
 """verl's FSDP engine with the trajectories of a prompt as one sequence, so that the video is computed once for them.
 
-A micro batch holds rows of one prompt. They become "prompt, answer 1, ... answer n"; `verl_stvg.training.shared_attention`
-keeps the answers apart, and each goes on at the positions that it has by itself. The output layer runs on the places
-that predict an answer's token only, in chunks that are computed again in the backward pass. What leaves the engine has
-verl's layout: a value for every token of every row, zero in the prompt, which no loss of verl reads.
+A micro batch holds rows of one prompt. They become "prompt, answer 1, ... answer n". The attention of
+`verl_stvg.training.shared_attention` keeps the answers apart, and each goes on at the positions that it has by itself.
+The output layer runs on the places that predict an answer's token only, in chunks that are computed again in the
+backward pass. What leaves the engine has verl's layout: a value for every token of every row, zero in the prompt, which
+no loss of verl reads.
 
 A micro batch of one row goes verl's own way, and so does a whole batch in which no prompt has two rows.
 """
@@ -20,16 +21,18 @@ from verl.utils import torch_functional
 from verl.utils.device import get_device_id
 from verl.utils.model import extract_multi_modal_inputs
 from verl.workers.engine.fsdp import transformer_impl
+from verl.workers.utils.padding import response_from_nested
 
 from verl_stvg.patches import banned_tokens
 from verl_stvg.training import sharing
 from verl_stvg.training.groups import by_prompt, cut, equalised, once
+from verl_stvg.training.known_log_probs import OWN
 from verl_stvg.training.shared_attention import NAME, Calls, layout_of, let_in, register, runs_in
 
 CHUNK = 1024
 """Places whose logits are held at a time."""
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
-_MARK = "share_prompts"
+_MARK, _QUIET = "share_prompts", "entropy_for_metrics"
 
 
 class SharedPromptEngine:
@@ -42,7 +45,7 @@ class SharedPromptEngine:
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.repeated: list[int] = []
-        self._shares, self._asked = False, None
+        self._shares, self._asked, self._quiet = False, None, False
 
     def _build_module(self):
         module = super()._build_module()
@@ -80,17 +83,33 @@ class SharedPromptEngine:
         """verl's, which asks `micro_batches` for the rows that go together."""
         self.repeated = []
         tu.assign_non_tensor(data, **{_MARK: self._shares})
+        own = not forward_only and tu.get_non_tensor_data(data, OWN, default=False)
+        self._quiet = own and not tu.get_non_tensor_data(data, "calculate_entropy", default=False)
+        if own:
+            tu.assign_non_tensor(data, calculate_entropy=True, return_model_output=True)
         output = super().forward_backward_batch(data, loss_function, forward_only)
         if not forward_only:
             total = int(data["input_ids"].offsets()[-1])
             output["metrics"]["shared_prompt/computed_share"] = [1 - sum(self.repeated) / total]
+        if own:
+            output["metrics"][OWN] = [self._known(output["model_output"], data["response_mask"])]
         return output
+
+    @staticmethod
+    def _known(outputs, mask) -> dict[str, list]:
+        """What the pass for old log-probabilities would have returned, (R*,) for each row."""
+        entropy = outputs["entropy" if "entropy" in outputs else _QUIET]
+        columns = {"old_log_probs": outputs["log_probs"], "entropy": entropy}
+        return {
+            name: [row.float().cpu() for row in response_from_nested(column, mask).unbind()]
+            for name, column in columns.items()
+        }
 
     def forward_step(self, micro_batch, loss_function, forward_only):
         """verl's, on one sequence where the micro batch has several rows; the backward pass follows before the next."""
-        shared = self._shares and len(micro_batch) > 1
         if not self._shares:
             return super().forward_step(micro_batch, loss_function, forward_only)
+        shared = is_shared(micro_batch)
         self._text._attn_implementation = NAME if shared else self._usual
         before = Calls.count
         result = super().forward_step(micro_batch, loss_function, forward_only)
@@ -100,7 +119,7 @@ class SharedPromptEngine:
 
     def prepare_model_inputs(self, micro_batch):
         """Inputs of the model, and what `prepare_model_outputs` needs to know."""
-        if not self._shares or len(micro_batch) == 1:
+        if not is_shared(micro_batch):
             return super().prepare_model_inputs(micro_batch)
         banned_tokens.look_up(self)
         totals = micro_batch["input_ids"].offsets().diff().tolist()
@@ -140,8 +159,19 @@ class SharedPromptEngine:
 
     def prepare_model_outputs(self, output, output_args, micro_batch, logits_processor_func):
         """The model's output as verl has it: nested (B, P* + R*) tensors."""
-        if "targets" not in output_args:
-            return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        if "targets" in output_args:
+            found = self._laid_out(output, output_args, micro_batch)
+        else:
+            found = super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        if tu.get_non_tensor_data(micro_batch, OWN, default=False):
+            micro_batch["old_log_probs"] = response_from_nested(
+                found["log_probs"].detach(), micro_batch["response_mask"]
+            )
+        if self._quiet:
+            found[_QUIET] = found.pop("entropy").detach()
+        return found
+
+    def _laid_out(self, output, output_args, micro_batch):
         self._asked = None
         targets, offsets = output_args["targets"], micro_batch["input_ids"].offsets()
         values = output.logits[0, : len(targets)]
@@ -169,11 +199,18 @@ class SharedPromptEngine:
             self._project(hidden), temperature[:, None], is_unit_temperature=unit
         )
         found = [torch_functional.logprobs_from_logits(logits, labels, inplace_backward=len(names) == 1)]
+        entropy = self.compute_entropy_from_logits if self.use_remove_padding else torch_functional.entropy_from_logits
         if "entropy" in names:
-            found.append(self.compute_entropy_from_logits(logits))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self._quiet):
+                found.append(entropy(logits))
         if "sum_pi_squared" in names:
             found.append(torch_functional.calculate_sum_pi_squared_from_logits(logits))
         return torch.stack([one.float() for one in found], -1)
+
+
+def is_shared(micro_batch) -> bool:
+    """Whether the rows of a micro batch are one sequence."""
+    return tu.get_non_tensor_data(micro_batch, _MARK, default=False) and len(micro_batch) > 1
 
 
 def predicting(prompt: int, answers: list[int]) -> tuple[list[int], list[int]]:
@@ -222,8 +259,15 @@ def micro_batches(stock, data, dp_group=None, **kwargs):
     Returns:
         Micro batches, and the rows of each.
     """
+
+    def verls_own():
+        tu.assign_non_tensor(data, **{_MARK: False})  # its micro batches may hold rows of several prompts
+        return stock(data, dp_group, **kwargs)
+
     if "uid" not in data.keys():
-        once(f"{sharing.KEY} is set and has no effect, because batches carry no uid; trainer.use_v1=true has them do so")
+        once(
+            f"{sharing.KEY} is set and has no effect, because batches carry no uid; trainer.use_v1=true has them do so"
+        )
         return stock(data, dp_group, **kwargs)
     dynamic = tu.get_non_tensor_data(data, "use_dynamic_bsz", default=True)
     budget = data["max_token_len_per_gpu"] if dynamic else None
@@ -238,7 +282,7 @@ def micro_batches(stock, data, dp_group=None, **kwargs):
     dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=dp_group)
     count, largest = agreed.tolist()
     if largest == 1:
-        return stock(data, dp_group, **kwargs)
+        return verls_own()
     parts = equalised(parts, count)
     tu.assign_non_tensor(data, use_dynamic_bsz=True)  # or verl does not bring the results into the rows' order
     return [tu.index_select_tensor_dict(data, part) for part in parts], parts

@@ -51,6 +51,13 @@ def _against(config, distillation):
         yield "distillation reads every position"
 
 
+def refused(config) -> list[str]:
+    """What the pre-flight check has against the key: verl's older trainer lays batches out in a way of its own."""
+    if not config.actor_rollout_ref.actor.get("use_prefix_grouper", False) or config.trainer.use_v1:
+        return []
+    return [f"{KEY}=true needs verl's V1 trainer, and trainer.use_v1 is false; set {KEY}=false, or trainer.use_v1=true"]
+
+
 def _nested(actor, name: str):
     return (actor.get("fsdp_config") or {}).get(name)
 
@@ -106,9 +113,7 @@ def mend_trainer(trainer_base) -> None:
         slices = max(1, len(batch) // (section.actor.ppo_mini_batch_size * section.rollout.n))
         parts = laid_out(batch.keys, batch.tags, ranks, slices)
         lengths = [tag["seq_len"] for tag in batch.tags]
-        metrics.update(
-            trainer_base.log_seqlen_unbalance(seqlen_list=lengths, partitions=parts, prefix=logging_prefix)
-        )
+        metrics.update(trainer_base.log_seqlen_unbalance(seqlen_list=lengths, partitions=parts, prefix=logging_prefix))
         batch.reorder([row for part in parts for row in part])
         return batch
 
