@@ -254,3 +254,25 @@ def test_the_command_prints_every_assumption(tmp_path):
     ):
         failed = CliRunner().invoke(app, wrong)
         assert isinstance(failed.exception, ValueError) and word in str(failed.exception)
+
+
+def test_prompts_that_are_computed_once():
+    """docs/shared_prompt.md: at most n, a micro batch, and what a GPU has of a mini-batch share a prompt."""
+    micro = {
+        "actor__ppo_micro_batch_size_per_gpu": 4,
+        "rollout__log_prob_micro_batch_size_per_gpu": 4,
+        "actor_rollout_ref__ref__log_prob_micro_batch_size_per_gpu": 4,
+        "actor__use_prefix_grouper": True,
+    }
+    plain, shared = made(), made(config(**micro))
+    name = "sequences that share a prompt in the update"
+    assert (plain.tokens[name], shared.tokens[name]) == (1, 4)
+    assert shared.seconds["old log-probabilities"] == 0 < plain.seconds["old log-probabilities"]
+    for stage in ("reference", "update"):
+        assert plain.seconds[stage] / 4 < shared.seconds[stage] < plain.seconds[stage] / 2
+    assert made(config(**micro, actor__ppo_epochs=2)).seconds["old log-probabilities"] == shared.seconds["reference"]
+    four = made(config(actor__ppo_micro_batch_size_per_gpu=4))
+    for part in ("pixels", "activations", "logits"):
+        assert shared.memory["GPU, update"][part] < four.memory["GPU, update"][part]
+    assert made(config(gpus=64, **micro)).tokens[name] == 1  # one sequence each
+    assert made(config(**micro, actor__shuffle=True)).seconds == plain.seconds

@@ -58,9 +58,8 @@ class Size:
         return self.width // self.heads
 
 
-def make_model(kind: str, folder: Path, size: Size | None = None) -> Path:
-    """Save a random model, whose weights are large enough that a wrong position or mask shows."""
-    size = size or Size()
+def random_model(kind: str, size: Size = Size()):  # noqa: B008
+    """A model whose weights are large enough that a wrong position or mask shows."""
     torch.manual_seed(0)
     third = size.head // 8
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [size.head // 2 - 2 * third, third, third]}
@@ -92,7 +91,12 @@ def make_model(kind: str, folder: Path, size: Size | None = None) -> Path:
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.mul_(1.5)
-    made.float().save_pretrained(folder)
+    return made.float()
+
+
+def make_model(kind: str, folder: Path, size: Size = Size()) -> Path:  # noqa: B008
+    """Save a `random_model`."""
+    random_model(kind, size).save_pretrained(folder)
     return folder
 
 

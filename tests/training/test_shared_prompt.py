@@ -205,6 +205,17 @@ def test_it_does_not_start_where_another_attention_runs(engines, monkeypatch):
         small.make_engine(True, engines._folders["qwen2_5_vl"])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("buffers", ["cpu", "meta"])
+def test_the_attention_is_tried_before_the_weights_are_there(kind, buffers):
+    """As on verl's ranks but the first, where embeddings are not tied."""
+    with torch.device("meta"):
+        language = small.random_model(kind).model.language_model
+    language.rotary_emb.inv_freq = torch.empty_like(language.rotary_emb.inv_freq, device=buffers)
+    shared_attention.register()
+    assert shared_attention.runs_in(language)
+
+
 def test_the_key_chooses_the_engine(monkeypatch):
     usual = EngineRegistry.get_engine_cls("language_model", "fsdp2")
     assert not issubclass(usual, shared_prompt.SharedPromptEngine)

@@ -119,18 +119,19 @@ def runs_in(language_model) -> bool:
     attention = language_model.layers[0].self_attn
     weight = attention.q_proj.weight
     hidden = torch.zeros(1, 3, weight.shape[1], device=weight.device, dtype=weight.dtype)
-    places = torch.zeros(3, 1, 3, dtype=torch.long, device=weight.device)
+    rotary = language_model.rotary_emb
+    places = torch.zeros(3, 1, 3, dtype=torch.long, device=rotary.inv_freq.device)  # it may lie elsewhere
     config, before = language_model.config, Calls.count
     usual, config._attn_implementation = config._attn_implementation, NAME
     try:
         with torch.no_grad():
-            embeddings = language_model.rotary_emb(hidden, places)
+            embeddings = rotary(torch.zeros_like(hidden, device=places.device), places)
             layout = layout_of(1, [1, 1], weight.device)
             attention(
                 hidden_states=hidden,
                 attention_mask=None,
-                position_ids=places[0],
-                position_embeddings=embeddings,
+                position_ids=places[0].to(hidden.device),
+                position_embeddings=tuple(one.to(hidden.device) for one in embeddings),
                 shared_prompt=layout,
             )
     finally:

@@ -28,9 +28,8 @@ from verl_stvg.training import sharing
 from verl_stvg.training.groups import by_prompt, cut, equalised, once
 from verl_stvg.training.known_log_probs import OWN
 from verl_stvg.training.shared_attention import NAME, Calls, layout_of, let_in, register, runs_in
+from verl_stvg.training.sharing import CHUNK
 
-CHUNK = 1024
-"""Places whose logits are held at a time."""
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 _MARK, _QUIET = "share_prompts", "entropy_for_metrics"
 

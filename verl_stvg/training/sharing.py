@@ -10,6 +10,8 @@ from collections import defaultdict
 from verl_stvg.training.groups import on_ranks, once
 
 KEY = "actor_rollout_ref.actor.use_prefix_grouper"
+CHUNK = 1024
+"""Places whose logits the engine holds at a time."""
 
 _wanted = False
 
