@@ -96,95 +96,82 @@ def test_the_pass_stays_where_it_is_needed(change, reason):
     assert found is None if reason is None else reason in found
 
 
+class Batch(SimpleNamespace):
+    """What verl's trainer knows of the queue's rows."""
+
+    def __len__(self):
+        return len(self.keys)
+
+
 class Queue:
     """verl's queue, in this process; fields that are not there are left out, as verl's does."""
 
-    def __init__(self, fields):
-        self.fields = fields
+    def __init__(self, batch, fields):
+        self.batch, self.fields = batch, dict(fields)
 
     def kv_batch_put(self, keys, partition_id, fields):
         self.fields.update(dict(fields.items()))
+        return self.batch
 
     def kv_batch_get(self, keys, partition_id, select_fields):
         found = {name: self.fields[name] for name in select_fields if name in self.fields}
         return TensorDict(found, batch_size=len(keys))
 
 
-class Batch(SimpleNamespace):
-    def __len__(self):
-        return len(self.keys)
+class Workers:
+    """Two workers, who know the answers' log-probabilities and entropies, and note what they are asked."""
+
+    def __init__(self, queue, columns):
+        self.queue, self.columns, self.asked = queue, columns, []
+
+    def compute_log_prob(self, batch):
+        self.asked.append("pass")
+        for name in ("log_probs", "entropy"):  # of whole sequences, each value at the place before its token
+            whole = [torch.cat([torch.zeros(2), row, torch.zeros(1)]) for row in self.columns[name]]
+            self.queue.fields[name] = torch.nested.as_nested_tensor(whole, layout=torch.jagged)
+        return batch
+
+    def update_actor(self, batch):
+        self.asked.append("update")
+        names = {"old_log_probs": "log_probs", "entropy": "entropy"}
+        halves = [{name: self.columns[of][4 * k : 4 * k + 4] for name, of in names.items()} for k in range(2)]
+        return {"metrics": {"mfu": [0.1], **({OWN: halves} if OWN in batch.extra_info else {})}}
 
 
 def test_metrics_are_those_of_the_pass(monkeypatch):
-    """By verl's own trainer, whose workers answer from a table."""
+    """Through verl's own trainer."""
     torch.manual_seed(0)
     lengths = [3, 5, 2, 4, 1, 6, 2, 3]
-    columns = {
-        name: [make(length) for length in lengths]
-        for name, make in {
-            "log_probs": lambda length: -torch.rand(length),
-            "entropy": torch.rand,
-            "rollout_log_probs": lambda length: -torch.rand(length),
-            "response_mask": lambda length: torch.ones(length, dtype=torch.long),
-            "responses": lambda length: torch.arange(length),
-        }.items()
+    columns = {name: [-torch.rand(length) for length in lengths] for name in ("log_probs", "rollout_log_probs")}
+    columns["entropy"] = [torch.rand(length) for length in lengths]
+    columns["response_mask"] = [torch.ones(length, dtype=torch.long) for length in lengths]
+    columns["responses"] = [torch.arange(length) for length in lengths]
+    sent = {
+        name: torch.nested.as_nested_tensor(columns[name], layout=torch.jagged)
+        for name in ("rollout_log_probs", "response_mask", "responses")
     }
-    nested = {name: torch.nested.as_nested_tensor(rows, layout=torch.jagged) for name, rows in columns.items()}
-    inputs = {name: nested[name] for name in ("rollout_log_probs", "response_mask", "responses")}
-    # as the pass returns them: of whole sequences, each value at the place before its token
-    pad = [torch.cat([torch.zeros(2), row, torch.zeros(1)]) for row in columns["log_probs"]]
-    passed = {
-        "log_probs": pad,
-        "entropy": [torch.cat([torch.zeros(2), row, torch.zeros(1)]) for row in columns["entropy"]],
-    }
-    passed = {name: torch.nested.as_nested_tensor(rows, layout=torch.jagged) for name, rows in passed.items()}
+    rest = {"calculate_entropy": False, "entropy_coeff": 0.0, "data_loader_seed": 1, "shuffle": False}
 
-    for name in ("_compute_old_log_prob", "_update_actor"):
-        monkeypatch.setattr(trainer_base.PPOTrainer, name, getattr(trainer_base.PPOTrainer, name))
-    for name in ("compute_rollout_correction_and_add_to_batch", "reduce_metrics"):
-        monkeypatch.setattr(trainer_base, name, getattr(trainer_base, name))
-
-    def metrics_with(change):
-        queue = Queue(dict(inputs))
+    def metrics_with(**change):
+        batch = Batch(keys=[str(row) for row in range(8)], partition_id="train", extra_info={})
+        queue, settings = Queue(batch, sent), config(**change)
+        workers = Workers(queue, columns)
         monkeypatch.setattr(trainer_base, "tq", queue)
-        asked = []
-
-        def update_actor(batch):
-            asked.append("update")
-            rows = [{name: columns[column][4 * k : 4 * k + 4] for name, column in
-                     (("old_log_probs", "log_probs"), ("entropy", "entropy"))} for k in range(2)]  # fmt: skip
-            return {"metrics": {"mfu": [0.1], **({OWN: rows} if OWN in batch.extra_info else {})}}
-
-        def compute_log_prob(batch):
-            asked.append("pass")
-            queue.fields.update(passed)
-            return batch
-
-        trainer = object.__new__(trainer_base.PPOTrainer)
-        trainer.config = config(**change)
-        OmegaConf.update(trainer.config, "actor_rollout_ref.rollout.temperature", 1.0)
-        for name, value in {
-            "calculate_entropy": False,
-            "entropy_coeff": 0.0,
-            "data_loader_seed": 1,
-            "shuffle": False,
-        }.items():
-            OmegaConf.update(trainer.config, f"actor_rollout_ref.actor.{name}", value)
-        trainer.actor_rollout_wg = SimpleNamespace(update_actor=update_actor, compute_log_prob=compute_log_prob)
-        queue.kv_batch_put = lambda keys, partition_id, fields: (queue.fields.update(dict(fields.items())), batch)[1]
-        batch = Batch(keys=[str(k) for k in range(8)], partition_id="train", extra_info={}, tags=[{}] * 8)
-        metrics = {}
-        batch = trainer._compute_old_log_prob(batch, metrics)
+        OmegaConf.update(settings, "actor_rollout_ref.rollout.temperature", 1.0)
+        for name, value in rest.items():
+            OmegaConf.update(settings, f"actor_rollout_ref.actor.{name}", value)
+        trainer, metrics = SimpleNamespace(config=settings, actor_rollout_wg=workers), {}
+        trainer_base.PPOTrainer._compute_old_log_prob(trainer, batch, metrics)
         fields = ["rollout_log_probs", "response_mask", "old_log_probs"]
         data = trainer_base.DataProto(batch=queue.kv_batch_get(batch.keys, "train", fields).to_padded_tensor())
-        correct = trainer_base.compute_rollout_correction_and_add_to_batch
-        metrics.update(correct(data, trainer.config.algorithm.rollout_correction)[1])
-        trainer._update_actor(batch, metrics)
-        return metrics, asked, queue.fields["old_log_probs"]
+        correct = trainer_base.compute_rollout_correction_and_add_to_batch  # as the advantages call it
+        metrics.update(correct(data, settings.algorithm.rollout_correction)[1])
+        trainer_base.PPOTrainer._update_actor(trainer, batch, metrics)
+        return metrics, workers.asked, queue.fields["old_log_probs"].values()
 
-    kept, asked, old = metrics_with({"algorithm__own_old_log_probs": False})
+    kept, asked, old = metrics_with(algorithm__own_old_log_probs=False)
     assert asked == ["pass", "update"]
-    left_out, asked, own = metrics_with({})
-    assert asked == ["update"] and torch.equal(own.values(), old.values())
-    assert left_out == pytest.approx(kept) and {"actor/entropy", "training/rollout_probs_diff_max"} <= kept.keys()
-    assert any(name.startswith("rollout_corr/") for name in kept)
+    left_out, asked, own = metrics_with()
+    assert asked == ["update"] and torch.equal(own, old)
+    assert left_out == pytest.approx(kept)
+    assert {"actor/entropy", "training/rollout_probs_diff_max", "rollout_corr/kl"} <= kept.keys()

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+from tensordict import NonTensorStack
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine import EngineRegistry
 from verl.workers.engine.fsdp import transformer_impl
@@ -179,9 +180,8 @@ def test_prompts_that_differ_under_one_uid_are_told_and_not_shared(engines, capl
     assert groups.by_prompt(batch) == [("row-0", [0, 1, 2])]
     if what == "pixels":
         other = {**batch["multi_modal_inputs"][1], "pixel_values_videos": torch.zeros(3, 3)}
-        batch["multi_modal_inputs"] = type(batch["multi_modal_inputs"])(
-            *(other if row == 1 else batch["multi_modal_inputs"][row] for row in range(3))
-        )
+        usual = batch["multi_modal_inputs"][0]
+        batch["multi_modal_inputs"] = NonTensorStack(usual, other, usual)
     else:
         name = {"prompts": "prompts", "positions": "position_ids"}[what]
         batch[name].unbind()[1][..., 0] += 1
