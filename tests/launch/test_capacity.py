@@ -119,7 +119,9 @@ def test_laws(gpus, factor):
     more = made(with_gpus(2 * gpus))
     for stage, seconds in more.seconds.items():
         assert seconds <= here.seconds[stage] * (1 + 1e-9), stage
-    assert sum(more.memory["GPU, update"].values()) <= sum(here.memory["GPU, update"].values())
+    rows = [made(config(gpus=each, actor__use_prefix_grouper=False)) for each in (gpus, 2 * gpus)]
+    for plans in (rows, (here, more)) if gpus < 32 else (rows,):  # one answer alone has all of its logits at once
+        assert sum(plans[1].memory["GPU, update"].values()) <= sum(plans[0].memory["GPU, update"].values())
     many = made(with_gpus(gpus), replace(DATA, rows=8 * factor * 1000))
     few = made(with_gpus(gpus), replace(DATA, rows=8 * 1000))
     assert many.epoch["hours of an epoch"] == pytest.approx(factor * few.epoch["hours of an epoch"])
@@ -257,22 +259,16 @@ def test_the_command_prints_every_assumption(tmp_path):
 
 
 def test_prompts_that_are_computed_once():
-    """docs/shared_prompt.md: at most n, a micro batch, and what a GPU has of a mini-batch share a prompt."""
-    micro = {
-        "actor__ppo_micro_batch_size_per_gpu": 4,
-        "rollout__log_prob_micro_batch_size_per_gpu": 4,
-        "actor_rollout_ref__ref__log_prob_micro_batch_size_per_gpu": 4,
-        "actor__use_prefix_grouper": True,
-    }
-    plain, shared = made(), made(config(**micro))
+    """docs/shared_prompt.md: at most n, what a GPU has of a mini-batch, and what its tokens hold share a prompt."""
     name = "sequences that share a prompt in the update"
-    assert (plain.tokens[name], shared.tokens[name]) == (1, 4)
+    plain, shared, four = made(config(actor__use_prefix_grouper=False)), made(), made(with_gpus(16))
+    assert [one.tokens[name] for one in (plain, shared, four, made(with_gpus(64)))] == [1, 8, 4, 1]
     assert shared.seconds["old log-probabilities"] == 0 < plain.seconds["old log-probabilities"]
     for stage in ("reference", "update"):
-        assert plain.seconds[stage] / 4 < shared.seconds[stage] < plain.seconds[stage] / 2
-    assert made(config(**micro, actor__ppo_epochs=2)).seconds["old log-probabilities"] == shared.seconds["reference"]
-    four = made(config(actor__ppo_micro_batch_size_per_gpu=4))
+        assert plain.seconds[stage] / 8 < shared.seconds[stage] < plain.seconds[stage] / 4
+    assert made(config(actor__ppo_epochs=2)).seconds["old log-probabilities"] == shared.seconds["reference"]
+    rows = made(config(actor__use_prefix_grouper=False, actor__ppo_micro_batch_size_per_gpu=8))
     for part in ("pixels", "activations", "logits"):
-        assert shared.memory["GPU, update"][part] < four.memory["GPU, update"][part]
-    assert made(config(gpus=64, **micro)).tokens[name] == 1  # one sequence each
-    assert made(config(**micro, actor__shuffle=True)).seconds == plain.seconds
+        assert shared.memory["GPU, update"][part] < rows.memory["GPU, update"][part]
+    assert made(config(actor__ppo_max_token_len_per_gpu=3000)).tokens[name] < 8
+    assert made(config(actor__shuffle=True)).seconds == plain.seconds

@@ -82,15 +82,15 @@ def sized(batch, **settings):
         pytest.param(UNEQUAL, {}, {}, {}, id="unequal and an empty answer"),
         pytest.param(UNEQUAL, DAPO, {}, {"checkpointing": False}, id="without checkpointing, DAPO"),
         pytest.param(UNEQUAL, GSPO, {}, {"lora": 4}, id="adapters, GSPO"),
-        pytest.param(MIXED, {}, {"micro_batch_size_per_gpu": 2}, {}, id="videos, an image, text alone, cut groups"),
-        pytest.param(MIXED, {}, {"use_dynamic_bsz": True}, {}, id="groups cut by a token budget"),
+        pytest.param(MIXED, {}, {"beyond_longest": 8}, {}, id="videos, an image, text alone, cut groups"),
+        pytest.param(MIXED, {}, {"beyond_longest": 1, "use_dynamic_bsz": True}, {}, id="use_dynamic_bsz"),
     ],
 )
 def test_nothing_but_the_cost_changes(engines, monkeypatch, kind, prompts, loss, sizes, settings):
     monkeypatch.setattr(shared_prompt, "CHUNK", 16)
     batch, found = small.make_batch(kind, prompts), {}
     longest = int(batch["input_ids"].offsets().diff().max())
-    sizes = {"micro_batch_size_per_gpu": 8, "max_token_len_per_gpu": longest + 1, **sizes}
+    sizes = {"max_token_len_per_gpu": longest + sizes.get("beyond_longest", 1000), **sizes}
     for shared in (False, True):
         engine = engines.get(shared, kind, **settings)
         mine = sized(batch, **(sizes if shared else {"micro_batch_size_per_gpu": len(batch)}))
@@ -171,6 +171,9 @@ def test_an_answer_that_no_micro_batch_holds_is_named(engines):
     batch = small.make_batch("qwen3_vl", [Prompt([5, 9])], use_dynamic_bsz=True, max_token_len_per_gpu=30)
     with pytest.raises(ValueError, match=r"the prompt row-0 and one of its answers have \d+ tokens.*holds 30; raise"):
         small.read(engines.get(True, "qwen3_vl"), batch)
+    before = shared_attention.Calls.count
+    small.read(engines.get(True, "qwen3_vl"), sized(batch, use_dynamic_bsz=False))  # verl's own has no such bound
+    assert shared_attention.Calls.count == before
 
 
 @pytest.mark.parametrize("what", ["prompts", "positions", "pixels"])

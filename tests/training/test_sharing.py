@@ -14,14 +14,14 @@ from verl_stvg.training import groups, sharing
 from verl_stvg.training.groups import cut, equalised, on_ranks
 
 
-def test_a_group_is_cut_by_rows_and_by_tokens():
+def test_a_group_is_cut_by_tokens():
     answers = [10, 20, 30, 5, 5]
     assert cut([0, 1, 2, 3, 4], "a", 100, answers) == [[0, 1, 2, 3, 4]]
-    assert cut([0, 1, 2, 3, 4], "a", 100, answers, most=2) == [[0, 1], [2, 3], [4]]
     assert cut([0, 1, 2, 3, 4], "a", 100, answers, budget=135) == [[0, 1], [2, 3], [4]]
     assert cut([2, 0], "a", 100, answers, budget=130) == [[2], [0]]
     with pytest.raises(ValueError, match="the prompt a and one of its answers have 130 tokens"):
-        cut([0, 1, 2], "a", 100, answers, budget=129)
+        cut([0, 1, 2], "a", 100, answers, budget=129, strict=True)
+    assert cut([0, 1, 2], "a", 100, answers, budget=129) == [[0], [1], [2]]
 
 
 def test_ranks_get_as_many_parts():
@@ -106,12 +106,15 @@ def test_without_the_key_nothing_is_said(caplog):
     assert not sharing.asked(config(use_prefix_grouper=False, strategy="megatron")) and not caplog.records
 
 
-def test_the_older_trainer_is_refused():
+def test_the_older_trainer_goes_without(caplog, monkeypatch):
+    monkeypatch.setattr(groups, "_told", set())
     run = OmegaConf.create({"actor_rollout_ref": config(), "trainer": {"use_v1": False}})
-    (problem,) = sharing.refused(run)
-    assert problem.startswith(f"{sharing.KEY}=true needs verl's V1 trainer")
+    assert sharing.with_older_trainer(run) == {sharing.KEY: False}
+    assert f"{sharing.KEY} is set and has no effect, because trainer.use_v1 is false" in caplog.text
     run.trainer.use_v1 = True
-    assert not sharing.refused(run)
+    assert not sharing.with_older_trainer(run)
+    run = OmegaConf.create({"actor_rollout_ref": config(use_prefix_grouper=False), "trainer": {"use_v1": False}})
+    assert not sharing.with_older_trainer(run)
 
 
 def test_the_trainer_keeps_prompts_whole():

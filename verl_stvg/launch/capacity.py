@@ -168,7 +168,7 @@ def plan(
         "longest with text": longest,
         "data.max_prompt_length": config.data.max_prompt_length,
         "sequences of a step": sequences,
-        "sequences that share a prompt in the update": _in_update(config, gpus),
+        "sequences that share a prompt in the update": _sharing(config, gpus, prompt, answer),
         "tokens of a step": sequences * (prompt + answer),
     }
     memory = _memory(config, shape, data, gpus, assumptions)
@@ -211,14 +211,15 @@ def _prompt(shape: Shape, data: Data, given: Assumptions) -> tuple[float, float]
     return mean, data.longest + data.most_units * shape.unit_text + given.text_tokens
 
 
-def _sharing(config: DictConfig, gpus: int, dynamic: bool, micro: int | None) -> int:
+def _sharing(config: DictConfig, gpus: int, prompt: float, answer: float, budget: int | None = None) -> int:
     """Trajectories that compute their prompt together in a pass, 1 where the key is not set.
 
     Args:
         config: of the run.
         gpus: of the run.
-        dynamic: whether micro batches of the pass are bounded by tokens.
-        micro: trajectories of one where they are not.
+        prompt: tokens of a prompt.
+        answer: tokens of an answer.
+        budget: tokens of a micro batch; default: those of the update.
     """
     section = config.actor_rollout_ref
     if not section.actor.get("use_prefix_grouper"):
@@ -228,12 +229,8 @@ def _sharing(config: DictConfig, gpus: int, dynamic: bool, micro: int | None) ->
     if not sharing.asked(section, config.get("distillation")):
         return 1
     together = section.actor.ppo_mini_batch_size * section.rollout.n // gpus
-    return max(1, min(section.rollout.n, together, section.rollout.n if dynamic else int(micro or 1)))
-
-
-def _in_update(config: DictConfig, gpus: int) -> int:
-    actor = config.actor_rollout_ref.actor
-    return _sharing(config, gpus, actor.use_dynamic_bsz, actor.ppo_micro_batch_size_per_gpu)
+    fitting = ((budget or section.actor.ppo_max_token_len_per_gpu) - prompt) // answer
+    return int(max(1, min(section.rollout.n, together, fitting)))
 
 
 def _old_pass(config: DictConfig) -> bool:
@@ -272,7 +269,7 @@ def _memory(config: DictConfig, shape: Shape, data: Data, gpus: int, given: Assu
     answer = min(given.answer_tokens * given.longest_answer, config.data.max_response_length)
     longest = micro * (prompt + answer)
     predicted = longest
-    if (shared := _in_update(config, gpus)) > 1:
+    if (shared := _sharing(config, gpus, prompt, answer)) > 1:
         from verl_stvg.training.sharing import CHUNK  # loads torch
 
         micro, longest, predicted = 1, prompt + shared * answer, min(shared * answer, CHUNK)
@@ -331,8 +328,7 @@ def _seconds(config: DictConfig, shape: Shape, data: Data, gpus: int, given: Ass
 
     def each(role) -> tuple[float, float]:
         """Operations of text and vision that one sequence takes in a pass without gradients."""
-        micro = role.log_prob_micro_batch_size_per_gpu
-        shared = _sharing(config, gpus, role.log_prob_use_dynamic_bsz, micro)
+        shared = _sharing(config, gpus, prompt, answer, role.log_prob_max_token_len_per_gpu)
         return shape.text_flops(prompt + answer) - first * (1 - 1 / shared), vision / shared
 
     at_once = sequences * int(rollout.tensor_model_parallel_size) / gpus
@@ -342,7 +338,7 @@ def _seconds(config: DictConfig, shape: Shape, data: Data, gpus: int, given: Ass
     again = 1 if config.actor_rollout_ref.model.enable_gradient_checkpointing else 0
     backward = 1 if _lora(config) else 2
     still = actor.freeze_vision_tower or _lora(config)
-    shared = _in_update(config, gpus)
+    shared = _sharing(config, gpus, prompt, answer)
     update = (shape.text_flops(prompt + answer) - first * (1 - 1 / shared)) * (1 + again + backward)
     update += vision / shared * (1 if still else 1 + again + backward)
     trained = _trained(config, shape)

@@ -97,7 +97,7 @@ def check(config: DictConfig) -> dict[str, Any]:
     """Check configuration, machine and rows; the configuration stays as it is.
 
     Returns:
-        values of keys that the run takes in place of its own, see `check_rows`.
+        values of keys that the run takes in place of its own, see `check_rows` and `sharing.with_older_trainer`.
 
     Raises:
         PreflightError: lists everything that is wrong with the configuration and this machine.
@@ -118,7 +118,6 @@ def check(config: DictConfig) -> dict[str, Any]:
             *too_few_gpus(config),
             *attention_that_cannot_run(config),
             *kernels_without_logits(config),
-            *sharing.refused(config),
             *unusable_cache(config),
             *cache_without_manager(config),
             *too_few_cpus(config),
@@ -130,7 +129,7 @@ def check(config: DictConfig) -> dict[str, Any]:
         raise PreflightError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
     for warning in (*clip_ratio_that_is_not_read(config), *engine_without_ban(config), *rows_beyond(config)):
         logger.warning("%s", warning)
-    return check_rows(config)
+    return {**sharing.with_older_trainer(config), **check_rows(config)}
 
 
 def settle(config: DictConfig, found: Mapping[str, Any]) -> None:

@@ -87,8 +87,8 @@ def cut(
     uid: str,
     prompt: int,
     answers: Sequence[int],
-    most: int | None = None,
     budget: int | None = None,
+    strict: bool = False,
 ) -> list[list[int]]:
     """A group in parts that a micro batch holds; every part computes the prompt once.
 
@@ -97,23 +97,22 @@ def cut(
         uid: of its prompt, for the message.
         prompt: tokens of the prompt.
         answers: tokens of each row's answer, of the whole batch.
-        most: rows of a micro batch.
         budget: tokens of a micro batch.
+        strict: whether the budget also holds for one row alone.
 
     Raises:
-        ValueError: the prompt and one answer are longer than the budget.
+        ValueError: the prompt and one answer are longer than a strict budget.
     """
     parts, used = [], 0
     for row in group:
         alone = prompt + answers[row]
-        if budget is not None and alone > budget:
+        if strict and budget is not None and alone > budget:
             raise ValueError(
                 f"the prompt {uid} and one of its answers have {alone} tokens, and a micro batch holds {budget}; raise "
                 "ppo_max_token_len_per_gpu and log_prob_max_token_len_per_gpu, or lower data.max_prompt_length or "
                 "data.max_response_length"
             )
-        full = parts and (len(parts[-1]) == most or (budget is not None and used + answers[row] > budget))
-        if not parts or full:
+        if not parts or (budget is not None and used + answers[row] > budget):
             parts.append([])
             used = prompt
         parts[-1].append(row)

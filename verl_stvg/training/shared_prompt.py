@@ -11,7 +11,6 @@ A micro batch of one row goes verl's own way, and so does a whole batch in which
 
 import functools
 import itertools
-import sys
 
 import torch
 import torch.distributed as dist
@@ -251,8 +250,8 @@ def micro_batches(stock, data, dp_group=None, **kwargs):
 
     Args:
         stock: verl's function, asked where no rank has two rows of one prompt.
-        data: a rank's rows; with ``use_dynamic_bsz`` a micro batch holds ``max_token_len_per_gpu`` tokens, else
-            ``micro_batch_size_per_gpu`` rows.
+        data: a rank's rows; a micro batch holds ``max_token_len_per_gpu`` tokens, whatever the number of rows, and a
+            longer row is computed alone, which ``use_dynamic_bsz`` forbids.
         dp_group: of the ranks.
 
     Returns:
@@ -269,14 +268,11 @@ def micro_batches(stock, data, dp_group=None, **kwargs):
         )
         return stock(data, dp_group, **kwargs)
     dynamic = tu.get_non_tensor_data(data, "use_dynamic_bsz", default=True)
-    budget = data["max_token_len_per_gpu"] if dynamic else None
-    most = sys.maxsize if dynamic else data["micro_batch_size_per_gpu"]
+    budget = tu.get_non_tensor_data(data, "max_token_len_per_gpu", default=None)
     prompts, answers = (data[name].offsets().diff().tolist() for name in ("prompts", "responses"))
-    groups, parts = by_prompt(data), []
-    if most == 1 and len(groups) < len(data):
-        once(f"{sharing.KEY} is set and has no effect, because micro batches hold 1 trajectory; raise their sizes")
-    for uid, rows in groups:
-        parts += cut(rows, uid, prompts[rows[0]], answers, most, budget)
+    parts = []
+    for uid, rows in by_prompt(data):
+        parts += cut(rows, uid, prompts[rows[0]], answers, budget, strict=dynamic)
     agreed = torch.tensor([len(parts), max(map(len, parts))], device=get_device_id())
     dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=dp_group)
     count, largest = agreed.tolist()

@@ -53,11 +53,12 @@ def _against(config, distillation):
         yield "distillation reads every position"
 
 
-def refused(config) -> list[str]:
-    """What the pre-flight check has against the key: verl's older trainer lays batches out in a way of its own."""
+def with_older_trainer(config) -> dict[str, bool]:
+    """The key's value for a run of verl's older trainer, which would read it in a way of its own; told once."""
     if not config.actor_rollout_ref.actor.get("use_prefix_grouper", False) or config.trainer.use_v1:
-        return []
-    return [f"{KEY}=true needs verl's V1 trainer, and trainer.use_v1 is false; set {KEY}=false, or trainer.use_v1=true"]
+        return {}
+    once(f"{KEY} is set and has no effect, because trainer.use_v1 is false; every trajectory computes its prompt")
+    return {KEY: False}
 
 
 def _nested(actor, name: str):
