@@ -30,6 +30,7 @@ MODULES = {
     "equal_rewards": "benchmarks.equal_rewards",
     "demo_seeds": "benchmarks.demo_seeds",
     "training_step": "benchmarks.training_step",
+    "shared_prompt": "benchmarks.shared_prompt",
     "verl_suite": "benchmarks.verl_suite",
 }
 
@@ -82,6 +83,12 @@ def parser() -> argparse.ArgumentParser:
         default=10,
         metavar="N",
         help="demo_seeds: how many, from --seed on, default 10; 10 minutes each",
+    )
+    command.add_argument(
+        "--cells",
+        nargs="+",
+        metavar="N/PROMPT/ANSWER",
+        help="shared_prompt: rollouts, tokens of the prompt and of an answer, such as 8/2012/100; default: all, hours",
     )
     command.add_argument("--seed", type=int, default=0, help="seed of generated inputs")
     return command

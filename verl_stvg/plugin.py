@@ -47,11 +47,12 @@ def register() -> None:
         linear_schedule,
         metrics_file,
         packed_positions,
+        text_alone,
         transformers_positions,
         vllm_positions,
         weight_sockets,
     )
-    from verl_stvg.training import sampler
+    from verl_stvg.training import known_log_probs, sampler, shared_attention, sharing
 
     python.guard_spawn()
     when_imported("ray.job_config", python.guard_ray)
@@ -81,6 +82,12 @@ def register() -> None:
     when_imported("verl.workers.rollout.llm_server", phases.mend_engine)
     when_imported("verl.experimental.agent_loop.agent_loop", phases.mend_loops)
     when_imported("verl.trainer.ppo.utils", sampler.mend)
+    when_imported("verl.models.transformers.qwen2_vl", text_alone.mend)
+    when_imported("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", shared_attention.keep_forward)
+    when_imported("verl.workers.engine_workers", sharing.mend_worker)
+    when_imported("verl.workers.engine.fsdp.transformer_impl", register_shared_prompts)
+    when_imported("verl.trainer.ppo.v1.trainer_base", sharing.mend_trainer)
+    when_imported("verl.trainer.ppo.v1.trainer_base", known_log_probs.mend_trainer)
     when_imported("verl.experimental.agent_loop", register_agent_loop)
     if cpu_platform.wanted():
         cpu_platform.register(when_imported)
@@ -89,6 +96,13 @@ def register() -> None:
 def register_agent_loop(module) -> None:
     """Importing the module registers its loop with verl."""
     import verl_stvg.training.agent_loop  # noqa: F401
+
+
+def register_shared_prompts(module) -> None:
+    """Importing the engine imports verl's, which is there by now."""
+    from verl_stvg.training import shared_prompt
+
+    shared_prompt.install(module)
 
 
 try:

@@ -169,6 +169,9 @@ def _facts(run: Run, numbers: dict) -> list[dict]:
         facts.append(
             ("Actor − rollout", charts.number(numbers["rollout_probs_diff"]), "mean |Δp| per token, worst step")
         )
+    if computed := list(run.series("actor/shared_prompt/computed_share").values()):
+        note = "of the update's tokens; answers to a prompt share the rest"
+        facts.append(("Computed", f"{np.mean(computed):.0%}", note))
     if run.record.get("model"):
         facts.append(("Model", Path(run.record["model"]).name, "start of the training"))
     if run.record.get("started"):

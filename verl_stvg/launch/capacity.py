@@ -168,6 +168,7 @@ def plan(
         "longest with text": longest,
         "data.max_prompt_length": config.data.max_prompt_length,
         "sequences of a step": sequences,
+        "sequences that share a prompt in the update": _sharing(config, gpus, prompt, answer),
         "tokens of a step": sequences * (prompt + answer),
     }
     memory = _memory(config, shape, data, gpus, assumptions)
@@ -210,6 +211,37 @@ def _prompt(shape: Shape, data: Data, given: Assumptions) -> tuple[float, float]
     return mean, data.longest + data.most_units * shape.unit_text + given.text_tokens
 
 
+def _sharing(config: DictConfig, gpus: int, prompt: float, answer: float, budget: int | None = None) -> int:
+    """Trajectories that compute their prompt together in a pass, 1 where the key is not set.
+
+    Args:
+        config: of the run.
+        gpus: of the run.
+        prompt: tokens of a prompt.
+        answer: tokens of an answer.
+        budget: tokens of a micro batch; default: those of the update.
+    """
+    section = config.actor_rollout_ref
+    if not section.actor.get("use_prefix_grouper"):
+        return 1
+    from verl_stvg.training import sharing  # loads torch
+
+    if not sharing.asked(section, config.get("distillation")):
+        return 1
+    together = section.actor.ppo_mini_batch_size * section.rollout.n // gpus
+    fitting = ((budget or section.actor.ppo_max_token_len_per_gpu) - prompt) // answer
+    return int(max(1, min(section.rollout.n, together, fitting)))
+
+
+def _old_pass(config: DictConfig) -> bool:
+    """Whether old log-probabilities take a pass of their own."""
+    if not config.actor_rollout_ref.actor.get("use_prefix_grouper"):
+        return True
+    from verl_stvg.training.known_log_probs import why_kept  # loads torch
+
+    return why_kept(config, config.data.train_batch_size * config.actor_rollout_ref.rollout.n) is not None
+
+
 def _lora(config: DictConfig) -> int:
     return int(config.actor_rollout_ref.model.get("lora_rank") or 0)
 
@@ -234,7 +266,13 @@ def _memory(config: DictConfig, shape: Shape, data: Data, gpus: int, given: Assu
     on_cpu = bool(actor.fsdp_config.offload_policy)
     micro = int(actor.ppo_micro_batch_size_per_gpu or 1)
     (mean, prompt), patches = _prompt(shape, data, given), data.longest * MERGE**2
-    longest = micro * (prompt + min(given.answer_tokens * given.longest_answer, config.data.max_response_length))
+    answer = min(given.answer_tokens * given.longest_answer, config.data.max_response_length)
+    longest = micro * (prompt + answer)
+    predicted = longest
+    if (shared := _sharing(config, gpus, prompt, answer)) > 1:
+        from verl_stvg.training.sharing import CHUNK  # loads torch
+
+        micro, longest, predicted = 1, prompt + shared * answer, min(shared * answer, CHUNK)
     kept = 2 * longest * shape.hidden * shape.layers  # one input per layer
     inside = 2 * longest * (8 * shape.hidden + 3 * shape.intermediate)
     if not config.actor_rollout_ref.model.enable_gradient_checkpointing:
@@ -247,7 +285,7 @@ def _memory(config: DictConfig, shape: Shape, data: Data, gpus: int, given: Assu
         "optimizer": 0 if on_cpu else 8 * trained / gpus,
         "embeddings and two layers, whole": whole,
         "activations": kept + inside + vision,
-        "logits": longest * shape.vocab * given.logit_bytes,
+        "logits": predicted * shape.vocab * given.logit_bytes,
         "pixels": 4 * micro * patches * shape.patch_values,
         "CUDA and the rest": given.device_gb * GB,
     }
@@ -285,8 +323,14 @@ def _seconds(config: DictConfig, shape: Shape, data: Data, gpus: int, given: Ass
     longest = min(answer * given.longest_answer, config.data.max_response_length)
     patches = data.tokens * MERGE**2
     speed = gpus * given.peak_tflops * 1e12 * given.mfu
-    text, vision = shape.text_flops(prompt + answer), shape.vision_flops(patches, data.unit)
-    prefill = (shape.text_flops(prompt) + vision) * sequences * (1 - given.prefix_hits) / speed
+    first, vision = shape.text_flops(prompt), shape.vision_flops(patches, data.unit)
+    prefill = (first + vision) * sequences * (1 - given.prefix_hits) / speed
+
+    def each(role) -> tuple[float, float]:
+        """Operations of text and vision that one sequence takes in a pass without gradients."""
+        shared = _sharing(config, gpus, prompt, answer, role.log_prob_max_token_len_per_gpu)
+        return shape.text_flops(prompt + answer) - first * (1 - 1 / shared), vision / shared
+
     at_once = sequences * int(rollout.tensor_model_parallel_size) / gpus
     per_token = 2 * (shape.params - shape.vision_params) + at_once * prompt * shape.cache_bytes
     per_token /= int(rollout.tensor_model_parallel_size)
@@ -294,7 +338,9 @@ def _seconds(config: DictConfig, shape: Shape, data: Data, gpus: int, given: Ass
     again = 1 if config.actor_rollout_ref.model.enable_gradient_checkpointing else 0
     backward = 1 if _lora(config) else 2
     still = actor.freeze_vision_tower or _lora(config)
-    update = text * (1 + again + backward) + vision * (1 if still else 1 + again + backward)
+    shared = _sharing(config, gpus, prompt, answer)
+    update = (shape.text_flops(prompt + answer) - first * (1 - 1 / shared)) * (1 + again + backward)
+    update += vision / shared * (1 if still else 1 + again + backward)
     trained = _trained(config, shape)
     moved = 0.0
     if actor.fsdp_config.offload_policy:
@@ -306,8 +352,8 @@ def _seconds(config: DictConfig, shape: Shape, data: Data, gpus: int, given: Ass
     return {
         "generation: prefill": prefill,
         "generation: answers": decode,
-        "old log-probabilities": sequences * (text + vision) / speed,
-        "reference": sequences * (text + vision) / speed if _has_reference(config) else 0.0,
+        "old log-probabilities": sequences * sum(each(rollout)) / speed if _old_pass(config) else 0.0,
+        "reference": sequences * sum(each(config.actor_rollout_ref.ref)) / speed if _has_reference(config) else 0.0,
         "update": sequences * update * int(actor.ppo_epochs) / speed,
         "pixels on the CPU": made / (given.pixel_gbs * GB * gpus),
         "offloading": moved / gpus / (given.offload_gbs * GB),

@@ -54,7 +54,7 @@ def _added_types() -> dict[str, dict[str, Any]]:
 
     sections = {"video_cache": VideoCache, "curriculum": Curriculum, "draw": Draw, "rollouts": Rollouts}
     return {
-        "algorithm": {"exact_zero_advantage": bool},
+        "algorithm": {"exact_zero_advantage": bool, "own_old_log_probs": bool},
         "data": {"filter_unusable_videos": bool},
         **{f"data.{name}": typing.get_type_hints(kind) for name, kind in sections.items()},
         "data.fit": dict.fromkeys(set(KEYS) - {"rule"}, float),

@@ -26,6 +26,7 @@ OPEN_KEYS = (
 ADDED_KEYS = {
     "model_engine",
     "algorithm.exact_zero_advantage",
+    "algorithm.own_old_log_probs",
     "data.check_videos",
     "data.curriculum",
     "data.draw",

@@ -46,6 +46,7 @@ from verl_stvg.launch.machine_checks import (
 )
 from verl_stvg.launch.row_checks import PreflightError, check_rows
 from verl_stvg.moved import names_of
+from verl_stvg.training import sharing
 from verl_stvg.training.resume import too_little_disk, unusable_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def check(config: DictConfig) -> dict[str, Any]:
     """Check configuration, machine and rows; the configuration stays as it is.
 
     Returns:
-        values of keys that the run takes in place of its own, see `check_rows`.
+        values of keys that the run takes in place of its own, see `check_rows` and `sharing.with_older_trainer`.
 
     Raises:
         PreflightError: lists everything that is wrong with the configuration and this machine.
@@ -128,7 +129,7 @@ def check(config: DictConfig) -> dict[str, Any]:
         raise PreflightError("the run cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
     for warning in (*clip_ratio_that_is_not_read(config), *engine_without_ban(config), *rows_beyond(config)):
         logger.warning("%s", warning)
-    return check_rows(config)
+    return {**sharing.with_older_trainer(config), **check_rows(config)}
 
 
 def settle(config: DictConfig, found: Mapping[str, Any]) -> None:

@@ -75,15 +75,20 @@ def mend_worker(engine_workers) -> None:
     worker.__init__ = __init__
 
 
+def look_up(engine) -> None:
+    """Note what is banned for an engine's model; to be called before its first logits are scaled."""
+    global _banned
+    if _banned is None and _rollout == "vllm":
+        _banned = Banned.of(engine.model_config.tokenizer, engine.model_config.processor)
+
+
 def mend_engine(transformer_impl) -> None:
     """Ban in the logits of verl's FSDP engine what is banned in the rollout's."""
     engine = transformer_impl.FSDPEngineWithLMHead
     outputs, scale = engine.prepare_model_outputs, transformer_impl._scale_logits_by_temperature
 
     def prepare_model_outputs(self, *args, **kwargs):
-        global _banned
-        if _banned is None and _rollout == "vllm":
-            _banned = Banned.of(self.model_config.tokenizer, self.model_config.processor)
+        look_up(self)
         return outputs(self, *args, **kwargs)
 
     def _scale_logits_by_temperature(logits, *args, **kwargs):

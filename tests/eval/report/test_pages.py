@@ -258,6 +258,19 @@ def test_updates_with_one_batch_are_known_from_the_recipe_and_the_arguments(data
     assert len(lines_of(run_dir / "metrics.jsonl")) == STEPS + 1
 
 
+def test_a_run_says_how_much_of_it_was_computed(data, tmp_path):
+    run_dir = make_run(tmp_path / "run", data)
+    assert not any(fact["name"] == "Computed" for fact in of_run.curves_section(run_dir)["facts"])
+
+    def change(step, metrics):
+        if step:
+            metrics["actor/shared_prompt/computed_share"] = 0.2
+
+    rewrite(run_dir, change)
+    (fact,) = (fact for fact in of_run.curves_section(run_dir)["facts"] if fact["name"] == "Computed")
+    assert fact["value"] == "20%" and "of the update's tokens" in fact["note"]
+
+
 def test_text_of_axes_is_not_drawn_with_the_plot(data, tmp_path):
     """So that it has one size in all plots, however wide they are."""
     page = report.write(make_run(tmp_path / "run", data), tmp_path / "page.html").read_text()
