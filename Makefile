@@ -33,7 +33,7 @@ learn: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" CACHE=$(CACHE) SEED=$(or $(SEED),0) bash recipes/tiny/run.sh learn $(or $(RECIPE),stvg_r1)
 
 # Tests that start engines fill the machine, one at a time; of the others, which often wait, three share two cores.
-test: lint
+test: lint types
 	@$(BIN)/python -m pytest -n 3 --dist loadfile -m "not engine and not long"
 	@$(BIN)/python -m pytest -m "engine and not long"
 

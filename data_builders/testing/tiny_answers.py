@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from threading import get_ident
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,9 +49,8 @@ def prompt_ids(tokenizer: Qwen2Tokenizer, sentence: str, task: str = "stvg_r1") 
         task: one of `synthetic.TASKS`.
     """
     content = [{"type": "text", "text": synthetic.TASKS[task].prompt(sentence)}, {"type": "video"}]
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+    messages: Any = [{"role": "user", "content": content}]
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     return tokenizer(text.replace("<|video_pad|>", "<|video_pad|>" * VIDEO_TOKENS))["input_ids"]
 
 
@@ -58,7 +58,8 @@ def positions(model: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor) -> t
     """Mended three-axis positions (3, B, S) of sequences with one synthetic video each."""
     kinds = 2 * (ids == model.config.video_token_id).int()
     grid = torch.tensor([[UNITS, ROWS * MERGE, COLUMNS * MERGE]]).repeat(len(ids), 1)
-    return model.model.get_rope_index(ids, mm_token_type_ids=kinds, video_grid_thw=grid)[0]
+    core: Any = model.model
+    return core.get_rope_index(ids, mm_token_type_ids=kinds, video_grid_thw=grid)[0]
 
 
 def embed(model: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor, visual: torch.Tensor) -> torch.Tensor:
@@ -104,7 +105,7 @@ def _samples(tokenizer: Qwen2Tokenizer, clips: list[synthetic.ClipSpec], config:
     shown = np.stack([(labels[k, ..., 1] == track.object_id) * labels[k, ..., 3] for k, track in pairs])
     clip_of = torch.tensor([k for k, _ in pairs])
     loss_weight = torch.ones(len(answers[0]))
-    digits = [k for k, token in enumerate(answers[0]) if tokenizer.decode([token]).isdigit()]
+    digits = [k for k, token in enumerate(answers[0]) if str(tokenizer.decode([token])).isdigit()]
     loss_weight[digits[0]] = config.id_weight
     return _Samples(ids, clip_of, weight, torch.from_numpy(shown).flatten(1), loss_weight)
 
@@ -247,7 +248,8 @@ def answer_greedily(
         ).last_hidden_state
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     rows = torch.cat(tokens, dim=1).tolist()
-    return [tokenizer.decode(row[: row.index(end)] if end in row else row, skip_special_tokens=True) for row in rows]
+    answers = [row[: row.index(end)] if end in row else row for row in rows]
+    return [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
 
 
 def reward_parts(tracks: list[synthetic.Track], texts: list[str], task: str = "stvg_r1") -> dict[str, float]:

@@ -17,9 +17,9 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2Tokenizer,
     Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
 from verl_stvg.data_builders.sets import synthetic
 
@@ -132,7 +132,7 @@ def make_processor(task: str = "stvg_r1") -> Qwen2_5_VLProcessor:
 
 
 def _model_config(config: TinyConfig, tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
-    token_id = tokenizer.convert_tokens_to_ids
+    token_id = tokenizer.get_vocab().__getitem__
     head_dim = config.text_width // config.text_heads
     quarter = head_dim // 8
     return Qwen2_5_VLConfig(

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2VLVideoProcessor
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.vision_utils import get_vision_position_ids
 
 from verl_stvg.data_builders.sets import synthetic
@@ -87,7 +88,8 @@ def tower(visual: Any, patches: torch.Tensor) -> torch.Tensor:
         attention = block.attn
         q, k, v = attention.qkv(block.norm1(x)).view(units, length, 3, attention.num_heads, -1).unbind(2)
         q, k = apply_rotary_pos_emb_vision(q, k, cos, sin)
-        mixed = nn.functional.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
         x = x + attention.proj(mixed.transpose(1, 2).flatten(2))
         x = x + block.mlp(block.norm2(x))
     return visual.merger(x.flatten(0, 1)).unflatten(0, (units, -1))
@@ -141,7 +143,7 @@ def train_vision(
     Returns:
         the accuracies over the last tenth of the steps, on tokens where something is centred.
     """
-    visual: Any = model.model.visual
+    visual: Any = model.model.visual  # its parts are typed as any module
     generator = torch.Generator().manual_seed(seed)
     words = [
         model.get_input_embeddings().weight[[processor.tokenizer(w)["input_ids"][0] for w in c]].detach()

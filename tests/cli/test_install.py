@@ -131,7 +131,7 @@ BEYOND = {  # imports of a room that its extras need not bring
     "objects": {"hydra"},  # sam2 brings it
     "scores": {"lmms_eval"},  # the tasks run within it
     "plugin": {"decord"},
-    "benchmarks": set(),
+    "benchmarks": {"tests"},  # both are of the checkout
 }
 
 

@@ -239,7 +239,7 @@ from verl_stvg.video import packets, serve
 
 opened, given, av_open = [], [], packets.av.open
 sys.addaudithook(lambda event, what: event == "open" and opened.append(str(what[0])))
-packets.av.open = lambda file, **rest: given.append(isinstance(file, str)) or av_open(file, **rest)
+packets.av.open = lambda file, *mode, **rest: given.append(isinstance(file, str)) or av_open(file, *mode, **rest)
 says = os.open(os.devnull, os.O_WRONLY)
 worker = serve._Worker("pyav", 1, None, -1, says)
 for path in sys.argv[1:]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from hydra.utils import get_class
 from omegaconf import OmegaConf, open_dict
@@ -21,12 +21,14 @@ from verl_stvg.rows.row import RowError
 from verl_stvg.video.child import Decoder
 from verl_stvg.video.store import FrameStore, decoder_of, default_folder
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 logger = logging.getLogger(__name__)
 
-Section = TypeVar("Section", bound="DataclassInstance")
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Section = TypeVar("Section", bound=_Dataclass)
 
 
 def section(config, name: str, kind: type[Section], error: type[ValueError] = RowError) -> Section | None:

@@ -11,6 +11,7 @@ A micro batch of one row goes verl's own way, and so does a whole batch in which
 
 import functools
 import itertools
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,7 +34,10 @@ FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 _MARK, _QUIET = "share_prompts", "entropy_for_metrics"
 
 
-class SharedPromptEngine:
+_ENGINE: Any = object  # of `sharing_engine`, one of verl's
+
+
+class SharedPromptEngine(_ENGINE):
     """Goes before an FSDP engine of verl's among the bases of `sharing_engine`.
 
     Attributes:
