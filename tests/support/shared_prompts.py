@@ -20,6 +20,10 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from transformers.models.qwen2_vl import modeling_qwen2_vl
+from transformers.models.qwen3_vl import modeling_qwen3_vl
+from transformers.models.qwen3_vl_moe import modeling_qwen3_vl_moe
 from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPActorConfig, FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
@@ -248,6 +252,29 @@ def loss_of(**settings):
         "loss_agg_mode": "seq-mean-token-mean",
     }
     return partial(ppo_loss, config=FSDPActorConfig(**{**usual, **settings}))
+
+
+@contextlib.contextmanager
+def alone():
+    """One thread and a process group of this process; afterwards the models' classes are transformers' again.
+
+    verl's engine replaces the `forward` of classes in the whole process; `generate` refuses what then has no name for
+    its inputs.
+    """
+    threads = torch.get_num_threads()
+    forwards = {
+        cls: vars(cls)["forward"]
+        for module in (modeling_qwen2_vl, modeling_qwen2_5_vl, modeling_qwen3_vl, modeling_qwen3_vl_moe)
+        for cls in vars(module).values()
+        if isinstance(cls, type) and "forward" in vars(cls)
+    }
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+    torch.set_num_threads(threads)
+    for cls, forward in forwards.items():
+        cls.forward = forward
 
 
 class Engines:

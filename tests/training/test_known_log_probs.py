@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl.trainer.ppo.v1 import trainer_base
@@ -19,12 +18,8 @@ KIND = "qwen3_vl"
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield Engines({KIND: small.make_model(KIND, tmp_path_factory.mktemp(KIND))})
-    dist.destroy_process_group()
-    torch.set_num_threads(threads)
+    with small.alone():
+        yield Engines({KIND: small.make_model(KIND, tmp_path_factory.mktemp(KIND))})
 
 
 @pytest.mark.parametrize("weighed", [True, False])

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 from tensordict import NonTensorStack
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine import EngineRegistry
@@ -33,12 +32,8 @@ GSPO = {"policy_loss": {"loss_mode": "gspo"}, "use_kl_loss": False}
 @pytest.fixture(scope="module", autouse=True)
 def world():
     """A process group of this process alone."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-    torch.set_num_threads(threads)
+    with small.alone():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -82,7 +82,13 @@ class SharedPromptEngine(_ENGINE):
         return [tokens for one in found for tokens in one]
 
     def forward_backward_batch(self, data, loss_function, forward_only=False):
-        """verl's, which asks `micro_batches` for the rows that go together."""
+        """verl's, which asks `micro_batches` for the rows that go together.
+
+        Args:
+            data: rows of this rank, nested tensors (B, P* + R*).
+            loss_function: of verl; None where nothing but log-probabilities is asked for.
+            forward_only: without gradients.
+        """
         self.repeated = []
         tu.assign_non_tensor(data, **{_MARK: self._shares})
         own = not forward_only and tu.get_non_tensor_data(data, OWN, default=False)
@@ -108,7 +114,13 @@ class SharedPromptEngine(_ENGINE):
         }
 
     def forward_step(self, micro_batch, loss_function, forward_only):
-        """verl's, on one sequence where the micro batch has several rows; the backward pass follows before the next."""
+        """verl's, on one sequence where the micro batch has several rows; the backward pass follows before the next.
+
+        Args:
+            micro_batch: rows of one prompt, or one row.
+            loss_function: see `forward_backward_batch`.
+            forward_only: without gradients.
+        """
         if not self._shares:
             return super().forward_step(micro_batch, loss_function, forward_only)
         shared = is_shared(micro_batch)
@@ -160,7 +172,14 @@ class SharedPromptEngine(_ENGINE):
         return model_inputs, {"names": names, "targets": torch.tensor(targets, dtype=torch.long, device=packed.device)}
 
     def prepare_model_outputs(self, output, output_args, micro_batch, logits_processor_func):
-        """The model's output as verl has it: nested (B, P* + R*) tensors."""
+        """The model's output as verl has it: nested (B, P* + R*) tensors.
+
+        Args:
+            output: of the model.
+            output_args: what `prepare_model_inputs` noted.
+            micro_batch: rows of one prompt, or one row.
+            logits_processor_func: of verl, for verl's own way.
+        """
         if "targets" in output_args:
             found = self._laid_out(output, output_args, micro_batch)
         else:
