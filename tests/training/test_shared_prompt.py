@@ -187,6 +187,19 @@ def test_prompts_that_differ_under_one_uid_are_told_and_not_shared(engines, capl
     assert "share the uid row-0" in caplog.text
 
 
+def test_without_uids_every_trajectory_goes_verls_way(engines, caplog, monkeypatch):
+    """Also where verl's micro batch holds rows of several prompts, which are then not one sequence."""
+    monkeypatch.setattr(groups, "_told", set())
+    batch = small.make_batch("qwen3_vl", [Prompt([5, 9]), Prompt([4])], micro_batch_size_per_gpu=3)
+    usual = small.read(engines.get(False, "qwen3_vl"), batch)
+    del batch["uid"]
+    engine = engines.get(True, "qwen3_vl")  # made here, it tries its attention
+    before = shared_attention.Calls.count
+    found = small.read(engine, batch)
+    assert shared_attention.Calls.count == before and "batches carry no uid" in caplog.text
+    torch.testing.assert_close(found["log_probs"], usual["log_probs"], atol=1e-6, rtol=0)
+
+
 def test_it_does_not_start_where_another_attention_runs(engines, monkeypatch):
     """As with verl's packed attention of Qwen2.5-VL, if transformers' own could not be put back."""
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLAttention

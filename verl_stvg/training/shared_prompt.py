@@ -289,7 +289,7 @@ def micro_batches(stock, data, dp_group=None, **kwargs):
         once(
             f"{sharing.KEY} is set and has no effect, because batches carry no uid; trainer.use_v1=true has them do so"
         )
-        return stock(data, dp_group, **kwargs)
+        return verls_own()
     dynamic = tu.get_non_tensor_data(data, "use_dynamic_bsz", default=True)
     budget = tu.get_non_tensor_data(data, "max_token_len_per_gpu", default=None)
     prompts, answers = (data[name].offsets().diff().tolist() for name in ("prompts", "responses"))
