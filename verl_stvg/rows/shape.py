@@ -277,6 +277,7 @@ def _have_one_time_each(extras: Mapping[str, pa.Array]) -> bool:
     times, counts = extras.get("frame_times"), extras.get("num_frames")
     if times is None or counts is None or times.null_count == len(times) or counts.null_count == len(counts):
         return True
-    lengths = np.from_dlpack(times.value_lengths().fill_null(0))
-    numbers = np.from_dlpack(counts.cast(pa.int64()).fill_null(0))
-    return bool(((lengths == 0) | (numbers == 0) | (lengths == numbers)).all())  # of those that have both
+    lengths = times.value_lengths().cast(pa.int64()).fill_null(0)
+    numbers = np.from_dlpack(counts.cast(pa.int64()).fill_null(lengths))  # a count that is not there agrees
+    lengths = np.from_dlpack(lengths)
+    return bool(((lengths == 0) | (lengths == numbers)).all())
